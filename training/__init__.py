@@ -1,0 +1,1 @@
+"""Offline stage: makes base sets, the trained ingredients that later stages mix."""

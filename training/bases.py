@@ -1,0 +1,152 @@
+"""The base set on disk: a folder with `manifest.json` and one safetensors file per ingredient."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from training.manifest import MANIFEST_NAME, BaseSetError, Ingredient, Manifest, file_sha256, read_manifest, signed
+from training.models import Classifier, create_classifier
+
+StateDict = dict[str, Tensor]
+
+
+class StateDictMismatch(ValueError):
+    """State dicts whose keys, shapes or dtypes differ. The message names the first five."""
+
+
+@dataclass(frozen=True)
+class BaseSet:
+    """A verified base set in memory.
+
+    `state_dicts` maps each ingredient's name, in manifest order, to the state dict of its timm network (CPU; float32
+    tensors and integer counters; timm's own keys).
+    """
+
+    path: Path
+    manifest: Manifest
+    state_dicts: dict[str, StateDict]
+
+    def model(self, ingredient: str | None = None) -> Classifier:
+        """Return a fresh classifier in eval mode on the CPU with the weights of an ingredient (default: the first)."""
+        name = ingredient or self.manifest.ingredient_names[0]
+        if name not in self.state_dicts:
+            raise ValueError(
+                f"base set {self.manifest.name!r} has no ingredient {name!r}, only {list(self.state_dicts)}"
+            )
+        manifest = self.manifest
+        classifier = create_classifier(manifest.architecture, manifest.input, len(manifest.class_names))
+        classifier.net.load_state_dict(self.state_dicts[name])
+        return classifier
+
+
+def load_base_set(folder: Path) -> BaseSet:
+    """Load and verify a base set: format, digests, keys, shapes, dtypes, finite values.
+
+    Raises:
+        BaseSetError: with one line that names the file and what was expected.
+    """
+    manifest = read_manifest(folder)
+    try:
+        expected = create_classifier(manifest.architecture, manifest.input, len(manifest.class_names)).net.state_dict()
+    except ValueError as error:
+        raise BaseSetError(f"{folder / MANIFEST_NAME}: {error}") from None
+    state_dicts = {}
+    for ingredient in manifest.ingredients:
+        path = folder / ingredient.file
+        try:
+            state_dict = _read(path)
+            check_like(expected, state_dict)
+        except (StateDictMismatch, safetensors.SafetensorError, OSError) as error:
+            raise BaseSetError(f"{path}: expected the weights of {manifest.architecture.name}: {error}") from None
+        if bad := [key for key, tensor in state_dict.items() if not torch.isfinite(tensor).all()]:
+            raise BaseSetError(f"{path}: expected finite weights, found NaN or infinity in {bad[0]}")
+        state_dicts[ingredient.name] = state_dict
+    return BaseSet(folder, manifest, state_dicts)
+
+
+def _read(path: Path) -> StateDict:
+    """Read one ingredient; floating-point tensors stored in half precision are widened to float32."""
+    tensors = safetensors.torch.load_file(path)
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+
+
+def check_like(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise StateDictMismatch, naming the first five differences, unless keys, shapes and dtypes are equal."""
+    problems = [f"{key} is missing" for key in expected if key not in found]
+    problems += [f"{key} is not expected" for key in found if key not in expected]
+    for key in expected.keys() & found.keys():
+        ours, theirs = _describe(expected[key]), _describe(found[key])
+        if ours != theirs:
+            problems.append(f"{key} is {theirs}, expected {ours}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise StateDictMismatch("; ".join(sorted(problems)[:5]) + more)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def save_base_set(folder: Path, manifest: Manifest, state_dicts: Mapping[str, Mapping[str, Tensor]]) -> Manifest:
+    """Write a base set atomically and return its signed manifest.
+
+    Args:
+        folder: where it goes; must not exist or be empty.
+        manifest: complete but for the ingredients' SHA-256 (any value) and the digest, which are filled in here.
+        state_dicts: one per ingredient, timm's own keys.
+
+    Raises:
+        FileExistsError: the folder already holds something.
+        OSError: the disk is full or read-only; nothing is left behind.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: already exists; choose another --out or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        ingredients = [_write(staging, ingredient, state_dicts[ingredient.name]) for ingredient in manifest.ingredients]
+        done = signed(manifest.model_copy(update={"ingredients": tuple(ingredients)}))
+        (staging / MANIFEST_NAME).write_text(done.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        staging.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        staging.replace(folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return done
+
+
+def _write(folder: Path, ingredient: Ingredient, state_dict: Mapping[str, Tensor]) -> Ingredient:
+    path = folder / ingredient.file
+    safetensors.torch.save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}, path)
+    path.chmod(0o644)
+    return ingredient.model_copy(update={"sha256": file_sha256(path)})
+
+
+def rewrite_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Replace the manifest of an existing base set by another one for the same files; returns it signed.
+
+    The old manifest stays intact until the new one is whole on disk.
+    """
+    done = signed(Manifest.model_validate(manifest.model_dump()))
+    partial = folder / f".{MANIFEST_NAME}.{os.getpid()}"
+    try:
+        partial.write_text(done.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.replace(folder / MANIFEST_NAME)
+    finally:
+        partial.unlink(missing_ok=True)
+    return done
+
+
+def list_base_sets(root: Path) -> Sequence[Manifest]:
+    """Return the manifests of all base sets directly below `root`, by name; digests of the weights are not checked."""
+    return [read_manifest(path.parent, check_files=False) for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))]

@@ -1,0 +1,251 @@
+"""The base-set manifest: what a folder of ingredients says about itself. Imports no torch: predictors read it too."""
+
+import hashlib
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+COEFFICIENT_SUM_TOLERANCE = 1e-6
+
+Norm = Literal["Linf", "L2", "L1"]
+NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
+class BaseSetError(ValueError):
+    """A base set that is corrupt, incomplete, edited, or of another format. The message names the file."""
+
+
+class Frozen(BaseModel):
+    """Base of everything that crosses a process: immutable, unknown fields refused, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _fraction(value: object) -> object:
+    """Accept "8/255" where a float is wanted."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f'expected a number or a fraction such as "8/255", got {value!r}') from None
+    return value
+
+
+class ThreatModel(Frozen):
+    """A norm and a radius: the perturbations an attacker may use."""
+
+    norm: Norm = Field(description="norm of the perturbation")
+    eps: Annotated[float, BeforeValidator(_fraction)] = Field(
+        description='radius in input space on the [0, 1] pixel scale; a fraction such as "8/255" is accepted'
+    )
+
+    @model_validator(mode="after")
+    def _check_eps(self) -> Self:
+        if self.norm == "Linf" and not 0 < self.eps <= 1:
+            hint = f" (did you mean {self.eps:g}/255?)" if 1 < self.eps <= 255 else ""
+            raise ValueError(f"expected 0 < eps <= 1 on the [0, 1] pixel scale for Linf, got {self.eps:g}{hint}")
+        if self.eps <= 0:
+            raise ValueError(f"expected eps > 0 for {self.norm}, got {self.eps:g}")
+        return self
+
+
+class InputSpec(Frozen):
+    """How an image becomes the network's input."""
+
+    height: int = Field(ge=1, le=4096, description="rows, in pixels")
+    width: int = Field(ge=1, le=4096, description="columns, in pixels")
+    mean: tuple[float, float, float] = Field(description="per-channel mean of RGB on the [0, 1] scale")
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        description="per-channel standard deviation of RGB on the [0, 1] scale"
+    )
+    resize: Literal["stretch", "crop"] = Field(
+        default="stretch",
+        description="stretch: bicubic straight to height x width; crop: scale the image to cover height/0.875 x "
+        "width/0.875 (bicubic), then cut out the centre",
+    )
+
+
+class Architecture(Frozen):
+    """A network by its name in timm's registry. No import path is ever taken from a manifest."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[A-Za-z0-9_]+)?$")] = Field(
+        description="name in timm's registry"
+    )
+    kwargs: dict[str, JsonValue] = Field(default_factory=dict, description="keyword arguments of timm.create_model")
+
+    @model_validator(mode="after")
+    def _check_kwargs(self) -> Self:
+        # These make timm read files or the network, or fight with what the manifest already fixes.
+        banned = {
+            "pretrained",
+            "checkpoint_path",
+            "pretrained_cfg",
+            "pretrained_cfg_overlay",
+            "cache_dir",
+            "num_classes",
+        }
+        if found := sorted(banned & self.kwargs.keys()):
+            raise ValueError(f"architecture.kwargs must not contain {found}")
+        return self
+
+
+class Metric(Frozen):
+    """A measured accuracy, with what it was measured by."""
+
+    value: float = Field(ge=0, le=1, description="accuracy, a fraction")
+    n: int = Field(ge=1, description="number of images")
+    threat_model: ThreatModel | None = Field(default=None, description="null for clean accuracy")
+    attack: str | None = Field(default=None, description="attack, loss and steps; null for clean accuracy")
+
+
+class Ingredient(Frozen):
+    """One trained classifier of the set."""
+
+    name: Name
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    threat_model: ThreatModel | None = Field(description="what it was trained against; null for nominal training")
+    objective: str
+    parent: str | None = Field(description="ingredient it was fine-tuned from")
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+
+
+class Provenance(Frozen):
+    """Where a base set comes from."""
+
+    recipe: dict[str, JsonValue]
+    seed: int
+    git_commit: str | None
+    git_dirty: bool | None
+    versions: dict[str, str]
+    hardware: str
+    data_hash: str
+    seconds: float = Field(ge=0, description="wall-clock training time")
+
+
+class Manifest(Frozen):
+    """`manifest.json` of a base set: one architecture, one input rule, M ingredients with digests."""
+
+    format_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    architecture: Architecture
+    input: InputSpec
+    class_names: tuple[str, ...] = Field(min_length=2)
+    ingredients: tuple[Ingredient, ...] = Field(min_length=2, max_length=64)
+    default_coefficients: dict[str, float]
+    default_temperature: float = Field(default=1.0, gt=0, description="divides the logits of the default soup")
+    provenance: Provenance
+    digest: str = Field(default="", description="sha256 of this manifest without this field, as canonical JSON")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for what, names in (("class_names", self.class_names), ("ingredients", self.ingredient_names)):
+            if repeats := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{what}: {repeats} appear more than once")
+        if any(not name.strip() for name in self.class_names):
+            raise ValueError("class_names: a name is empty")
+        check_coefficients(self.default_coefficients, self.ingredient_names)
+        return self
+
+    @property
+    def ingredient_names(self) -> tuple[str, ...]:
+        """Names in the order of every coefficient vector of this base set."""
+        return tuple(ingredient.name for ingredient in self.ingredients)
+
+    def vector(self, coefficients: dict[str, float]) -> list[float]:
+        """Return the coefficients in ingredient order."""
+        return [coefficients[name] for name in self.ingredient_names]
+
+
+def check_coefficients(coefficients: dict[str, float], names: tuple[str, ...]) -> None:
+    """Raise ValueError unless there is one finite coefficient per ingredient and they sum to 1 within 1e-6."""
+    if set(coefficients) != set(names):
+        raise ValueError(f"expected one coefficient for each of {list(names)}, got {sorted(coefficients)}")
+    if bad := [name for name, value in coefficients.items() if not math.isfinite(value)]:
+        raise ValueError(f"expected finite coefficients, got {coefficients[bad[0]]} for {bad[0]!r}")
+    total = math.fsum(coefficients.values())
+    if abs(total - 1) > COEFFICIENT_SUM_TOLERANCE:
+        raise ValueError(
+            f"expected coefficients that sum to 1 within {COEFFICIENT_SUM_TOLERANCE:g}, got a sum of {total:.9g}"
+        )
+
+
+def signed(manifest: Manifest) -> Manifest:
+    """Return the manifest with its digest set."""
+    return manifest.model_copy(update={"digest": _digest(manifest)})
+
+
+def _digest(manifest: Manifest) -> str:
+    content = manifest.model_dump(mode="json", exclude={"digest"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path, *, check_files: bool = True) -> Manifest:
+    """Read and verify the manifest of a base set.
+
+    Args:
+        folder: the base set, `bases/<name>/`.
+        check_files: also compare the SHA-256 of every ingredient file.
+
+    Raises:
+        BaseSetError: missing, malformed, edited or corrupt; one line that names the file and what was expected.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BaseSetError(f"{path}: expected the manifest of a base set, found no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BaseSetError(f"{path}: expected a JSON manifest, {_one_line(error)}") from None
+    found = raw.get("format_version") if isinstance(raw, dict) else None
+    if found != FORMAT_VERSION:
+        raise BaseSetError(f"{path}: expected format_version {FORMAT_VERSION}, got {found!r}")
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        raise BaseSetError(f"{path}: {first_error(error)}") from None
+    if manifest.digest != (expected := _digest(manifest)):
+        raise BaseSetError(
+            f"{path}: edited after it was written (digest {manifest.digest[:12]}, expected {expected[:12]})"
+        )
+    if check_files:
+        for ingredient in manifest.ingredients:
+            _check_file(folder / ingredient.file, ingredient.sha256)
+    return manifest
+
+
+def _check_file(path: Path, expected: str) -> None:
+    try:
+        found = file_sha256(path)
+    except FileNotFoundError:
+        raise BaseSetError(f"{path}: expected an ingredient with sha256 {expected[:12]}, found no such file") from None
+    except OSError as error:
+        raise BaseSetError(f"{path}: cannot be read, {_one_line(error)}") from None
+    if found != expected:
+        raise BaseSetError(
+            f"{path}: expected sha256 {expected[:12]}, got {found[:12]}: the file is corrupt or was edited"
+        )
+
+
+def first_error(error: ValidationError) -> str:
+    """Return the first problem of a pydantic error in one line, with its field."""
+    problem: Any = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(str(part) for part in problem["loc"]) or "top level"
+    return f"{field}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,162 @@
+"""Networks: any timm model by name, ours registered beside them, normalisation as the first layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from timm.models import register_model
+from torch import Tensor, nn
+
+from training.manifest import Architecture, InputSpec
+
+
+class Classifier(nn.Module):
+    """A timm network behind its input normalisation: images in [0, 1] in, logits out.
+
+    Attack, soup and ONNX file thus all see the same input space. `net.state_dict()` has timm's own keys; mean and std
+    are not part of it (they stand in the manifest).
+    """
+
+    def __init__(self, net: nn.Module, spec: InputSpec) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
+        """Return logits (B, K) of float32 RGB images in [0, 1]."""
+        logits: Tensor = self.net((images - self.mean) / self.std)
+        return logits
+
+
+def create_classifier(architecture: Architecture, spec: InputSpec, num_classes: int) -> Classifier:
+    """Return a randomly initialised classifier in eval mode.
+
+    Args:
+        architecture: a name in timm's registry and its keyword arguments.
+        spec: input size and normalisation.
+        num_classes: width of the last layer.
+
+    Raises:
+        ValueError: timm knows no such model, refuses the arguments, or the network does not fit the input.
+    """
+    if not timm.is_model(architecture.name):
+        close = timm.list_models(f"*{architecture.name.split('.')[0][:6]}*")[:5]
+        raise ValueError(f"architecture.name: timm knows no model {architecture.name!r}; similar: {close}")
+    try:
+        net = timm.create_model(
+            architecture.name, pretrained=False, num_classes=num_classes, **_with_size(architecture, spec)
+        )
+        classifier = Classifier(net, spec).eval()
+        with torch.no_grad():
+            logits = classifier(torch.zeros(1, 3, spec.height, spec.width))
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"architecture {architecture.name!r} with {architecture.kwargs}: {_first_line(error)}"
+        ) from error
+    if logits.shape != (1, num_classes):
+        raise ValueError(
+            f"architecture {architecture.name!r}: expected logits (1, {num_classes}), got {tuple(logits.shape)}"
+        )
+    return classifier
+
+
+def _with_size(architecture: Architecture, spec: InputSpec) -> dict[str, Any]:
+    """Vision transformers fix their position grid at creation: tell them the size unless the recipe did."""
+    kwargs: dict[str, Any] = dict(architecture.kwargs)
+    takes_size = ("vit", "deit", "swin", "mixer", "eva", "beit", "cait", "xcit", "volo")
+    if architecture.name.startswith(takes_size) and "img_size" not in kwargs:
+        kwargs["img_size"] = (spec.height, spec.width)
+    return kwargs
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each followed by BatchNorm, and a shortcut (He et al. 2016, arXiv:1512.03385)."""
+
+    def __init__(self, in_width: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_width != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_width, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features (B, width, H / stride, W / stride)."""
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class SaucierResNet(nn.Module):
+    """A residual network for small images: a strided stem instead of full-resolution stages keeps it cheap on CPUs.
+
+    With the default widths and a 32x32 input: 0.31 M parameters, 12.5 M multiply-accumulates per image.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        widths: Sequence[int] = (32, 64, 128),
+        depths: Sequence[int] = (1, 1, 1),
+        stem_stride: int = 2,
+    ) -> None:
+        super().__init__()
+        if len(widths) != len(depths) or not widths or min(*widths, *depths, stem_stride) < 1:
+            raise ValueError(
+                f"expected one width and one depth >= 1 per stage, got widths {widths} and depths {depths}"
+            )
+        self.num_classes = num_classes
+        kernel = 2 * stem_stride if stem_stride > 1 else 3
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], kernel, stride=stem_stride, padding=(kernel - 1) // 2, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
+        )
+        self.stages = nn.Sequential()
+        in_width = widths[0]
+        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            blocks = nn.Sequential()
+            for block in range(depth):
+                blocks.append(ResidualBlock(in_width, width, stride=2 if stage > 0 and block == 0 else 1))
+                in_width = width
+            self.stages.append(blocks)
+        self.head = nn.Linear(in_width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last feature map (B, C, h, w)."""
+        features: Tensor = self.stages(self.stem(x))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, num_classes)."""
+        logits: Tensor = self.head(self.forward_features(x).mean(dim=(2, 3)))
+        return logits
+
+    def get_classifier(self) -> nn.Linear:
+        """Return the last layer (timm's name for it)."""
+        return self.head
+
+
+@register_model
+def saucier_resnet(pretrained: bool = False, **kwargs: Any) -> SaucierResNet:
+    """Build a `SaucierResNet`; timm passes `pretrained` and its config, neither of which exists for it."""
+    if pretrained:
+        raise ValueError("saucier_resnet has no pretrained weights")
+    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        kwargs.pop(name, None)
+    return SaucierResNet(**kwargs)
