@@ -1,0 +1,160 @@
+"""The soup: coefficients by ingredient name, the base set they belong to, and the evidence. Imports no torch."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from training.manifest import Frozen, Manifest, check_coefficients, first_error
+
+FORMAT_VERSION = 1
+
+BnMode = Literal["folded", "raw"]
+Promote = Literal["auto", "always", "never"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Gain = Annotated[float, Field(ge=-1, le=1)]
+
+
+class SoupError(ValueError):
+    """A soup that is malformed or belongs to another base set. One line that says what was expected."""
+
+
+class SupportSummary(Frozen):
+    """The labelled images a search was given."""
+
+    n: int = Field(ge=1, description="number of images, exact repeats counted once")
+    per_class: dict[str, int] = Field(description="number of images by class name; classes without images left out")
+
+
+class AccuracySummary(Frozen):
+    """Cross-fitted accuracy: every image was held out from the choice it is scored on."""
+
+    current: Fraction = Field(description="accuracy of the current soup on the support images")
+    candidate: Fraction = Field(description="cross-fitted accuracy of what the search finds")
+    interval: tuple[Gain, Gain] = Field(description="95 % interval of the paired gain, candidate minus current")
+    p_value: Fraction = Field(description="one-sided exact McNemar test of `candidate no better than current`")
+
+
+class SearchSummary(Frozen):
+    """What the search did and what it cost."""
+
+    strategy: str = Field(description='"grid"')
+    candidates: int = Field(ge=1, description="number of soups evaluated")
+    image_forwards: int = Field(ge=0, description="images through the network, all evaluations included")
+    seconds: float = Field(ge=0, description="wall-clock time, preparation of the base set included")
+    grid: str = Field(default="", description='which candidates, e.g. "affine step 0.25 in [-0.25, 1.25]"')
+
+
+class Outcome(Frozen):
+    """What an adaptation found and what its evidence says; the service's registry has the last word on promotion."""
+
+    state: Literal["promoted", "kept"]
+    reason: str = Field(description="one sentence: why it was promoted or kept")
+    coefficients: dict[str, float] = Field(description="the candidate, by ingredient name")
+    temperature: float = Field(gt=0, description="divides the candidate's logits; chosen on the support images")
+    bn_mode: BnMode
+    support: SupportSummary
+    accuracy: AccuracySummary | None = Field(description="null where there are too few images to hold any out")
+    search: SearchSummary
+    ingredients: dict[str, Fraction] = Field(description="accuracy of each ingredient alone on the support images")
+
+
+class Soup(Frozen):
+    """`soup.json`: what to serve. A handful of numbers on top of one base set.
+
+    The served logits are those of the network with weights `sum_m c_m * theta_m`, divided by `temperature`.
+    """
+
+    format_version: Literal[1] = 1
+    base_set: str = Field(description="name of the base set")
+    base_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="digest of its manifest")
+    coefficients: dict[str, float] = Field(min_length=1, description="by ingredient name; they sum to 1")
+    bn_mode: BnMode = Field(
+        default="folded", description="mix BatchNorm folded into each ingredient's weights, or raw with its statistics"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="divides the logits, so that confidences are calibrated")
+    evidence: Outcome | None = Field(default=None, description="the search that found it; null for the default soup")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_coefficients(self.coefficients, tuple(self.coefficients))
+        return self
+
+    def vector(self, manifest: Manifest) -> list[float]:
+        """Return the coefficients in the ingredient order of `manifest`."""
+        return manifest.vector(self.coefficients)
+
+
+def make_soup(
+    manifest: Manifest,
+    coefficients: Mapping[str, float],
+    *,
+    bn_mode: BnMode = "folded",
+    temperature: float = 1.0,
+    evidence: Outcome | None = None,
+) -> Soup:
+    """Return a soup over the ingredients of `manifest`.
+
+    Raises:
+        ValueError: coefficients missing, not finite or not summing to 1; temperature not positive.
+    """
+    check_coefficients(dict(coefficients), manifest.ingredient_names)
+    return Soup(
+        base_set=manifest.name,
+        base_digest=manifest.digest,
+        coefficients={name: float(coefficients[name]) for name in manifest.ingredient_names},
+        bn_mode=bn_mode,
+        temperature=temperature,
+        evidence=evidence,
+    )
+
+
+def default_soup(manifest: Manifest) -> Soup:
+    """Return the soup a base set ships with: best on its clean validation images, BatchNorm folded."""
+    return make_soup(manifest, manifest.default_coefficients, temperature=manifest.default_temperature)
+
+
+def check_soup(soup: Soup, manifest: Manifest) -> None:
+    """Raise SoupError unless the soup was made for this very base set."""
+    if soup.base_digest != manifest.digest:
+        raise SoupError(
+            f"the soup was made for base set {soup.base_set!r} with digest {soup.base_digest[:12]}, "
+            f"expected {manifest.name!r} with digest {manifest.digest[:12]}"
+        )
+    try:
+        check_coefficients(soup.coefficients, manifest.ingredient_names)
+    except ValueError as error:
+        raise SoupError(f"coefficients: {error}") from None
+
+
+def read_soup(path: Path) -> Soup:
+    """Read a soup.
+
+    Raises:
+        SoupError: missing or malformed, in one line that names the file.
+    """
+    try:
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SoupError(f"{path}: expected a soup in JSON, {' '.join(str(error).split())}") from None
+    found = raw.get("format_version") if isinstance(raw, dict) else None
+    if found != FORMAT_VERSION:
+        raise SoupError(f"{path}: expected format_version {FORMAT_VERSION}, got {found!r}")
+    try:
+        return Soup.model_validate(raw)
+    except ValidationError as error:
+        raise SoupError(f"{path}: {first_error(error)}") from None
+
+
+def write_soup(path: Path, soup: Soup) -> None:
+    """Write a soup; an older file stays intact until the new one is whole on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.{os.getpid()}"
+    try:
+        partial.write_text(soup.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
