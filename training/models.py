@@ -54,7 +54,7 @@ def create_classifier(architecture: Architecture, spec: InputSpec, num_classes: 
         classifier = Classifier(net, spec).eval()
         with torch.no_grad():
             logits = classifier(torch.zeros(1, 3, spec.height, spec.width))
-    except (TypeError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
         raise ValueError(
             f"architecture {architecture.name!r} with {architecture.kwargs}: {_first_line(error)}"
         ) from error

@@ -1,0 +1,108 @@
+"""Tiny seeded base sets and images that every folder's tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.bases import save_base_set
+from training.manifest import Architecture, Ingredient, InputSpec, Manifest, Provenance, ThreatModel
+from training.models import Classifier, create_classifier
+
+CLASSES = ("cat", "dog", "ship")
+INPUT = InputSpec(height=16, width=16, mean=(0.5, 0.45, 0.4), std=(0.25, 0.25, 0.3))
+THREATS = {
+    "linf": ThreatModel(norm="Linf", eps=8 / 255),
+    "nominal": None,
+    "l2": ThreatModel(norm="L2", eps=0.5),
+    "l1": ThreatModel(norm="L1", eps=12),
+}
+BATCHNORM_NET = Architecture(name="saucier_resnet", kwargs={"widths": [8, 16], "depths": [1, 1], "stem_stride": 2})
+LAYERNORM_NET = Architecture(
+    name="vit_tiny_patch16_224", kwargs={"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+)
+
+
+@torch.no_grad()
+def shake(classifier: Classifier, seed: int, scale: float) -> None:
+    """Move all weights and BatchNorm statistics a little, as a short fine-tune would."""
+    generator = torch.Generator().manual_seed(seed)
+    for key, tensor in classifier.net.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        if key.endswith("running_var"):
+            tensor.mul_((scale * noise).exp())
+        else:
+            tensor.add_(scale * noise * (tensor.std(correction=0) + 0.1))
+
+
+def make_base_set(
+    folder: Path, *, architecture: Architecture = BATCHNORM_NET, names: tuple[str, ...] = tuple(THREATS), name: str = "tiny"
+) -> Path:
+    """Write a base set of untrained but distinct ingredients close to one another in weight space."""
+    torch.manual_seed(0)
+    state_dicts = {}
+    classifier = create_classifier(architecture, INPUT, len(CLASSES))
+    shake(classifier, seed=99, scale=0.3)
+    start = {key: tensor.clone() for key, tensor in classifier.net.state_dict().items()}
+    for position, ingredient in enumerate(names):
+        classifier.net.load_state_dict(start)
+        shake(classifier, seed=position, scale=0.15)
+        state_dicts[ingredient] = {key: tensor.clone() for key, tensor in classifier.net.state_dict().items()}
+    manifest = Manifest(
+        name=name,
+        architecture=architecture,
+        input=INPUT,
+        class_names=CLASSES,
+        ingredients=tuple(
+            Ingredient(
+                name=ingredient,
+                file=f"{ingredient}.safetensors",
+                sha256="0" * 64,
+                threat_model=THREATS.get(ingredient),
+                objective="nominal",
+                parent=None,
+            )
+            for ingredient in names
+        ),
+        default_coefficients={ingredient: float(position == 0) for position, ingredient in enumerate(names)},
+        provenance=Provenance(
+            recipe={"data": {"source": "digits", "path": None, "num_validation": 100}},
+            seed=0,
+            git_commit=None,
+            git_dirty=None,
+            versions={},
+            hardware="test",
+            data_hash="none",
+            seconds=0,
+        ),
+    )
+    save_base_set(folder, manifest, state_dicts)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base set of four BatchNorm nets, three classes, 16x16 input. Read only: copy it before changing anything."""
+    return make_base_set(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_ln_base_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with LayerNorm nets."""
+    return make_base_set(tmp_path_factory.mktemp("bases") / "tiny-ln", architecture=LAYERNORM_NET, name="tiny-ln")
+
+
+@pytest.fixture
+def base_set_factory() -> Callable[..., Path]:
+    """`make_base_set`, for tests that need other ingredients or networks."""
+    return make_base_set
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """Seven random uint8 images (7, 16, 16, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)

@@ -1,0 +1,271 @@
+"""Datasets as arrays: image folders, CIFAR-10, the embedded digits; deterministic splits; batches with augmentation."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from training.images import Pixels, decode, pixel_hash, prepare
+from training.manifest import Frozen, InputSpec
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DIGITS_SIZE = 16
+DIGITS_TEST = 600
+
+
+class DataSpec(Frozen):
+    """Where the images of a recipe come from."""
+
+    source: Literal["folder", "cifar10", "digits"] = Field(
+        description="folder: PATH/train/<class>/<file>, PATH/test/... and, if there is one, PATH/validation/...; "
+        "cifar10: the same layout, or torchvision's download into PATH; digits: scikit-learn's, embedded"
+    )
+    path: str | None = Field(default=None, description="folder of the images; relative to the working directory")
+    num_validation: int = Field(
+        default=0,
+        ge=0,
+        description="training images held out, balanced over classes, where there is no validation folder",
+    )
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images at the network's input size.
+
+    `images` uint8 (N, H, W, 3) RGB; `labels` int64 (N,), indices into `class_names`; `hashes` the pixel hashes of the
+    decoded originals, before resizing.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    class_names: tuple[str, ...]
+    hashes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "ImageSet":
+        """Return the images at these positions, in this order."""
+        index = np.asarray(indices, dtype=np.int64)
+        return ImageSet(self.images[index], self.labels[index], self.class_names, tuple(self.hashes[i] for i in index))
+
+    def balanced(self, n: int, *, seed: int) -> "ImageSet":
+        """Return n images drawn without replacement, as evenly over the classes as they allow; all if n is larger."""
+        return self.subset(balanced_indices(self.labels, n, seed=seed))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over pixels and labels, in order."""
+        digest = hashlib.sha256("\n".join(self.hashes).encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+class Splits(NamedTuple):
+    """Disjoint parts of a dataset."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+
+def balanced_indices(labels: npt.NDArray[np.int64], n: int, *, seed: int) -> npt.NDArray[np.int64]:
+    """Return sorted positions of n images, drawn at random round-robin over the classes."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    rank = np.empty(len(labels), dtype=np.int64)  # the how-many-th of its class an image is, in the drawn order
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = np.arange(len(members))
+    chosen = order[np.argsort(rank[order], kind="stable")][:n]
+    return np.sort(chosen)
+
+
+def load_splits(spec: DataSpec, input_spec: InputSpec, path: Path | None = None) -> Splits:
+    """Load a recipe's data.
+
+    Args:
+        spec: source and validation size.
+        input_spec: size and resize rule the images are brought to.
+        path: overrides `spec.path`.
+
+    Raises:
+        ValueError: no such data, a class without images, class lists that differ between the parts.
+    """
+    if spec.source == "digits":
+        train, test = load_digits()
+        parts: dict[str, ImageSet] = {"train": train, "test": test}
+    else:
+        root = path or (Path(spec.path) if spec.path else None)
+        if root is None:
+            raise ValueError(f"data source {spec.source!r} needs a folder: give its path")
+        if spec.source == "cifar10" and not (root / "train").is_dir():
+            parts = _torchvision_cifar10(root)
+        else:
+            parts = _load_parts(root, input_spec)
+    if "validation" not in parts:
+        parts["train"], parts["validation"] = _hold_out(parts["train"], spec.num_validation)
+    return Splits(parts["train"], parts["validation"], parts["test"])
+
+
+def _hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
+    if not len(train.class_names) <= n < len(train):
+        raise ValueError(
+            f"num_validation: expected at least one image per class and fewer than the {len(train)} training images, got {n}"
+        )
+    held = balanced_indices(train.labels, n, seed=0)
+    rest = np.setdiff1d(np.arange(len(train)), held)
+    return train.subset(rest), train.subset(held)
+
+
+def _load_parts(root: Path, input_spec: InputSpec) -> dict[str, ImageSet]:
+    if not root.is_dir():
+        raise ValueError(f"{root}: expected a folder with train/ and test/, found no such folder")
+    parts: dict[str, ImageSet] = {}
+    for part in ("train", "validation", "test"):
+        if not (root / part).is_dir():
+            if part == "validation":
+                continue
+            raise ValueError(f"{root}: expected folders train/ and test/ with one folder per class, found no {part}/")
+        parts[part] = load_folder(root / part, input_spec)
+        if parts[part].class_names != parts["train"].class_names:
+            ours, theirs = set(parts["train"].class_names), set(parts[part].class_names)
+            raise ValueError(f"{root}: train/ and {part}/ differ in the classes {sorted(ours ^ theirs)}")
+    return parts
+
+
+def load_folder(root: Path, input_spec: InputSpec, class_names: Sequence[str] | None = None) -> ImageSet:
+    """Load `root/<class>/<file>`.
+
+    Args:
+        root: one folder per class; hidden files and files that are no images by their suffix are passed over.
+        input_spec: size and resize rule the images are brought to.
+        class_names: fixes the classes and their order; the folder may then lack some. Default: the folders, sorted.
+
+    Raises:
+        ValueError: no such folder, no class, an unknown class, a class without images, an undecodable file (named).
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: expected a folder with one folder per class, found no such folder")
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    names = tuple(class_names) if class_names is not None else tuple(folder.name for folder in folders)
+    if not folders:
+        raise ValueError(f"{root}: expected one folder per class, found none")
+    files: list[Path] = []
+    labels: list[int] = []
+    for folder in folders:
+        if folder.name not in names:
+            raise ValueError(f"{folder}: expected a class folder named one of {list(names)}")
+        inside = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+        if not inside:
+            raise ValueError(f"{folder}: expected images of class {folder.name!r}, found none")
+        files += inside
+        labels += [names.index(folder.name)] * len(inside)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        decoded = list(pool.map(lambda file: _load_file(file, input_spec), files))
+    images, hashes = zip(*decoded, strict=True)
+    return ImageSet(np.stack(images), np.asarray(labels, dtype=np.int64), names, tuple(hashes))
+
+
+def _load_file(file: Path, input_spec: InputSpec) -> tuple[Pixels, str]:
+    try:
+        pixels = decode(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return prepare(pixels, input_spec), pixel_hash(pixels)
+
+
+def _torchvision_cifar10(root: Path) -> dict[str, ImageSet]:
+    """Read (or download, where there is a network) CIFAR-10 in its original format."""
+    import torchvision.datasets  # slow to import and needed only here
+
+    parts = {}
+    for part in ("train", "test"):
+        try:
+            dataset = torchvision.datasets.CIFAR10(str(root), train=part == "train", download=True)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{root}: holds no train/ and test/ folders, and CIFAR-10 cannot be downloaded: {reason}"
+            ) from None
+        images, labels = np.asarray(dataset.data, dtype=np.uint8), np.asarray(dataset.targets, dtype=np.int64)
+        parts[part] = from_arrays(images, labels, CIFAR10_CLASSES)
+    return parts
+
+
+def from_arrays(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], class_names: Sequence[str]) -> ImageSet:
+    """Make an ImageSet of uint8 images (N, H, W, 3) that already have the input size, and labels (N,)."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
+        raise ValueError(
+            f"expected uint8 images (N, H, W, 3) and N labels, got {images.dtype} {images.shape} and {len(labels)}"
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
+        raise ValueError(f"expected labels from 0 to {len(class_names) - 1}, got {labels.min()} to {labels.max()}")
+    return ImageSet(images, labels.astype(np.int64), tuple(class_names), tuple(pixel_hash(image) for image in images))
+
+
+def load_digits() -> tuple[ImageSet, ImageSet]:
+    """Return scikit-learn's 1,797 handwritten digits as (train, test) with 1,197 and 600 images.
+
+    The 8x8 scans are enlarged to 16x16 RGB, white ink on black. The split is fixed.
+    """
+    import sklearn.datasets  # slow to import and needed only here
+
+    data = sklearn.datasets.load_digits()
+    spec = InputSpec(height=DIGITS_SIZE, width=DIGITS_SIZE, mean=(0, 0, 0), std=(1, 1, 1))
+    grey = np.round(np.asarray(data.images) * (255 / 16)).astype(np.uint8)
+    images = np.stack([prepare(np.repeat(image[:, :, None], 3, axis=2), spec) for image in grey])
+    everything = from_arrays(images, np.asarray(data.target, dtype=np.int64), [str(digit) for digit in range(10)])
+    test = balanced_indices(everything.labels, DIGITS_TEST, seed=0)
+    rest = np.setdiff1d(np.arange(len(everything)), test)
+    return everything.subset(rest), everything.subset(test)
+
+
+class Augmentation(Frozen):
+    """Random changes of training images."""
+
+    pad: int = Field(default=0, ge=0, description="pixels of reflected border from which a random crop is taken")
+    flip: bool = Field(default=False, description="mirror left-right half of the time")
+
+
+def batches(
+    data: ImageSet, batch_size: int, augmentation: Augmentation, *, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one shuffled epoch of augmented batches; the last, smaller batch is dropped.
+
+    Args:
+        data: the training images.
+        batch_size: images per batch, at most len(data).
+        augmentation: crop and flip.
+        generator: CPU generator that decides order and augmentation.
+
+    Yields:
+        images float32 (B, 3, H, W) in [0, 1], channels_last; labels int64 (B,).
+    """
+    padded = np.pad(data.images, ((0, 0), (augmentation.pad,) * 2, (augmentation.pad,) * 2, (0, 0)), mode="reflect")
+    images, labels = torch.from_numpy(padded), torch.from_numpy(data.labels)
+    height, width = data.images.shape[1:3]
+    order = torch.randperm(len(data), generator=generator)
+    for start in range(0, len(data) - batch_size + 1, batch_size):
+        index = order[start : start + batch_size]
+        offsets = torch.randint(0, 2 * augmentation.pad + 1, (2, batch_size, 1), generator=generator)
+        rows, columns = offsets[0] + torch.arange(height), offsets[1] + torch.arange(width)
+        if augmentation.flip:
+            mirrored = torch.rand(batch_size, 1, generator=generator) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        batch = images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        # (B, H, W, 3) permuted to (B, 3, H, W) is channels_last already.
+        yield batch.permute(0, 3, 1, 2).float() / 255, labels[index]
