@@ -1,7 +1,8 @@
 """BatchNorm, folded per ingredient before mixing: no statistics are left to go wrong when coefficients extrapolate.
 
 A soup of folded weights is not the folded soup of raw weights, so the choice is made here, once, and not by an
-exporter. Folded weights are written in the *raw* layout (every key and shape stays), so one exported graph serves both modes.
+exporter. Folded weights are written in the *raw* layout (every key and shape stays), so that one exported graph serves
+both modes.
 """
 
 import copy
