@@ -1,0 +1,187 @@
+"""The queue of adaptations: a table, claimed by one adapter at a time, that outlives every process."""
+
+import time
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from adapt.soup import Outcome, Soup, SupportSummary
+from service.database import Database
+from service.registry import add_soup, get_deployment, get_soup, move
+from service.tables import ACTIVE_STATES, Deployment, Job
+
+MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
+SUPERSEDED = "superseded"
+
+
+class QueueFull(RuntimeError):
+    """Too many jobs wait already."""
+
+
+class JobQueue:
+    """Adaptations in the registry's database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(
+        self,
+        *,
+        job: str,
+        deployment: str,
+        strategy: str,
+        promote: str,
+        samples_digest: str,
+        support: SupportSummary,
+        max_queued: int,
+    ) -> Job:
+        """Queue an adaptation, or return the one that already answers it.
+
+        The same samples against the same version return the earlier decision, so that nobody retries until it
+        promotes; with `promote` other than "auto" only for the same strategy too, as nothing is gained by retrying.
+
+        Returns:
+            A job whose `id` is `job` if it was queued now, another one if there was an earlier one.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+            QueueFull: `max_queued` jobs wait already.
+        """
+        with self._database.write() as session:
+            found = get_deployment(session, deployment, lock=True)
+            same = select(Job).where(
+                Job.deployment == deployment,
+                Job.samples_digest == samples_digest,
+                Job.base_version == found.version,
+                Job.promote == promote,
+                Job.state.in_((*ACTIVE_STATES, "kept")),
+                (Job.reason.is_(None)) | (Job.reason != SUPERSEDED),
+            )
+            if promote != "auto":
+                same = same.where(Job.strategy == strategy)
+            if earlier := session.scalar(same.order_by(Job.seq).limit(1)):
+                return earlier
+            waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == "queued")) or 0
+            if waiting >= max_queued:
+                raise QueueFull
+            queued = Job(
+                id=job,
+                deployment=deployment,
+                base_version=found.version,
+                strategy=strategy,
+                promote=promote,
+                samples_digest=samples_digest,
+                support=support.model_dump(mode="json"),
+            )
+            session.add(queued)
+            return queued
+
+    def get(self, job: str) -> Job | None:
+        """Return a job, or None."""
+        with self._database.read() as session:
+            return session.scalar(select(Job).where(Job.id == job))
+
+    def ids(self) -> set[str]:
+        """Return the ids of all jobs."""
+        with self._database.read() as session:
+            return set(session.scalars(select(Job.id)))
+
+    def claim(self, owner: str, *, stale_seconds: float) -> Job | None:
+        """Take the oldest queued job for `owner`, or return None.
+
+        First, running jobs whose heartbeat is older than `stale_seconds` go back to the queue, or fail if it is not
+        the first time.
+        """
+        now = time.time()
+        with self._database.write() as session:
+            stale = (Job.state == "running") & (Job.heartbeat_at < now - stale_seconds)
+            session.execute(
+                update(Job).where(stale, Job.attempts < MAX_ATTEMPTS).values(state="queued", claimed_by=None)
+            )
+            session.execute(
+                update(Job)
+                .where(stale)
+                .values(
+                    state="failed",
+                    finished_at=now,
+                    version=select(Deployment.version).where(Deployment.name == Job.deployment).scalar_subquery(),
+                    reason=f"the adapter stopped {MAX_ATTEMPTS} times while it worked on this job",
+                )
+            )
+            job = session.scalar(
+                select(Job).where(Job.state == "queued").order_by(Job.seq).limit(1).with_for_update(skip_locked=True)
+            )
+            if job is None:
+                return None
+            job.state, job.claimed_by, job.heartbeat_at = "running", owner, now
+            job.attempts += 1
+            job.started_at = job.started_at or now
+            job.progress, job.message = 0.0, ""
+            return job
+
+    def beat(self, job: Job, *, progress: float, message: str) -> bool:
+        """Say that a job is being worked on; False if it is no longer the caller's."""
+        with self._database.write() as session:
+            mine = session.execute(
+                update(Job)
+                .where(Job.seq == job.seq, Job.state == "running", Job.claimed_by == job.claimed_by)
+                .where(Job.attempts == job.attempts)
+                .values(heartbeat_at=time.time(), progress=progress, message=message)
+                .returning(Job.seq)
+            )
+            return mine.first() is not None
+
+    def release(self, job: Job) -> None:
+        """Put a job back because its worker stops in good order; this does not count as an attempt."""
+        with self._database.write() as session:
+            if mine := _mine(session, job):
+                mine.state, mine.claimed_by, mine.attempts = "queued", None, mine.attempts - 1
+
+    def fail(self, job: Job, reason: str) -> None:
+        """End a job that cannot be done."""
+        with self._database.write() as session:
+            if mine := _mine(session, job):
+                mine.state, mine.reason, mine.finished_at = "failed", reason, time.time()
+                mine.version = get_deployment(session, mine.deployment).version
+
+    def finish(self, job: Job, candidate: Soup, outcome: Outcome) -> Job | None:
+        """Store the candidate with its evidence and, if the evidence says so, point the deployment at it.
+
+        One transaction. If the deployment moved on since the job was accepted, the candidate is kept and the reason is
+        "superseded".
+
+        Returns:
+            The finished job; None if it is no longer the caller's (it was taken for dead) or its deployment is gone.
+        """
+        with self._database.write() as session:
+            mine = _mine(session, job)
+            if mine is None:
+                return None
+            found = get_deployment(session, mine.deployment, lock=True)
+            current = Soup.model_validate(get_soup(session, mine.deployment, mine.base_version).soup)
+            is_new = not _serves_the_same(candidate, current)
+            version = mine.base_version
+            if is_new:
+                version = add_soup(session, mine.deployment, candidate, source="adapt", job=mine.id)
+            mine.candidate_version = version
+            mine.outcome = outcome.model_dump(mode="json")
+            mine.state, mine.reason, mine.progress, mine.finished_at = "kept", outcome.reason, 1.0, time.time()
+            if outcome.state == "promoted" and found.version != mine.base_version:
+                mine.reason = SUPERSEDED
+            elif outcome.state == "promoted" and is_new:
+                mine.state, mine.previous_version = "promoted", found.version
+                unproven = mine.promote == "always"
+                move(session, found, version, kind="promoted", job=mine.id, unproven=unproven)
+            mine.version = found.version
+            return mine
+
+
+def _mine(session: Session, job: Job) -> Job | None:
+    """Return the row of a job if the caller still works on it, locked."""
+    row = session.scalar(select(Job).where(Job.seq == job.seq).with_for_update())
+    owned = row is not None and (row.state, row.claimed_by, row.attempts) == ("running", job.claimed_by, job.attempts)
+    return row if owned else None
+
+
+def _serves_the_same(one: Soup, other: Soup) -> bool:
+    return one.model_copy(update={"evidence": None}) == other.model_copy(update={"evidence": None})

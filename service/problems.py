@@ -1,0 +1,109 @@
+"""Errors as RFC 9457 problem details: one exception, one rendering, one place where domain errors get their status."""
+
+import errno
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 1
+_STORAGE_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class FieldError(NamedTuple):
+    """What is wrong with one part of a request."""
+
+    field: str
+    message: str
+
+
+class Problem(Exception):
+    """An answer other than success.
+
+    Args:
+        status: HTTP status code.
+        detail: one sentence for the caller; names the field, never a path or a stack.
+        errors: the fields at fault.
+        headers: extra headers.
+        reason: value of the label of `saucier_rejected_total`.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        *,
+        reason: str | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+        self.reason = reason or HTTPStatus(status).name.lower()
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON object of the answer."""
+        return {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            "errors": [{"field": field, "message": message} for field, message in self.errors],
+        }
+
+
+def invalid(field: str, message: str, *, status: int = 422) -> Problem:
+    """Return the problem of one field at fault."""
+    return Problem(status, f"{field}: {message}", [FieldError(field, message)])
+
+
+def unavailable(detail: str) -> Problem:
+    """Return a 503 that asks the client to come back soon."""
+    return Problem(503, detail)
+
+
+def render(problem: Problem) -> Response:
+    """Return the response of a problem."""
+    headers = dict(problem.headers)
+    if problem.status in (429, 503):
+        headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
+    return Response(json.dumps(problem.body()), problem.status, headers, media_type=MEDIA_TYPE)
+
+
+def as_problem(error: Exception) -> Problem:
+    """Return the problem that stands for any exception; unexpected ones are logged and say nothing of the inside."""
+    match error:
+        case Problem():
+            return error
+        case HTTPException():
+            detail = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
+            return Problem(error.status_code, detail, headers=error.headers)
+        case DBAPIError():
+            logger.error("the registry cannot be used: %s", " ".join(str(error.orig).split()))
+            return unavailable("the registry cannot be used at the moment")
+        case OSError() if error.errno in _STORAGE_FULL:
+            logger.error("storage is full: %s", error)
+            return Problem(507, "the storage of the service is full; nothing was stored", reason="storage")
+        case OSError():
+            logger.error("storage cannot be used: %s", error)
+            return Problem(503, "the storage of the service cannot be written; nothing was stored", reason="storage")
+        case _:
+            logger.error("unexpected error", exc_info=error)
+            return Problem(500, "an unexpected error; the log of the service has more")
+
+
+async def handle(_: Request, error: Exception) -> Response:
+    """Render any exception: the one exception handler of the mounted app."""
+    return render(as_problem(error))

@@ -1,0 +1,257 @@
+"""The registry: deployments, immutable soup versions, events, workers. Every change is one transaction."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from adapt.soup import Soup
+from service.database import Database
+from service.tables import ACTIVE_STATES, Deployment, Event, Job, SoupVersion, Worker
+
+
+class UnknownDeployment(KeyError):
+    """No deployment of that name."""
+
+
+class UnknownVersion(KeyError):
+    """The deployment has no such soup version."""
+
+
+class Conflict(ValueError):
+    """The deployment is not in the state the caller expected."""
+
+
+class Pointer(NamedTuple):
+    """What a deployment points at."""
+
+    name: str
+    uid: str
+    base_set: str
+    version: int
+
+
+class Snapshot(NamedTuple):
+    """What a predictor needs to know several times a second."""
+
+    deployments: tuple[Pointer, ...]
+    has_active_jobs: bool
+
+
+class Registry:
+    """Deployments, their soup versions, and the predictors that serve them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Deployments and soups
+
+    def snapshot(self) -> Snapshot:
+        """Return all pointers and whether a job is queued or running."""
+        with self._database.read() as session:
+            rows = session.execute(
+                select(Deployment.name, Deployment.uid, Deployment.base_set, Deployment.version).order_by(
+                    Deployment.name
+                )
+            ).all()
+            active = session.scalar(select(Job.seq).where(Job.state.in_(ACTIVE_STATES)).limit(1))
+        return Snapshot(tuple(Pointer(*row) for row in rows), active is not None)
+
+    def deployments(self) -> Sequence[Deployment]:
+        """Return all deployments by name."""
+        with self._database.read() as session:
+            return session.scalars(select(Deployment).order_by(Deployment.name)).all()
+
+    def deployment(self, name: str) -> Deployment:
+        """Return a deployment.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+        """
+        with self._database.read() as session:
+            return get_deployment(session, name)
+
+    def ensure_deployment(self, name: str, default: Soup) -> bool:
+        """Make a deployment whose version 1 is the default soup of a base set, unless it is there already.
+
+        A deployment of the same base set whose current soup was made from other weights (the base set was trained or
+        signed again) moves on to a new version, the default soup: the old coefficients mean nothing for new weights.
+
+        Returns:
+            True if it was made, False if it was there.
+
+        Raises:
+            Conflict: it is there with another base set.
+        """
+        with self._database.write() as session:
+            found = session.get(Deployment, name, with_for_update=True)
+            if found is None:
+                session.add(Deployment(name=name, base_set=default.base_set, version=1))
+                session.flush()
+                session.add(SoupVersion(deployment=name, version=1, soup=_dump(default), source="default"))
+                session.add(Event(deployment=name, kind="created", to_version=1))
+                return True
+            if found.base_set != default.base_set:
+                raise Conflict(f"deployment {name!r} serves base set {found.base_set!r}, not {default.base_set!r}")
+            current = get_soup(session, name, found.version)
+            if current.soup["base_digest"] != default.base_digest:
+                move(session, found, add_soup(session, name, default, source="default"), kind="rebased")
+            return False
+
+    def delete_deployment(self, name: str) -> list[str]:
+        """Delete a deployment with its soups and jobs; return the jobs, whose samples the caller deletes.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+        """
+        with self._database.write() as session:
+            found = get_deployment(session, name, lock=True)
+            jobs = list(session.scalars(select(Job.id).where(Job.deployment == name)))
+            session.add(Event(deployment=name, kind="deleted", from_version=found.version))
+            session.execute(delete(Job).where(Job.deployment == name))
+            session.execute(delete(SoupVersion).where(SoupVersion.deployment == name))
+            session.delete(found)
+            return jobs
+
+    def soup(self, deployment: str, version: int) -> Soup:
+        """Return one soup version.
+
+        Raises:
+            UnknownVersion: the deployment has no such version.
+        """
+        with self._database.read() as session:
+            return Soup.model_validate(get_soup(session, deployment, version).soup)
+
+    def soups(self, deployment: str) -> Sequence[SoupVersion]:
+        """Return all versions, newest first.
+
+        Raises:
+            UnknownDeployment: there is no such deployment.
+        """
+        with self._database.read() as session:
+            get_deployment(session, deployment)
+            return session.scalars(
+                select(SoupVersion).where(SoupVersion.deployment == deployment).order_by(SoupVersion.version.desc())
+            ).all()
+
+    def events(self, deployment: str) -> Sequence[Event]:
+        """Return what happened to a deployment, oldest first."""
+        with self._database.read() as session:
+            return session.scalars(select(Event).where(Event.deployment == deployment).order_by(Event.seq)).all()
+
+    def point_at(self, deployment: str, version: int, *, expected_version: int | None = None) -> Deployment:
+        """Point a deployment at an existing version: a rollback (or the way back).
+
+        Raises:
+            UnknownDeployment, UnknownVersion: there is no such thing.
+            Conflict: the current version is not `expected_version`.
+        """
+        with self._database.write() as session:
+            found = get_deployment(session, deployment, lock=True)
+            _check_expected(found, expected_version)
+            get_soup(session, deployment, version)
+            if found.version != version:
+                was_served = session.scalar(
+                    select(Event.seq).where(Event.deployment == deployment, Event.to_version == version).limit(1)
+                )
+                move(session, found, version, kind="rollback", unproven=was_served is None)
+            return found
+
+    def dial(self, deployment: str, soup: Soup, *, expected_version: int | None = None) -> Deployment:
+        """Store coefficients set by hand as a new version and point the deployment at it.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+            Conflict: the current version is not `expected_version`.
+        """
+        with self._database.write() as session:
+            found = get_deployment(session, deployment, lock=True)
+            _check_expected(found, expected_version)
+            version = add_soup(session, deployment, soup, source="dial")
+            move(session, found, version, kind="dial", unproven=True)
+            return found
+
+    # Workers
+
+    def beat_worker(self, worker: str, *, pid: int, host: str, provider: str | None, loaded: dict[str, Any]) -> None:
+        """Say that a predictor lives and what it serves."""
+        with self._database.write() as session:
+            session.merge(
+                Worker(id=worker, pid=pid, host=host, provider=provider, loaded=loaded, heartbeat_at=time.time())
+            )
+
+    def remove_worker(self, worker: str) -> None:
+        """Forget a predictor that stops in good order."""
+        with self._database.write() as session:
+            session.execute(delete(Worker).where(Worker.id == worker))
+
+    def workers(self, *, stale_seconds: float) -> Sequence[Worker]:
+        """Return the predictors that reported within `stale_seconds`, oldest first."""
+        with self._database.read() as session:
+            return session.scalars(
+                select(Worker).where(Worker.heartbeat_at >= time.time() - stale_seconds).order_by(Worker.started_at)
+            ).all()
+
+    def forget_workers(self, *, stale_seconds: float) -> None:
+        """Delete predictors that have been silent for `stale_seconds`."""
+        with self._database.write() as session:
+            session.execute(delete(Worker).where(Worker.heartbeat_at < time.time() - stale_seconds))
+
+
+def get_deployment(session: Session, name: str, *, lock: bool = False) -> Deployment:
+    """Return a deployment within a transaction, locked if asked for.
+
+    Raises:
+        UnknownDeployment: there is none of that name.
+    """
+    found = session.get(Deployment, name, with_for_update=lock or None)
+    if found is None:
+        raise UnknownDeployment(name)
+    return found
+
+
+def get_soup(session: Session, deployment: str, version: int) -> SoupVersion:
+    """Return a soup version within a transaction.
+
+    Raises:
+        UnknownVersion: the deployment has no such version.
+    """
+    found = session.get(SoupVersion, (deployment, version))
+    if found is None:
+        raise UnknownVersion(version)
+    return found
+
+
+def add_soup(session: Session, deployment: str, soup: Soup, *, source: str, job: str | None = None) -> int:
+    """Insert a version; the caller holds the deployment's lock, so numbers are not given twice."""
+    latest = session.scalar(select(func.max(SoupVersion.version)).where(SoupVersion.deployment == deployment)) or 0
+    session.add(SoupVersion(deployment=deployment, version=latest + 1, soup=_dump(soup), source=source, job=job))
+    return latest + 1
+
+
+def move(
+    session: Session, found: Deployment, version: int, *, kind: str, job: str | None = None, unproven: bool = False
+) -> None:
+    """Point a locked deployment at another version and append the event."""
+    session.add(
+        Event(
+            deployment=found.name,
+            kind=kind,
+            from_version=found.version,
+            to_version=version,
+            job=job,
+            unproven=unproven,
+        )
+    )
+    found.version = version
+
+
+def _check_expected(found: Deployment, expected: int | None) -> None:
+    if expected is not None and found.version != expected:
+        raise Conflict(f"deployment {found.name!r} is at version {found.version}, expected {expected}")
+
+
+def _dump(soup: Soup) -> dict[str, Any]:
+    return soup.model_dump(mode="json")

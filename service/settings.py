@@ -1,0 +1,113 @@
+"""Settings of the service: environment variables `SAUCIER_*`, read once at start-up; see docs/settings.md."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from training.manifest import first_error
+
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used. One line that names the variable."""
+
+
+class Settings(BaseSettings):
+    """Every setting of the service; the variable is the field's name in capitals with `SAUCIER_` before it."""
+
+    model_config = SettingsConfigDict(env_prefix="SAUCIER_", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        default=Path("~/.saucier"), description="folder for the registry, stored samples and serving bundles"
+    )
+    bases: Path = Field(
+        default=PACKAGE_ROOT / "bases",
+        description="folder with one base set per subfolder, or a single base set",
+    )
+    base_set: str | None = Field(
+        default=None,
+        description="base set of the deployment `default`; by default the only one there is, else `cifar10-small`",
+    )
+    database_url: str | None = Field(
+        default=None, description="SQLAlchemy URL of the registry; by default SQLite in `registry.db` below the home"
+    )
+    host: str = Field(default="127.0.0.1", description="address to bind (an IP address)")
+    port: int = Field(default=3000, ge=1, le=65535, description="port to bind")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="comma-separated host names (without port) that requests may be addressed to, besides loopback; "
+        "`*` allows any",
+    )
+    workers: int = Field(default=2, ge=1, le=256, description="predictor processes")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where networks run; `cuda` never falls back to the CPU"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="threads of the adapter's searches; by default all cores but one"
+    )
+    max_batch: int = Field(default=32, ge=1, le=1024, description="most images that run through the network at once")
+    max_images: int = Field(default=10_000, ge=1, description="most images in one request")
+    max_image_pixels: int = Field(default=50_000_000, ge=1, description="most pixels of one image")
+    max_request_pixels: int = Field(
+        default=1_000_000_000, ge=1, description="most pixels of all images of one request together"
+    )
+    max_upload_mb: float = Field(default=64, gt=0, le=4096, description="most bytes of one request body, in MB (1e6)")
+    upload_timeout_seconds: float = Field(
+        default=60, gt=0, description="most seconds a client may take to send its request body"
+    )
+    promote_p: float = Field(
+        default=0.05, gt=0, lt=1, description="promote only with a one-sided p value at or below this level"
+    )
+    poll_seconds: float = Field(
+        default=0.5, gt=0, le=60, description="how often a predictor looks for a new soup when no job runs"
+    )
+    heartbeat_seconds: float = Field(
+        default=1.0, gt=0, le=60, description="how often predictors and the adapter report that they are alive"
+    )
+    stale_seconds: float = Field(
+        default=6.0,
+        gt=0,
+        description="silence after which a predictor counts as gone and a job goes back to the queue (once)",
+    )
+
+    @field_validator("home", "bases", mode="after")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """Most bytes of one request body."""
+        return int(self.max_upload_mb * 1e6)
+
+    @property
+    def registry_url(self) -> str:
+        """SQLAlchemy URL of the registry."""
+        return self.database_url or f"sqlite:///{self.home / 'registry.db'}"
+
+    @property
+    def samples_path(self) -> Path:
+        """Folder of the stored samples."""
+        return self.home / "samples"
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment.
+
+        Raises:
+            SettingsError: a variable has a value that cannot be used; one line that names it.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            raise SettingsError(f"SAUCIER_{first_error(error).replace(':', ' =', 1)}") from None

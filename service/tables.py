@@ -1,0 +1,124 @@
+"""Tables of the registry."""
+
+import time
+import uuid
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKeyConstraint, Index, MetaData, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+ACTIVE_STATES = ("queued", "running")
+
+
+class Table(DeclarativeBase):
+    """Base of all tables. Times are seconds since 1970, UTC; names of constraints are fixed for later migrations."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {dict[str, Any]: JSON}  # noqa: RUF012 - read by SQLAlchemy
+
+
+def new_id() -> str:
+    """Return a random identifier that is safe in a URL and a file name."""
+    return uuid.uuid4().hex
+
+
+class Deployment(Table):
+    """A name that clients call; it points at one soup version."""
+
+    __tablename__ = "deployments"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    uid: Mapped[str] = mapped_column(String(32), default=new_id)  # a name made again is another deployment
+    base_set: Mapped[str] = mapped_column(String(63))
+    version: Mapped[int]
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class SoupVersion(Table):
+    """An immutable soup version of a deployment, numbered from 1."""
+
+    __tablename__ = "soups"
+    __table_args__ = (ForeignKeyConstraint(["deployment"], ["deployments.name"]),)
+
+    deployment: Mapped[str] = mapped_column(String(63), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    soup: Mapped[dict[str, Any]]  # adapt.soup.Soup, evidence included
+    source: Mapped[str] = mapped_column(String(16))  # default, adapt, dial
+    job: Mapped[str | None] = mapped_column(String(32))
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Job(Table):
+    """An adaptation: what was asked, who works on it, what came out."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        ForeignKeyConstraint(["deployment"], ["deployments.name"]),
+        Index(None, "deployment", "samples_digest"),
+        Index(None, "state"),
+    )
+
+    seq: Mapped[int] = mapped_column(primary_key=True)  # order of arrival
+    id: Mapped[str] = mapped_column(String(32), unique=True, default=new_id)
+    deployment: Mapped[str] = mapped_column(String(63))
+    base_version: Mapped[int]  # what was served when the job was accepted, and what it is compared with
+    strategy: Mapped[str] = mapped_column(String(16))
+    promote: Mapped[str] = mapped_column(String(16))
+    samples_digest: Mapped[str] = mapped_column(String(64))
+    support: Mapped[dict[str, Any]]  # adapt.soup.SupportSummary
+    state: Mapped[str] = mapped_column(String(16), default="queued")
+    attempts: Mapped[int] = mapped_column(default=0)
+    claimed_by: Mapped[str | None] = mapped_column(String(32))
+    heartbeat_at: Mapped[float | None]
+    progress: Mapped[float] = mapped_column(default=0.0)
+    message: Mapped[str] = mapped_column(default="")
+    version: Mapped[int | None]
+    previous_version: Mapped[int | None]
+    candidate_version: Mapped[int | None]
+    outcome: Mapped[dict[str, Any] | None]  # adapt.soup.Outcome
+    reason: Mapped[str | None]
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing about the job changes any more."""
+        return self.state not in ACTIVE_STATES
+
+
+class Event(Table):
+    """What happened to a deployment: appended in the transaction that did it, never changed."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "deployment"),)
+
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[float] = mapped_column(default=time.time)
+    deployment: Mapped[str] = mapped_column(String(63))  # no foreign key: events outlive their deployment
+    kind: Mapped[str] = mapped_column(String(16))  # created, promoted, rollback, dial, rebased, deleted
+    from_version: Mapped[int | None]
+    to_version: Mapped[int | None]
+    job: Mapped[str | None] = mapped_column(String(32))
+    unproven: Mapped[bool] = mapped_column(default=False)  # no test on held-out images stands behind it
+
+
+class Worker(Table):
+    """A predictor process and the soup versions it serves."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    pid: Mapped[int]
+    host: Mapped[str] = mapped_column(String(255))
+    provider: Mapped[str | None] = mapped_column(String(64))
+    loaded: Mapped[dict[str, Any]]  # version by deployment
+    started_at: Mapped[float] = mapped_column(default=time.time)
+    heartbeat_at: Mapped[float] = mapped_column(default=time.time)
