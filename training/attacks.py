@@ -141,7 +141,7 @@ def fgsm(
         raise ValueError(f"fgsm is an attack for Linf, got {threat.norm}: use apgd")
     _check(images, labels)
     start = RANDOM_START["Linf"](images, noise * threat.eps, generator or torch.default_generator)
-    with _eval_mode(model):
+    with eval_mode(model):
         _, _, gradient = differentiate(model, "ce", start, labels, labels)
     return PROJECT["Linf"](start + (step_size or 1.25 * threat.eps) * gradient.sign(), images, threat.eps)
 
@@ -166,7 +166,7 @@ def _attack(
     if not rules.stops and (num_restarts > 1 or rules.loss == "dlr-targeted"):
         raise ValueError("restarts and targets need mode evaluate: in training an attack is one run")
     noise = (generator or torch.default_generator) if random_start else None
-    with _eval_mode(model):
+    with eval_mode(model):
         if rules.stops:
             return _attack_standing(model, images, labels, rules, num_restarts, noise)
         reference = logits_of(model, images) if rules.loss == "kl" else labels
@@ -212,7 +212,7 @@ def _run(
 
 
 @contextmanager
-def _eval_mode(model: Model) -> Iterator[None]:
+def eval_mode(model: Model) -> Iterator[None]:
     """Put a module into eval mode, and every part of it back as it was."""
     training = [part for part in model.modules() if part.training] if isinstance(model, nn.Module) else []
     for part in training:
