@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -79,7 +79,7 @@ class Soup(Frozen):
     evidence: Outcome | None = Field(default=None, description="the search that found it; null for the default soup")
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "Soup":
         check_coefficients(self.coefficients, tuple(self.coefficients))
         return self
 

@@ -1,0 +1,214 @@
+"""A serving bundle and coefficients in, a running classifier out: numpy and ONNX Runtime only, no torch.
+
+A swap is: mix the memory-mapped rows into one flat buffer, hand it to a new session as the skeleton's external weights,
+check the session against a reference, use it.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adapt.soup import BnMode
+from deploy.layout import (
+    BUNDLE_NAME,
+    MODES,
+    PROBE_IMAGES_NAME,
+    PROBE_LOGITS_NAME,
+    SKELETON_NAME,
+    BundleError,
+    BundleInfo,
+    find_bundle,
+    one_line,
+    read_info,
+)
+from deploy.session import Device, Floats, SoupSession, build_inference
+from training.manifest import check_coefficients
+
+__all__ = ["Bundle", "BundleError", "BundleInfo", "Device", "SoupSession", "UnusableSoup", "find_bundle"]
+
+logger = logging.getLogger(__name__)
+
+PROBE_TOLERANCE = 1e-3  # on logits, times the largest logit where that exceeds 1
+MIX_CHUNK = 1 << 16  # floats mixed at a time: the float64 accumulator stays in the cache
+
+
+class UnusableSoup(ValueError):
+    """Coefficients whose network cannot serve: a negative BatchNorm variance or logits that are not finite."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An open serving bundle. Rows are memory-mapped read-only, so all workers of a machine share one copy.
+
+    Safe to use from several threads; sessions may be built while others run.
+    """
+
+    folder: Path
+    info: BundleInfo
+    skeleton: bytes
+    rows: Mapping[BnMode, Floats]  # (M, row_floats) per BatchNorm mode
+    probe_images: Floats  # (n, 3, H, W) in [0, 1]
+    probe_logits: Floats  # (modes, M + 1, n, K): what torch said for each of info.reference_soups
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True, base_digest: str | None = None) -> "Bundle":
+        """Open a bundle.
+
+        Args:
+            folder: as `find_bundle` or `deploy.bundle.build_bundle` returned it.
+            verify: compare the SHA-256 of every file (reads them all once); sizes are compared in any case.
+            base_digest: digest of the base set the bundle must belong to; None accepts any.
+
+        Raises:
+            BundleError: missing, corrupt, edited, of another format or base set; one line that names the file.
+        """
+        info = read_info(folder, verify=verify)
+        if base_digest is not None and info.base_digest != base_digest:
+            raise BundleError(
+                f"{folder / BUNDLE_NAME}: expected the bundle of base set {base_digest[:12]}, "
+                f"got {info.base_digest[:12]} ({info.base_set})"
+            )
+        num_soups, num_probes = len(info.reference_soups), info.num_probe_images
+        try:
+            shape = (len(info.ingredient_names), info.row_floats)
+            maps = {name: _map_rows(folder / name, shape) for name in info.distinct_rows}
+            pixels = np.fromfile(folder / PROBE_IMAGES_NAME, dtype=np.uint8)
+            logits = np.fromfile(folder / PROBE_LOGITS_NAME, dtype="<f4").astype(np.float32, copy=False)
+            skeleton = (folder / SKELETON_NAME).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{folder}: cannot be read, {one_line(error)}") from None
+        images = pixels.reshape(num_probes, 3, info.input.height, info.input.width)
+        return cls(
+            folder=folder,
+            info=info,
+            skeleton=skeleton,
+            rows={mode: maps[info.rows[mode]] for mode in MODES},
+            probe_images=images.astype(np.float32) / np.float32(255),
+            probe_logits=logits.reshape(len(MODES), num_soups, num_probes, len(info.class_names)),
+        )
+
+    def mix(self, coefficients: Mapping[str, float], *, bn_mode: BnMode = "folded") -> Floats:
+        """Return the soup's weights as one flat float32 row (row_floats,).
+
+        Accumulates in float64; an ingredient with coefficient 0 is not read, so a one-hot soup is that ingredient bit
+        for bit.
+
+        Args:
+            coefficients: one finite number per ingredient; they sum to 1.
+            bn_mode: "folded" mixes ingredients whose BatchNorm statistics are folded away, "raw" mixes statistics too.
+
+        Raises:
+            ValueError: a coefficient is missing, unknown or not finite, or they do not sum to 1 within 1e-6.
+            UnusableSoup: a running variance came out negative (raw, coefficients outside [0, 1]), or a weight
+                overflowed.
+        """
+        mixed = mix_rows(self.rows[bn_mode], self._vector(coefficients))
+        for slot in self.info.tensors:
+            if slot.is_variance and (lowest := mixed[slot.floats].min(initial=0.0)) < 0:
+                raise UnusableSoup(
+                    f"the variance {slot.name} came out at {lowest:.3g} with raw BatchNorm: expected coefficients "
+                    "within [0, 1], or the folded mode"
+                )
+        return mixed
+
+    def session(
+        self,
+        coefficients: Mapping[str, float],
+        *,
+        bn_mode: BnMode = "folded",
+        device: Device = "cpu",
+        intra_op_threads: int = 1,
+        verify: bool = True,
+    ) -> SoupSession:
+        """Build a session that serves the soup, and check it before anyone uses it.
+
+        A one-hot or the default soup must agree with the logits torch gave when the bundle was built. For any other
+        soup, the same weights run through a second session with every graph optimisation off (built in a tenth of the
+        time): weights that an optimiser pass mistook are found there.
+
+        Args:
+            coefficients: one finite number per ingredient; they sum to 1.
+            bn_mode: see `mix`.
+            device: "cuda" never falls back; "auto" takes CUDA where a device and its libraries are found.
+            intra_op_threads: threads per `run`; more workers with one thread each serve more than the reverse.
+            verify: run the check.
+
+        Raises:
+            ValueError: see `mix`; or an unknown device or thread count.
+            UnusableSoup: see `mix`; or the logits of the stored probe images are not finite.
+            BundleError: CUDA was asked for and is not to be had, or the session's logits are wrong.
+        """
+        start = time.perf_counter()
+        weights = self.mix(coefficients, bn_mode=bn_mode)
+        inference = build_inference(self.skeleton, weights, device=device, threads=intra_op_threads)
+        session = SoupSession(inference, dict(coefficients), bn_mode, image_shape=self.probe_images.shape[1:])
+        if verify:
+            self._verify(session, weights)
+        seconds = time.perf_counter() - start
+        logger.debug("built a session for %s (%s) on %s in %.3f s", coefficients, bn_mode, session.provider, seconds)
+        return session
+
+    def reference_logits(self, coefficients: Mapping[str, float], *, bn_mode: BnMode) -> Floats | None:
+        """Return the stored probe logits (n, K) of torch if the soup is one of `info.reference_soups`, else None."""
+        vector = self._vector(coefficients)
+        for position, soup in enumerate(self.info.reference_soups):
+            if self._vector(soup) == vector:
+                logits: Floats = self.probe_logits[MODES.index(bn_mode), position]
+                return logits
+        return None
+
+    def _vector(self, coefficients: Mapping[str, float]) -> list[float]:
+        names = self.info.ingredient_names
+        check_coefficients(dict(coefficients), names)
+        return [float(coefficients[name]) for name in names]
+
+    def _verify(self, session: SoupSession, weights: Floats) -> None:
+        found = session.run(self.probe_images)
+        if not np.isfinite(found).all():
+            raise UnusableSoup("the soup's logits on the probe images are not finite")
+        expected = self.reference_logits(session.coefficients, bn_mode=session.bn_mode)
+        if expected is None:
+            plain = build_inference(self.skeleton, weights, device="cpu", threads=1, optimise=False)
+            expected = SoupSession(plain, session.coefficients, session.bn_mode, session.image_shape).run(
+                self.probe_images
+            )
+        difference = float(np.abs(found - expected).max())
+        tolerance = PROBE_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+        if not difference <= tolerance:
+            raise BundleError(
+                f"{self.folder / SKELETON_NAME}: the session's probe logits are off by {difference:.3g}, expected at "
+                f"most {tolerance:.3g} (provider {session.provider}): build the bundle again"
+            )
+
+
+def mix_rows(rows: Floats, vector: Sequence[float]) -> Floats:
+    """Return `vector @ rows` as float32 (P,), accumulated in float64; rows with coefficient 0 are not read.
+
+    Args:
+        rows: float32 (M, P), may be a memory map.
+        vector: M finite numbers.
+
+    Raises:
+        UnusableSoup: a weight overflowed.
+    """
+    mixed = np.zeros(rows.shape[1], dtype=np.float32)
+    used = [(row, coefficient) for row, coefficient in zip(rows, vector, strict=True) if coefficient != 0]
+    for start in range(0, len(mixed), MIX_CHUNK):
+        chunk = mixed[start : start + MIX_CHUNK]
+        total = np.zeros(len(chunk), dtype=np.float64)
+        for row, coefficient in used:
+            total += np.multiply(row[start : start + MIX_CHUNK], coefficient, dtype=np.float64)
+        with np.errstate(over="ignore"):
+            chunk[:] = total
+        if not np.isfinite(chunk).all():
+            raise UnusableSoup("the coefficients make weights overflow float32")
+    return mixed
+
+
+def _map_rows(path: Path, shape: tuple[int, int]) -> Floats:
+    rows: Floats = np.memmap(path, dtype="<f4", mode="r", shape=shape)
+    return rows
