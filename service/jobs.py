@@ -92,6 +92,9 @@ class JobQueue:
         First, running jobs whose heartbeat is older than `stale_seconds` go back to the queue, or fail if it is not
         the first time.
         """
+        with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
+            if session.scalar(select(Job.seq).where(Job.state.in_(ACTIVE_STATES)).limit(1)) is None:
+                return None
         now = time.time()
         with self._database.write() as session:
             stale = (Job.state == "running") & (Job.heartbeat_at < now - stale_seconds)

@@ -12,10 +12,27 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.jobs import QueueFull
+from service.registry import Conflict, UnknownDeployment, UnknownVersion
+
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
+_REASONS = {
+    400: "malformed",
+    403: "forbidden",
+    404: "not_found",
+    405: "method",
+    408: "slow",
+    409: "conflict",
+    413: "too_large",
+    415: "media_type",
+    422: "invalid",
+    429: "too_many",
+    500: "error",
+    503: "unavailable",
+}
 _STORAGE_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -51,7 +68,7 @@ class Problem(Exception):
         self.detail = detail
         self.errors = tuple(errors)
         self.headers = dict(headers or {})
-        self.reason = reason or HTTPStatus(status).name.lower()
+        self.reason = reason or _REASONS.get(status, "other")
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object of the answer."""
@@ -90,6 +107,14 @@ def as_problem(error: Exception) -> Problem:
         case HTTPException():
             detail = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
             return Problem(error.status_code, detail, headers=error.headers)
+        case UnknownDeployment():
+            return Problem(404, f"there is no deployment {error.args[0]!r}", reason="unknown_deployment")
+        case UnknownVersion():
+            return Problem(404, f"the deployment has no version {error.args[0]}")
+        case Conflict():
+            return Problem(409, str(error))
+        case QueueFull():
+            return Problem(429, "too many adaptations wait already", reason="queue_full")
         case DBAPIError():
             logger.error("the registry cannot be used: %s", " ".join(str(error.orig).split()))
             return unavailable("the registry cannot be used at the moment")

@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     upload_timeout_seconds: float = Field(
         default=60, gt=0, description="most seconds a client may take to send its request body"
     )
+    max_queued_jobs: int = Field(default=100, ge=1, description="most adaptations that wait for the adapter")
     promote_p: float = Field(
         default=0.05, gt=0, lt=1, description="promote only with a one-sided p value at or below this level"
     )

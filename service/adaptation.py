@@ -1,0 +1,186 @@
+"""`POST /adapt`, from its parts to a queued job, and the wait for its end and its rollout."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+from adapt.archive import Limits
+from adapt.soup import Promote, SupportSummary
+from adapt.support import Support, SupportError, from_archive, from_images
+from service.decoding import decode_in_order
+from service.jobs import JobQueue
+from service.predictor import Predictor
+from service.problems import FieldError, Problem, invalid
+from service.registry import Registry, UnknownDeployment
+from service.samples import Samples, samples_digest
+from service.settings import Settings
+from service.tables import Job, new_id
+from service.uploads import Part, parse_json, too_many_images
+from training.images import Pixels
+from training.manifest import Manifest
+
+Strategy = Literal["auto", "grid"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+PROMOTES: tuple[str, ...] = get_args(Promote)
+MAX_WAIT_SECONDS = 50
+POLL_SECONDS = 0.05
+
+
+class Upload(NamedTuple):
+    """The labelled images of a request, not decoded yet: files and labels, or an archive."""
+
+    images: list[bytes]
+    labels: list[Any]
+    archive: bytes | None
+
+
+def read_upload(parts: Sequence[Part], settings: Settings) -> Upload:
+    """Sort the parts of a request.
+
+    Raises:
+        Problem: 422 parts are missing, too many or unknown; 413 too many images; 400 labels that are not JSON.
+    """
+    images: list[bytes] = []
+    labels: list[bytes] = []
+    archives: list[bytes] = []
+    by_name = {"images": images, "labels": labels, "archive": archives}
+    for part in parts:
+        if part.name not in by_name:
+            raise invalid(part.name, "expected only parts named images, labels or archive")
+        by_name[part.name].append(part.data)
+    for name, found in (("labels", labels), ("archive", archives)):
+        if len(found) > 1:
+            raise invalid(name, f"expected one part, got {len(found)}")
+    if archives:
+        if images or labels:
+            raise invalid("archive", "expected either an archive or images and labels, got both")
+        return Upload([], [], archives[0])
+    if not images:
+        raise invalid("images", "expected at least one image, or an archive")
+    if len(images) > settings.max_images:
+        raise too_many_images(settings)
+    if not labels:
+        raise invalid("labels", "expected a JSON array with one label for each image")
+    parsed = parse_json(labels[0], "labels")
+    if not isinstance(parsed, list):
+        raise invalid("labels", "expected a JSON array with one label for each image")
+    return Upload(images, parsed, None)
+
+
+def check_support(upload: Upload, manifest: Manifest, settings: Settings) -> Support:
+    """Decode and check the labelled images; takes a while, runs in a thread.
+
+    Raises:
+        Problem: 422 or 413 naming the item.
+    """
+    try:
+        if upload.archive is not None:
+            limits = Limits(max_files=settings.max_images)
+            return from_archive(upload.archive, manifest, limits=limits, max_pixels=settings.max_image_pixels)
+        return from_images(_Pictures(upload.images, settings), upload.labels, manifest)
+    except SupportError as error:
+        raise _problem(error) from error
+
+
+class _Pictures(Sequence[Pixels]):
+    """Image files that are decoded while somebody goes through them, one after the other."""
+
+    def __init__(self, files: list[bytes], settings: Settings) -> None:
+        self._files, self._settings = files, settings
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: Any) -> Any:
+        return next(decode_in_order([self._files[index]], self._settings))
+
+    def __iter__(self) -> Iterator[Pixels]:
+        return decode_in_order(self._files, self._settings)
+
+
+def _problem(error: SupportError) -> Problem:
+    field = error.field if error.index is None else f"{error.field}[{error.index}]"
+    too_large = error.kind == "too_large"
+    return Problem(
+        413 if too_large else 422,
+        str(error),
+        [FieldError(field, str(error))],
+        reason="too_large" if too_large else None,
+    )
+
+
+class Adaptation:
+    """Queues adaptations and waits for them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        jobs: JobQueue,
+        samples: Samples,
+        predictor: Predictor,
+    ) -> None:
+        self._settings, self._registry, self._jobs, self._samples = settings, registry, jobs, samples
+        self._predictor = predictor
+        self.is_stopping = False
+
+    def submit(self, deployment: str, support: Support, *, strategy: str, promote: str) -> Job:
+        """Store the samples and queue the job, or return the earlier job that answers it; runs in a thread.
+
+        Raises:
+            UnknownDeployment, QueueFull: see `JobQueue.add`.
+            OSError, DBAPIError: it cannot be stored; nothing is.
+        """
+        job = new_id()
+        self._samples.save(job, support)
+        try:
+            queued = self._jobs.add(
+                job=job,
+                deployment=deployment,
+                strategy=strategy,
+                promote=promote,
+                samples_digest=samples_digest(support),
+                support=SupportSummary(n=len(support), per_class=support.per_class),
+                max_queued=self._settings.max_queued_jobs,
+            )
+        except BaseException:
+            self._samples.delete(job)
+            raise
+        if queued.id != job:
+            self._samples.delete(job)
+        return queued
+
+    def stop_waiting(self) -> None:
+        """End all waits and event streams soon: the process stops."""
+        self.is_stopping = True
+
+    async def wait(self, job: Job, seconds: float) -> tuple[Job, bool]:
+        """Wait until a job is finished and, if it promoted, every live worker serves what it promoted.
+
+        Returns:
+            The job as it is then, and whether there is nothing left to wait for.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            if not job.is_finished:
+                found = await asyncio.to_thread(self._jobs.get, job.id)
+                job = found or job  # a deleted deployment takes its jobs along
+            if job.is_finished and (job.state != "promoted" or await self.is_rolled_out(job.deployment, job.version)):
+                return job, True
+            if time.monotonic() >= deadline or self.is_stopping:
+                return job, False
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def is_rolled_out(self, deployment: str, version: int | None) -> bool:
+        """Say if every live worker serves `version`, or what the deployment moved on to since."""
+        await self._predictor.refresh()
+        return await asyncio.to_thread(self._all_serve, deployment, version)
+
+    def _all_serve(self, deployment: str, version: int | None) -> bool:
+        try:
+            current = self._registry.deployment(deployment).version
+        except UnknownDeployment:
+            return True
+        workers = self._registry.workers(stale_seconds=self._settings.stale_seconds)
+        return bool(workers) and all(worker.loaded.get(deployment) in (version, current) for worker in workers)

@@ -1,0 +1,181 @@
+"""The app that BentoML mounts: its routes, and the endpoints around images, jobs and the service itself."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from service import deployments
+from service.adaptation import MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_support, read_upload
+from service.answers import confidences, predictions_json
+from service.context import Context, endpoint, json_response, refuse
+from service.decoding import decode_prepared
+from service.openapi import docs_page, openapi_document
+from service.predictor import DEFAULT
+from service.problems import Problem
+from service.queries import Query
+from service.schemas import Bases, JobView, base_view, job_view
+from service.tables import Job
+from service.uploads import media_type, read_images, read_multipart, unsupported
+
+DECODING_THREADS = 2
+EVENT_SECONDS = 0.25  # between two looks at a job that somebody follows
+QUIET_SECONDS = 15  # after which a comment keeps the stream open
+
+
+async def predict(context: Context, request: Request) -> Response:
+    """`POST /predict`."""
+    query = Query(request, ("deployment", "top_k"))
+    name = query.text("deployment", DEFAULT)
+    top_k = query.integer("top_k", 3, low=1)
+    loaded = await context.loaded(request, name)
+    files = await read_images(request, context.settings)
+    images = await decode_prepared(files, loaded.base.manifest.input, context.settings, context.decoding)
+    probabilities = confidences(await loaded.batcher.submit(images), loaded.soup.temperature)
+    loaded.metrics.images.inc(len(images))
+    for confidence in probabilities.max(axis=1).tolist():
+        loaded.metrics.confidence.observe(confidence)
+    class_names = loaded.base.manifest.class_names
+    body = predictions_json(name, loaded.pointer.version, probabilities, class_names, top_k=top_k)
+    return Response(body, media_type="application/json")
+
+
+async def adapt(context: Context, request: Request) -> Response:
+    """`POST /adapt`."""
+    query = Query(request, ("deployment", "strategy", "promote", "wait"))
+    name = query.text("deployment", DEFAULT)
+    strategy = query.choice("strategy", STRATEGIES)
+    promote = query.choice("promote", PROMOTES)
+    wait = query.number("wait", 30, low=0, high=MAX_WAIT_SECONDS)
+    loaded = await context.loaded(request, name)
+    if media_type(request) != "multipart/form-data":
+        raise unsupported(request, "multipart/form-data")
+    parts = await read_multipart(request, context.settings)
+    deadline = time.monotonic() + wait
+    upload = read_upload(parts, context.settings)
+    loop = asyncio.get_running_loop()
+    manifest = loaded.base.manifest
+    support = await loop.run_in_executor(context.decoding, check_support, upload, manifest, context.settings)
+    job = await asyncio.to_thread(context.adaptation.submit, name, support, strategy=strategy, promote=promote)
+    job, is_done = await context.adaptation.wait(job, deadline - time.monotonic())
+    if is_done:
+        return json_response(job_view(job))
+    return json_response(job_view(job), 202, {"Location": f"/jobs/{job.id}"})
+
+
+async def show_job(context: Context, request: Request) -> Response:
+    """`GET /jobs/{id}`."""
+    return json_response(job_view(await _job(context, request)))
+
+
+async def _job(context: Context, request: Request) -> Job:
+    job = await asyncio.to_thread(context.jobs.get, request.path_params["id"])
+    if job is None:
+        raise Problem(404, "there is no such job", reason="unknown_job")
+    return job
+
+
+async def follow_job(context: Context, request: Request) -> Response:
+    """`GET /jobs/{id}/events`."""
+    stream = _events(context, await _job(context, request))
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+async def _events(context: Context, job: Job) -> AsyncIterator[str]:
+    told, told_at = None, -math.inf
+    while not context.adaptation.is_stopping:
+        view = job_view(job)
+        if job.is_finished:
+            yield _event("done", view)
+            return
+        if view != told:
+            yield _event("progress", view)
+            told, told_at = view, time.monotonic()
+        elif time.monotonic() - told_at > QUIET_SECONDS:
+            yield ": still here\n\n"
+            told_at = time.monotonic()
+        await asyncio.sleep(EVENT_SECONDS)
+        found = await asyncio.to_thread(context.jobs.get, job.id)
+        if found is None:
+            return
+        job = found
+
+
+def _event(name: str, view: JobView) -> str:
+    return f"event: {name}\ndata: {view.model_dump_json()}\n\n"
+
+
+async def show_bases(context: Context, _: Request) -> Response:
+    """`GET /bases`."""
+    return json_response(Bases(bases=[base_view(base.manifest) for base in context.catalog.values()]))
+
+
+async def show_metrics(context: Context, _: Request) -> Response:
+    """`GET /metrics`."""
+    text = await asyncio.to_thread(context.metrics.render)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@cache
+def _document() -> dict[str, Any]:
+    return openapi_document()
+
+
+async def openapi(_: Context, __: Request) -> Response:
+    """`GET /openapi.json`."""
+    return JSONResponse(_document())
+
+
+async def docs(_: Context, __: Request) -> Response:
+    """`GET /docs`."""
+    headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    return HTMLResponse(docs_page(_document()), headers=headers)
+
+
+async def index(_: Context, __: Request) -> Response:
+    """`GET /`: what this is and where to go on."""
+    links = {"docs": "/docs", "openapi": "/openapi.json", "deployments": "/deployments", "bases": "/bases"}
+    return JSONResponse({"service": "saucier", "version": _document()["info"]["version"], **links})
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Render what Starlette itself raises: no such route, no such method."""
+    return refuse(request, error)
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    context: Context = app.state.context
+    await context.predictor.start()
+    yield
+    await context.predictor.stop()
+
+
+def create_app() -> Starlette:
+    """Return the app that BentoML mounts; its `state.context` is set when the process makes its service."""
+    routes = [
+        Route("/predict", endpoint(predict), methods=["POST"]),
+        Route("/adapt", endpoint(adapt), methods=["POST"]),
+        Route("/jobs/{id}", endpoint(show_job)),
+        Route("/jobs/{id}/events", endpoint(follow_job)),
+        Route("/deployments", endpoint(deployments.list_deployments)),
+        Route("/deployments/{name}", endpoint(deployments.one), methods=["GET", "PUT", "DELETE"]),
+        Route("/deployments/{name}/soups", endpoint(deployments.list_soups)),
+        Route("/deployments/{name}/soup", endpoint(deployments.set_soup), methods=["PUT"]),
+        Route("/bases", endpoint(show_bases)),
+        Route("/metrics", endpoint(show_metrics)),
+        Route("/openapi.json", endpoint(openapi)),
+        Route("/docs", endpoint(docs)),
+        Route("/", endpoint(index)),
+    ]
+    return Starlette(routes=routes, lifespan=_lifespan, exception_handlers={HTTPException: _refuse})

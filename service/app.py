@@ -1,0 +1,202 @@
+"""The BentoML services and their wiring. Plain `bentoml serve` in the root of the repository starts both.
+
+`Saucier` has the predictor processes that answer HTTP; `Adapter` is one process that only works on jobs. They meet in
+the registry. Importing this module imports neither torch nor timm.
+"""
+
+import logging
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
+
+import bentoml
+from _bentoml_impl.server.app import ServiceAppFactory  # type: ignore[import-untyped]
+from _bentoml_sdk.service import Service  # type: ignore[import-untyped]
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import ASGIApp
+
+from adapt.soup import default_soup
+from deploy.layout import BundleError
+from service.adaptation import Adaptation
+from service.adapter import AdapterLoop
+from service.api import DECODING_THREADS, create_app
+from service.catalog import Base, check_bundles, choose_default, read_catalog
+from service.context import Context
+from service.database import Database
+from service.jobs import JobQueue
+from service.metrics import Metrics
+from service.predictor import DEFAULT, Predictor
+from service.registry import Conflict, Registry
+from service.samples import Samples
+from service.security import Gate
+from service.settings import Settings, SettingsError
+from training.manifest import BaseSetError
+
+logger = logging.getLogger("service")
+
+BENTOML_ROUTES = frozenset({"/livez", "/healthz", "/readyz"})  # the only ones of its own that stay
+
+
+def _load_settings() -> Settings:
+    try:
+        return Settings.load()
+    except SettingsError as error:
+        raise SystemExit(f"saucier: {error}") from None
+
+
+settings = _load_settings()  # BentoML wants the number of workers when the class is declared
+app = create_app()
+
+
+class QuietService(Service[Any]):  # type: ignore[misc]
+    """A BentoML service whose HTTP surface is ours alone."""
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        """Return the app of one process.
+
+        Of BentoML's routes only the probes stay: its start page loads scripts of third parties. Its time limit per
+        request is left out, as it keeps a timer and a future alive for every request it has seen within the limit; the
+        limits that are needed stand where bodies are read and jobs are waited for. So are its request metrics: they
+        have a label for every path that anyone ever asks for.
+        """
+        self.inject_config()
+        factory = ServiceAppFactory(self, is_main=is_main)
+        factory.timeout = None
+        built: Starlette = factory()
+        built.router.routes[:] = [
+            *(route for route in built.router.routes if getattr(route, "path", None) in BENTOML_ROUTES),
+            *(Mount(path, mounted) for mounted, path, _ in self.mount_apps),
+        ]
+        return Gate(built, allowed_hosts=frozenset({settings.host, *settings.allowed_hosts}), on_refusal=_count)
+
+
+def _count(problem: Any) -> None:
+    context: Context | None = getattr(app.state, "context", None)
+    if context is not None:
+        context.metrics.reject(problem, "")
+
+
+# Requests are not traced or logged one by one, which would cost more than some take; BentoML's own configuration
+# (BENTOML_CONFIG) can switch both on again.
+_COMMON: dict[str, Any] = {
+    "service_class": QuietService,
+    "logging": {"access": {"enabled": False}},
+    "metrics": {"enabled": False},
+    "tracing": {"excluded_urls": ".*"},
+    "runner_probe": {"enabled": False},  # predictors serve on while the adapter starts again
+}
+
+
+@bentoml.service(name="Adapter", workers=1, **_COMMON)
+class Adapter:
+    """Works on adaptation jobs."""
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    def start(self) -> None:
+        """Start the loop in its thread."""
+        _set_up_logging()
+        database = Database(settings.registry_url)
+        self._loop = AdapterLoop(
+            settings,
+            read_catalog(settings.bases, check_files=False),
+            Registry(database),
+            JobQueue(database),
+            Samples(settings.samples_path),
+            Metrics(),
+        )
+        self._loop.start()
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    def stop(self) -> None:
+        """Put the job at hand back."""
+        self._loop.stop()
+
+
+@bentoml.service(
+    name="Saucier", workers=settings.workers, http={"host": settings.host, "port": settings.port}, **_COMMON
+)
+@bentoml.asgi_app(app)
+class Saucier:
+    """Classifies images with the current soup of each deployment."""
+
+    adapter = bentoml.depends(Adapter)
+
+    def __init__(self) -> None:
+        _set_up_logging()
+        database = Database(settings.registry_url)
+        registry, jobs, samples = Registry(database), JobQueue(database), Samples(settings.samples_path)
+        catalog = read_catalog(settings.bases, check_files=False)
+        metrics = Metrics()
+        predictor = Predictor(settings, catalog, registry, metrics)
+        adaptation = Adaptation(settings, registry, jobs, samples, predictor)
+        self._predictor = predictor
+        app.state.context = Context(
+            settings=settings,
+            catalog=catalog,
+            registry=registry,
+            jobs=jobs,
+            samples=samples,
+            metrics=metrics,
+            predictor=predictor,
+            adaptation=adaptation,
+            decoding=ThreadPoolExecutor(DECODING_THREADS, "decoding"),
+        )
+        _before_stopping(adaptation.stop_waiting)
+
+    async def __is_ready__(self) -> bool:
+        return self._predictor.is_ready
+
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
+    @staticmethod
+    def prepare() -> None:
+        """Verify the base sets and make the registry ready, once, before any process is started.
+
+        Raises:
+            SystemExit: with one line that names the file and what was expected.
+        """
+        try:
+            catalog = read_catalog(settings.bases, check_files=True)
+            check_bundles(catalog, settings.home)
+            prepare_registry(catalog)
+        except (BaseSetError, BundleError, Conflict) as error:
+            raise SystemExit(f"saucier: {error}") from None
+        except (SQLAlchemyError, OSError) as error:
+            cause = " ".join(str(getattr(error, "orig", error)).split())
+            place = settings.home if settings.database_url is None else "SAUCIER_DATABASE_URL"
+            raise SystemExit(f"saucier: {place}: expected to make or open the registry there: {cause}") from None
+
+
+def prepare_registry(catalog: dict[str, Base]) -> None:
+    """Make tables and the deployment `default`; move deployments on whose base set has new weights."""
+    if settings.database_url is None:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.registry_url)
+    database.create()
+    registry = Registry(database)
+    registry.ensure_deployment(DEFAULT, default_soup(choose_default(catalog, settings).manifest))
+    for deployment in registry.deployments():
+        if deployment.base_set in catalog:
+            registry.ensure_deployment(deployment.name, default_soup(catalog[deployment.base_set].manifest))
+    database.close()
+
+
+def _set_up_logging() -> None:
+    """Let our messages through at INFO; BentoML has set the handlers up and keeps the root at WARNING."""
+    logger.setLevel(logging.INFO)
+
+
+def _before_stopping(action: Callable[[], None]) -> None:
+    """Call `action` when the process is asked to stop, before uvicorn waits for open requests to end."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        earlier = signal.getsignal(number)
+
+        def handler(received: int, frame: FrameType | None, earlier: Any = earlier) -> None:
+            action()
+            if callable(earlier):
+                earlier(received, frame)
+
+        signal.signal(number, handler)

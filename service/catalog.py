@@ -1,0 +1,79 @@
+"""The base sets a service was started with: found, verified, named. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.layout import BundleError, find_bundle, read_info
+from service.settings import Settings
+from training.manifest import MANIFEST_NAME, BaseSetError, Manifest, read_manifest
+
+USUAL_BASE_SET = "cifar10-small"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base set and where it lies."""
+
+    folder: Path
+    manifest: Manifest
+
+    def bundle(self, home: Path) -> Path | None:
+        """Return the folder of its serving bundle, or None while there is none."""
+        return find_bundle(self.folder, self.manifest, home)
+
+
+def read_catalog(folder: Path, *, check_files: bool) -> dict[str, Base]:
+    """Return the base sets below `folder` (or `folder` itself, if it is one) by name.
+
+    Args:
+        folder: the setting SAUCIER_BASES.
+        check_files: compare the SHA-256 of every weight file as well.
+
+    Raises:
+        BaseSetError: there is none, two have one name, or one is corrupt; one line that names the file.
+    """
+    folders = [folder] if _is_base_set(folder) else sorted(path for path in folder.glob("*") if _is_base_set(path))
+    if not folders:
+        raise BaseSetError(f"{folder}: expected at least one base set, found no {MANIFEST_NAME} (SAUCIER_BASES)")
+    catalog: dict[str, Base] = {}
+    for path in folders:
+        manifest = read_manifest(path, check_files=check_files)
+        if manifest.name in catalog:
+            other = catalog[manifest.name].folder
+            raise BaseSetError(f"{path / MANIFEST_NAME}: {other} has a base set named {manifest.name!r}, too")
+        catalog[manifest.name] = Base(path, manifest)
+    return catalog
+
+
+def _is_base_set(folder: Path) -> bool:
+    """Say if the folder is meant to be a base set; one that lost its manifest is, too, and must not go unnoticed."""
+    return (folder / MANIFEST_NAME).is_file() or any(folder.glob("*.safetensors"))
+
+
+def choose_default(catalog: dict[str, Base], settings: Settings) -> Base:
+    """Return the base set of the deployment `default`.
+
+    Raises:
+        BaseSetError: it is not there, or it is not clear which one is meant.
+    """
+    name = settings.base_set or (next(iter(catalog)) if len(catalog) == 1 else USUAL_BASE_SET)
+    if name in catalog:
+        return catalog[name]
+    if settings.base_set is not None:
+        raise BaseSetError(f"{settings.bases}: expected a base set named {name!r}, found {sorted(catalog)}")
+    raise BaseSetError(
+        f"{settings.bases}: expected one base set or one named {name!r}, found {sorted(catalog)}: set SAUCIER_BASE_SET"
+    )
+
+
+def check_bundles(catalog: dict[str, Base], home: Path) -> None:
+    """Verify every file of the serving bundles that exist.
+
+    Raises:
+        BundleError: with one line that names the file.
+    """
+    for base in catalog.values():
+        if (folder := base.bundle(home)) is not None:
+            info = read_info(folder)
+            if info.base_digest != base.manifest.digest:
+                raise BundleError(f"{folder}: expected the bundle of {base.manifest.digest[:12]}: remove the folder")

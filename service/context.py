@@ -1,0 +1,94 @@
+"""What the endpoints of one predictor process share, and how an endpoint is called."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.adaptation import Adaptation
+from service.catalog import Base
+from service.jobs import JobQueue
+from service.metrics import Metrics
+from service.predictor import LoadedSoup, Predictor
+from service.problems import FieldError, Problem, as_problem, render, unavailable
+from service.registry import Registry
+from service.samples import Samples
+from service.settings import Settings
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of one predictor process."""
+
+    settings: Settings
+    catalog: Mapping[str, Base]
+    registry: Registry
+    jobs: JobQueue
+    samples: Samples
+    metrics: Metrics
+    predictor: Predictor
+    adaptation: Adaptation
+    decoding: ThreadPoolExecutor
+
+    async def loaded(self, request: Request, name: str) -> LoadedSoup:
+        """Return what serves a deployment, and note that it exists, for the metrics.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+            Problem: 503, it cannot serve yet.
+        """
+        if not self.predictor.is_ready:
+            raise unavailable("the current soup is not loaded yet")
+        loaded = await self.predictor.get(name)
+        request.state.deployment = name
+        return loaded
+
+
+Answer = Callable[[Context, Request], Awaitable[Response]]
+
+
+def endpoint(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint that answers with this process's context and renders whatever is raised."""
+
+    async def answer_or_refuse(request: Request) -> Response:
+        try:
+            return await answer(request.app.state.context, request)
+        except Exception as error:
+            return refuse(request, error)
+
+    return answer_or_refuse
+
+
+def refuse(request: Request, error: Exception) -> Response:
+    """Return the problem that stands for an exception, and count it."""
+    problem = as_problem(error)
+    context: Context = request.app.state.context
+    context.metrics.reject(problem, getattr(request.state, "deployment", ""))
+    return render(problem)
+
+
+def checked(model: type[Model], body: dict[str, Any]) -> Model:
+    """Return a request body as a model.
+
+    Raises:
+        Problem: 422 with every field at fault.
+    """
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        errors = [
+            FieldError(".".join(map(str, problem["loc"]))[:200] or "body", problem["msg"].removeprefix("Value error, "))
+            for problem in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        raise Problem(422, f"{errors[0].field}: {errors[0].message}", errors) from None
+
+
+def json_response(model: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a model as a JSON answer."""
+    return Response(model.model_dump_json(), status, headers, media_type="application/json")

@@ -1,0 +1,59 @@
+"""Image files of a request to network input, off the event loop where that pays."""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+
+from service.problems import Problem, invalid
+from service.settings import Settings
+from training.images import ImageError, Pixels, decode, prepare
+from training.manifest import InputSpec
+
+INLINE_BYTES = 16_384  # of all files together: a thread would cost more than it saves
+INLINE_PIXELS = 65_536  # of one image: small files can be large pictures
+
+
+def decode_in_order(files: Iterable[bytes], settings: Settings, *, max_pixels: int | None = None) -> Iterator[Pixels]:
+    """Yield the pictures (H, W, 3) of image files, one at a time, as only one should be in memory.
+
+    Raises:
+        Problem: 422 or 413 naming the file's index.
+    """
+    total = 0
+    for index, file in enumerate(files):
+        try:
+            pixels = decode(file, max_pixels=max_pixels or settings.max_image_pixels)
+        except ImageError as error:
+            raise _rejected(index, error) from error
+        total += pixels.shape[0] * pixels.shape[1]
+        if total > settings.max_request_pixels:
+            raise Problem(413, f"expected at most {settings.max_request_pixels} pixels in one request", reason="pixels")
+        yield pixels
+
+
+def _rejected(index: int, error: ImageError) -> Problem:
+    problem = invalid(f"images[{index}]", str(error), status=413 if error.kind == "too_large" else 422)
+    problem.reason = "pixels" if error.kind == "too_large" else "undecodable"
+    return problem
+
+
+async def decode_prepared(
+    files: Sequence[bytes], spec: InputSpec, settings: Settings, executor: Executor
+) -> list[Pixels]:
+    """Return the images at the network's input size.
+
+    Raises:
+        Problem: see `decode_in_order`.
+    """
+    if sum(map(len, files)) <= INLINE_BYTES:
+        try:
+            return _prepared(files, spec, settings, min(INLINE_PIXELS, settings.max_image_pixels))
+        except Problem as problem:
+            if problem.reason != "pixels":
+                raise
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(executor, _prepared, files, spec, settings, settings.max_image_pixels)
+
+
+def _prepared(files: Sequence[bytes], spec: InputSpec, settings: Settings, max_pixels: int) -> list[Pixels]:
+    return [prepare(pixels, spec) for pixels in decode_in_order(files, settings, max_pixels=max_pixels)]

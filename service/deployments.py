@@ -1,0 +1,154 @@
+"""The endpoints below `/deployments`: make, look, go back, dial, delete."""
+
+import asyncio
+import re
+import time
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from adapt.soup import Soup, SoupError, check_soup, default_soup, make_soup
+from deploy.runtime import UnusableSoup
+from service.catalog import Base
+from service.context import Context, checked, json_response
+from service.predictor import DEFAULT, NotReady
+from service.problems import Problem, invalid, unavailable
+from service.schemas import (
+    DEPLOYMENT_NAME,
+    MAX_COEFFICIENT,
+    DeploymentEntry,
+    Deployments,
+    NewDeployment,
+    NewSoup,
+    Soups,
+    deployment_view,
+    soup_view,
+    worker_view,
+)
+from service.uploads import read_json
+
+ROLLOUT_SECONDS = 10  # how long a rollback or the dial waits for the workers before it answers 202
+
+
+async def list_deployments(context: Context, _: Request) -> Response:
+    """`GET /deployments`."""
+    rows = await asyncio.to_thread(context.registry.deployments)
+    entries = [DeploymentEntry(deployment=row.name, base_set=row.base_set, version=row.version) for row in rows]
+    return json_response(Deployments(deployments=entries))
+
+
+async def one(context: Context, request: Request) -> Response:
+    """`/deployments/{name}`, whatever the method."""
+    if request.method == "PUT":
+        return await make(context, request)
+    if request.method == "DELETE":
+        return await delete(context, request)
+    return await asyncio.to_thread(_answer, context, request.path_params["name"], 200)
+
+
+def _answer(context: Context, name: str, status: int) -> Response:
+    found = context.registry.deployment(name)
+    soup = context.registry.soup(name, found.version)
+    workers = context.registry.workers(stale_seconds=context.settings.stale_seconds)
+    return json_response(deployment_view(found, soup, [worker_view(worker, name) for worker in workers]), status)
+
+
+async def make(context: Context, request: Request) -> Response:
+    """`PUT /deployments/{name}`."""
+    name = request.path_params["name"]
+    if not re.fullmatch(DEPLOYMENT_NAME, name):
+        raise invalid("name", f"expected a name that matches {DEPLOYMENT_NAME}")
+    wanted = checked(NewDeployment, await read_json(request, context.settings)).base_set
+    if wanted not in context.catalog:
+        raise invalid("base_set", f"expected one of {sorted(context.catalog)}, got {wanted[:80]!r}")
+    soup = default_soup(context.catalog[wanted].manifest)
+    is_new = await asyncio.to_thread(context.registry.ensure_deployment, name, soup)
+    await context.predictor.refresh()
+    return await asyncio.to_thread(_answer, context, name, 201 if is_new else 200)
+
+
+async def delete(context: Context, request: Request) -> Response:
+    """`DELETE /deployments/{name}`."""
+    name = request.path_params["name"]
+    if name == DEFAULT:
+        raise Problem(409, f"the deployment {DEFAULT!r} cannot be deleted")
+    for job in await asyncio.to_thread(context.registry.delete_deployment, name):
+        await asyncio.to_thread(context.samples.delete, job)
+    await context.predictor.refresh()
+    return Response(status_code=204)
+
+
+async def list_soups(context: Context, request: Request) -> Response:
+    """`GET /deployments/{name}/soups`."""
+    name = request.path_params["name"]
+    found = await asyncio.to_thread(context.registry.deployment, name)
+    rows = await asyncio.to_thread(context.registry.soups, name)
+    return json_response(Soups(deployment=name, soups=[soup_view(row, found.version) for row in rows]))
+
+
+async def set_soup(context: Context, request: Request) -> Response:
+    """`PUT /deployments/{name}/soup`: a rollback or the dial."""
+    name = request.path_params["name"]
+    found = await asyncio.to_thread(context.registry.deployment, name)
+    wanted = checked(NewSoup, await read_json(request, context.settings))
+    if (wanted.version is None) == (wanted.coefficients is None):
+        raise invalid("body", "expected either version or coefficients")
+    if found.base_set not in context.catalog:
+        raise unavailable("the base set of the deployment is not there")
+    await asyncio.to_thread(_change, context, name, wanted)
+    version = (await asyncio.to_thread(context.registry.deployment, name)).version
+    status = 200 if await _rolled_out(context, name, version) else 202
+    return await asyncio.to_thread(_answer, context, name, status)
+
+
+def _change(context: Context, name: str, wanted: NewSoup) -> None:
+    """Check what is wanted and make it current."""
+    registry = context.registry
+    found = registry.deployment(name)
+    base = context.catalog[found.base_set]
+    expected = wanted.expected_version
+    if wanted.version is not None:
+        _check_servable(context, base, registry.soup(name, wanted.version))
+        registry.point_at(name, wanted.version, expected_version=expected)
+    else:
+        soup = _dialled(base, wanted.coefficients or {}, registry.soup(name, found.version))
+        _check_servable(context, base, soup)
+        registry.dial(name, soup, expected_version=expected)
+
+
+def _check_servable(context: Context, base: Base, soup: Soup) -> None:
+    """Build the soup's network once, here, before anyone is told to serve it."""
+    try:
+        check_soup(soup, base.manifest)
+        context.predictor.build(base, soup)
+    except SoupError:
+        raise Problem(409, "that version was made for other weights than those of the base set now") from None
+    except UnusableSoup as error:
+        raise invalid("coefficients", str(error)) from None
+    except NotReady:
+        raise unavailable("the serving bundle of the base set is not ready yet") from None
+
+
+def _dialled(base: Base, coefficients: dict[str, float], current: Soup) -> Soup:
+    """Return the soup of coefficients set by hand; the rest stays as in the current one.
+
+    Raises:
+        Problem: 422 naming the coefficient.
+    """
+    for name, value in coefficients.items():
+        if abs(value) > MAX_COEFFICIENT:
+            limit = f"expected a value within [-{MAX_COEFFICIENT:g}, {MAX_COEFFICIENT:g}], got {value:g}"
+            raise invalid(f"coefficients.{name[:80]}", limit)
+    try:
+        return make_soup(base.manifest, coefficients, bn_mode=current.bn_mode, temperature=current.temperature)
+    except ValueError as error:
+        raise invalid("coefficients", str(error)) from None
+
+
+async def _rolled_out(context: Context, name: str, version: int) -> bool:
+    deadline = time.monotonic() + ROLLOUT_SECONDS
+    while not await context.adaptation.is_rolled_out(name, version):
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(0.05)
+    return True

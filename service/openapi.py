@@ -1,0 +1,306 @@
+"""The OpenAPI 3.1 document of the routes, and a page that shows it without asking anyone else for a script."""
+
+import html
+import json
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.problems import MEDIA_TYPE
+from service.schemas import (
+    DEPLOYMENT_NAME,
+    Bases,
+    Deployments,
+    DeploymentView,
+    JobView,
+    NewDeployment,
+    NewSoup,
+    Predictions,
+    Soups,
+)
+
+Json = dict[str, Any]
+
+_MODELS: tuple[type[BaseModel], ...] = (
+    Bases,
+    Deployments,
+    DeploymentView,
+    JobView,
+    NewDeployment,
+    NewSoup,
+    Predictions,
+    Soups,
+)
+_PROBLEM: Json = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "errors"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["field", "message"],
+                "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
+            },
+        },
+    },
+}
+_IMAGE_PARTS: Json = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+_UPLOAD_PROBLEMS = (400, 403, 404, 408, 413, 415, 422, 503)
+
+
+def _reference(model: type[BaseModel]) -> Json:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _json(schema: Json, description: str) -> Json:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _text(media_type: str, description: str) -> Json:
+    return {"description": description, "content": {media_type: {"schema": {"type": "string"}}}}
+
+
+def _problems(*statuses: int) -> Json:
+    answer = {
+        "description": "problem details",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    return {str(status): answer for status in statuses}
+
+
+def _query(name: str, description: str, schema: Json) -> Json:
+    return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
+
+
+def _path(name: str, description: str, schema: Json | None = None) -> Json:
+    schema = schema or {"type": "string"}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+
+
+_DEPLOYMENT = _query("deployment", "name of the deployment", {"type": "string", "default": "default"})
+_NAME = _path("name", "name of the deployment", {"type": "string", "pattern": DEPLOYMENT_NAME})
+_JOB = _path("id", "the job")
+
+
+def _predict() -> Json:
+    return {
+        "summary": "Classify images",
+        "parameters": [
+            _DEPLOYMENT,
+            _query(
+                "top_k",
+                "classes per image; larger than their number is clipped",
+                {"type": "integer", "minimum": 1, "default": 3},
+            ),
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {"type": "object", "required": ["images"], "properties": {"images": _IMAGE_PARTS}}
+                },
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["images"],
+                        "additionalProperties": False,
+                        "properties": {
+                            "images": {
+                                "type": "array",
+                                "minItems": 1,
+                                "items": {"type": "string", "contentEncoding": "base64"},
+                            }
+                        },
+                    }
+                },
+                "image/*": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+        "responses": {
+            "200": _json(_reference(Predictions), "predictions in request order"),
+            **_problems(*_UPLOAD_PROBLEMS),
+        },
+    }
+
+
+def _adapt() -> Json:
+    return {
+        "summary": "Find a better soup for a few labelled images",
+        "parameters": [
+            _DEPLOYMENT,
+            _query("strategy", "how to search", {"enum": ["auto", "grid"], "default": "auto"}),
+            _query(
+                "promote",
+                "auto: only what beats the current soup on images it was not chosen on",
+                {"enum": ["auto", "always", "never"], "default": "auto"},
+            ),
+            _query(
+                "wait", "seconds to wait for the end", {"type": "number", "minimum": 0, "maximum": 50, "default": 30}
+            ),
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "oneOf": [
+                            {
+                                "type": "object",
+                                "required": ["images", "labels"],
+                                "properties": {
+                                    "images": _IMAGE_PARTS,
+                                    "labels": {
+                                        "type": "string",
+                                        "description": "JSON array of class names or indices, in order",
+                                    },
+                                },
+                            },
+                            {
+                                "type": "object",
+                                "required": ["archive"],
+                                "properties": {
+                                    "archive": {
+                                        "type": "string",
+                                        "format": "binary",
+                                        "description": ".zip or .tar with one folder per class",
+                                    }
+                                },
+                            },
+                        ]
+                    }
+                }
+            },
+        },
+        "responses": {
+            "200": _json(_reference(JobView), "the job is finished; if it promoted, every live worker serves it"),
+            "202": {
+                **_json(_reference(JobView), "the job, or its rollout, still runs"),
+                "headers": {"Location": {"schema": {"type": "string"}, "description": "/jobs/{id}"}},
+            },
+            **_problems(*_UPLOAD_PROBLEMS, 429, 507),
+        },
+    }
+
+
+def _get(summary: str, answer: Json, *problems: int, parameters: list[Json] | None = None) -> Json:
+    return {"summary": summary, "parameters": parameters or [], "responses": {"200": answer, **_problems(*problems)}}
+
+
+def _body(model: type[BaseModel]) -> Json:
+    return {"required": True, "content": {"application/json": {"schema": _reference(model)}}}
+
+
+def _paths() -> Json:
+    view, job = _reference(DeploymentView), _reference(JobView)
+    return {
+        "/predict": {"post": _predict()},
+        "/adapt": {"post": _adapt()},
+        "/jobs/{id}": {"get": _get("Look at a job", _json(job, "the job"), 404, 503, parameters=[_JOB])},
+        "/jobs/{id}/events": {
+            "get": _get(
+                "Follow a job",
+                _text("text/event-stream", "server-sent events `progress` and at last `done`, each with the job"),
+                404,
+                503,
+                parameters=[_JOB],
+            )
+        },
+        "/deployments": {"get": _get("List the deployments", _json(_reference(Deployments), "all deployments"), 503)},
+        "/deployments/{name}": {
+            "get": _get(
+                "Look at a deployment and its rollout", _json(view, "the deployment"), 404, 503, parameters=[_NAME]
+            ),
+            "put": {
+                "summary": "Make a deployment",
+                "parameters": [_NAME],
+                "requestBody": _body(NewDeployment),
+                "responses": {
+                    "200": _json(view, "it is there already"),
+                    "201": _json(view, "it was made"),
+                    **_problems(400, 403, 409, 413, 415, 422, 503),
+                },
+            },
+            "delete": {
+                "summary": "Delete a deployment with its soups, jobs and samples",
+                "parameters": [_NAME],
+                "responses": {"204": {"description": "it is gone"}, **_problems(403, 404, 409, 503)},
+            },
+        },
+        "/deployments/{name}/soups": {
+            "get": _get(
+                "List the soup versions with their evidence",
+                _json(_reference(Soups), "all versions, newest first"),
+                404,
+                503,
+                parameters=[_NAME],
+            )
+        },
+        "/deployments/{name}/soup": {
+            "put": {
+                "summary": "Go back to a version, or dial coefficients by hand",
+                "parameters": [_NAME],
+                "requestBody": _body(NewSoup),
+                "responses": {
+                    "200": _json(view, "every live worker serves it"),
+                    "202": _json(view, "it is current; the rollout goes on"),
+                    **_problems(400, 403, 404, 409, 413, 415, 422, 503),
+                },
+            }
+        },
+        "/bases": {"get": _get("List the base sets", _json(_reference(Bases), "all base sets"))},
+        "/metrics": {"get": _get("Metrics of all processes", _text("text/plain", "Prometheus text format"))},
+        "/livez": {"get": _get("Is the process alive?", _text("text/plain", "it is"))},
+        "/readyz": {"get": _get("Is the current soup being served?", _text("text/plain", "it is"), 503)},
+    }
+
+
+def openapi_document() -> Json:
+    """Return the OpenAPI document of the service."""
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in _MODELS], ref_template="#/components/schemas/{model}"
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Saucier",
+            "version": version("saucier"),
+            "description": "Image classification by soups of robust ingredients that adapt to distribution shift.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": _paths(),
+        "components": {"schemas": {**definitions["$defs"], "Problem": _PROBLEM}},
+    }
+
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}
+code,pre{font:14px/1.4 ui-monospace,monospace}pre{overflow:auto}b{display:inline-block;min-width:4.5rem}
+details{border-top:1px solid #8884;padding:.5rem 0}summary{cursor:pointer}
+"""
+
+
+def docs_page(document: Json) -> str:
+    """Return a page of HTML that shows the document: no scripts, nothing loaded from elsewhere."""
+    blocks = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            detail = html.escape(json.dumps({key: operation[key] for key in operation if key != "summary"}, indent=2))
+            blocks.append(
+                f"<details><summary><b>{method.upper()}</b> <code>{html.escape(path)}</code> "
+                f"{html.escape(operation['summary'])}</summary><pre>{detail}</pre></details>"
+            )
+    schemas = html.escape(json.dumps(document["components"]["schemas"], indent=2))
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Saucier: HTTP interface</title>'
+        f"<style>{_STYLE}</style><h1>Saucier {html.escape(document['info']['version'])}</h1>"
+        f'<p>{html.escape(document["info"]["description"])} The same as a file: <a href="/openapi.json">'
+        f"openapi.json</a>.</p>{''.join(blocks)}"
+        f"<details><summary><b>Schemas</b></summary><pre>{schemas}</pre></details></html>"
+    )

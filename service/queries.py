@@ -1,0 +1,59 @@
+"""Query parameters: known names only, values checked, a 400 that names the one at fault."""
+
+import math
+from collections.abc import Sequence
+
+from starlette.requests import Request
+
+from service.problems import invalid
+
+
+class Query:
+    """The query parameters of a request to a route that takes `names`.
+
+    Raises:
+        Problem: 400, a name is unknown or given twice.
+    """
+
+    def __init__(self, request: Request, names: Sequence[str]) -> None:
+        self._values: dict[str, str] = {}
+        for name, value in request.query_params.multi_items():
+            if name not in names:
+                raise invalid(name, f"unknown query parameter; expected {', '.join(names)}", status=400)
+            if name in self._values:
+                raise invalid(name, "expected once in the query", status=400)
+            self._values[name] = value
+
+    def text(self, name: str, default: str) -> str:
+        """Return a parameter as it is."""
+        return self._values.get(name, default)
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """Return one of the choices; the first is the default."""
+        value = self._values.get(name, choices[0])
+        if value not in choices:
+            raise invalid(name, f"expected one of {', '.join(choices)}, got {value[:80]!r}", status=400)
+        return value
+
+    def integer(self, name: str, default: int, *, low: int) -> int:
+        """Return a whole number of at least `low`; absurdly large ones come back smaller, but large."""
+        value = self._values.get(name)
+        if value is None:
+            return default
+        digits = value.removeprefix("+")
+        if not (digits.isascii() and digits.isdecimal()) or int(digits[:18]) < low:
+            raise invalid(name, f"expected a whole number >= {low}, got {value[:80]!r}", status=400)
+        return int(digits[:18])
+
+    def number(self, name: str, default: float, *, low: float, high: float) -> float:
+        """Return a number within [low, high]."""
+        value = self._values.get(name)
+        if value is None:
+            return default
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise invalid(name, f"expected a number from {low:g} to {high:g}, got {value[:80]!r}", status=400)
+        return number

@@ -1,0 +1,242 @@
+"""What goes over HTTP as JSON: request bodies are checked against these models, answers are built from them."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from adapt.soup import AccuracySummary, BnMode, SearchSummary, Soup, SupportSummary
+from service.tables import Deployment, Job, SoupVersion, Worker
+from training.manifest import Frozen, Ingredient, InputSpec, Manifest
+
+DEPLOYMENT_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+MAX_COEFFICIENT = 2.0  # of the dial, either sign
+
+JobState = Literal["queued", "running", "promoted", "kept", "failed"]
+
+
+class Score(Frozen):
+    """One class of one image."""
+
+    label: str
+    index: int
+    confidence: float = Field(ge=0, le=1, description="softmax of the logits at the soup's temperature")
+
+
+class Prediction(Score):
+    """The most probable class of one image."""
+
+    top_k: list[Score] = Field(description="the most probable classes, best first")
+
+
+class Predictions(Frozen):
+    """Answer of `/predict`, in request order."""
+
+    deployment: str
+    version: int = Field(description="soup version that all images were served with")
+    predictions: list[Prediction]
+
+
+class JobView(Frozen):
+    """A job; fields that are not known yet are null."""
+
+    job: str
+    deployment: str
+    state: JobState
+    version: int | None = Field(description="promoted: the new version; kept or failed: the one still served")
+    previous_version: int | None = Field(description="what was served before a promotion")
+    candidate_version: int | None = Field(description="the version that holds what was found")
+    coefficients: dict[str, float] | None = Field(description="of what was found, by ingredient")
+    support: SupportSummary | None
+    accuracy: AccuracySummary | None
+    search: SearchSummary | None
+    ingredients: dict[str, float] | None = Field(description="accuracy of each ingredient alone")
+    reason: str | None
+    progress: float = Field(ge=0, le=1)
+    message: str = Field(description="what the adapter is doing")
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class WorkerView(Frozen):
+    """A predictor process and how far the rollout has come there."""
+
+    id: str
+    pid: int
+    host: str
+    provider: str | None = Field(description="ONNX Runtime provider in use")
+    version: int | None = Field(description="soup version it serves; null if it has none yet")
+    heartbeat_at: datetime
+
+
+class DeploymentView(Frozen):
+    """A deployment and its current soup."""
+
+    deployment: str
+    base_set: str
+    version: int
+    coefficients: dict[str, float]
+    bn_mode: BnMode
+    temperature: float
+    created_at: datetime
+    is_rolled_out: bool = Field(description="every live worker serves the current version")
+    workers: list[WorkerView]
+
+
+class DeploymentEntry(Frozen):
+    """A deployment in the list of all."""
+
+    deployment: str
+    base_set: str
+    version: int
+
+
+class Deployments(Frozen):
+    """All deployments."""
+
+    deployments: list[DeploymentEntry]
+
+
+class SoupView(Frozen):
+    """One soup version with its evidence."""
+
+    version: int
+    is_current: bool
+    source: Literal["default", "adapt", "dial"]
+    job: str | None
+    coefficients: dict[str, float]
+    bn_mode: BnMode
+    temperature: float
+    base_digest: str
+    evidence: dict[str, Any] | None
+    created_at: datetime
+
+
+class Soups(Frozen):
+    """All soup versions of a deployment, newest first."""
+
+    deployment: str
+    soups: list[SoupView]
+
+
+class BaseView(Frozen):
+    """A base set that deployments can be made of."""
+
+    name: str
+    digest: str
+    architecture: str
+    input: InputSpec
+    class_names: list[str]
+    ingredients: list[Ingredient]
+    default_coefficients: dict[str, float]
+    default_temperature: float
+
+
+class Bases(Frozen):
+    """All base sets."""
+
+    bases: list[BaseView]
+
+
+class NewDeployment(Frozen):
+    """Body of `PUT /deployments/{name}`."""
+
+    base_set: str
+
+
+class NewSoup(Frozen):
+    """Body of `PUT /deployments/{name}/soup`: a version to go back to, or coefficients to dial."""
+
+    version: Annotated[int, Field(ge=1, strict=True)] | None = None
+    coefficients: dict[str, Annotated[float, Field(strict=True)]] | None = Field(
+        default=None, description=f"all ingredients; each within [-{MAX_COEFFICIENT:g}, {MAX_COEFFICIENT:g}]; sum 1"
+    )
+    expected_version: Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        default=None, description="answer 409 unless this is the current version"
+    )
+
+
+def moment(seconds: float) -> datetime:
+    """Return a time of the registry."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def job_view(job: Job) -> JobView:
+    """Return a job as clients see it."""
+    outcome = job.outcome or {}
+    return JobView(
+        job=job.id,
+        deployment=job.deployment,
+        state=job.state,
+        version=job.version,
+        previous_version=job.previous_version,
+        candidate_version=job.candidate_version,
+        coefficients=outcome.get("coefficients"),
+        support=SupportSummary.model_validate(outcome.get("support") or job.support),
+        accuracy=outcome.get("accuracy"),
+        search=outcome.get("search"),
+        ingredients=outcome.get("ingredients"),
+        reason=job.reason,
+        progress=job.progress,
+        message=job.message,
+        created_at=moment(job.created_at),
+        finished_at=None if job.finished_at is None else moment(job.finished_at),
+    )
+
+
+def deployment_view(found: Deployment, soup: Soup, workers: list[WorkerView]) -> DeploymentView:
+    """Return a deployment as clients see it."""
+    return DeploymentView(
+        deployment=found.name,
+        base_set=found.base_set,
+        version=found.version,
+        coefficients=soup.coefficients,
+        bn_mode=soup.bn_mode,
+        temperature=soup.temperature,
+        created_at=moment(found.created_at),
+        is_rolled_out=bool(workers) and all(worker.version == found.version for worker in workers),
+        workers=workers,
+    )
+
+
+def worker_view(worker: Worker, deployment: str) -> WorkerView:
+    """Return a worker as clients of one deployment see it."""
+    return WorkerView(
+        id=worker.id,
+        pid=worker.pid,
+        host=worker.host,
+        provider=worker.provider,
+        version=worker.loaded.get(deployment),
+        heartbeat_at=moment(worker.heartbeat_at),
+    )
+
+
+def soup_view(row: SoupVersion, current: int) -> SoupView:
+    """Return a soup version as clients see it."""
+    soup = Soup.model_validate(row.soup)
+    return SoupView(
+        version=row.version,
+        is_current=row.version == current,
+        source=row.source,
+        job=row.job,
+        coefficients=soup.coefficients,
+        bn_mode=soup.bn_mode,
+        temperature=soup.temperature,
+        base_digest=soup.base_digest,
+        evidence=row.soup["evidence"],
+        created_at=moment(row.created_at),
+    )
+
+
+def base_view(manifest: Manifest) -> BaseView:
+    """Return a base set as clients see it."""
+    return BaseView(
+        name=manifest.name,
+        digest=manifest.digest,
+        architecture=manifest.architecture.name,
+        input=manifest.input,
+        class_names=list(manifest.class_names),
+        ingredients=list(manifest.ingredients),
+        default_coefficients=manifest.default_coefficients,
+        default_temperature=manifest.default_temperature,
+    )
