@@ -40,7 +40,11 @@ def shake(classifier: Classifier, seed: int, scale: float) -> None:
 
 
 def make_base_set(
-    folder: Path, *, architecture: Architecture = BATCHNORM_NET, names: tuple[str, ...] = tuple(THREATS), name: str = "tiny"
+    folder: Path,
+    *,
+    architecture: Architecture = BATCHNORM_NET,
+    names: tuple[str, ...] = tuple(THREATS),
+    name: str = "tiny",
 ) -> Path:
     """Write a base set of untrained but distinct ingredients close to one another in weight space."""
     torch.manual_seed(0)

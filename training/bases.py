@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +147,6 @@ def rewrite_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return done
 
 
-def list_base_sets(root: Path) -> Sequence[Manifest]:
+def list_base_sets(root: Path) -> list[Manifest]:
     """Return the manifests of all base sets directly below `root`, by name; digests of the weights are not checked."""
     return [read_manifest(path.parent, check_files=False) for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))]

@@ -33,9 +33,7 @@ def save_checkpoint(
     save_atomically(tensors, path, {"ingredient": name, "step": str(step)})
 
 
-def load_checkpoint(
-    path: Path, name: str, net: nn.Module, average: StateDict, optimizer: torch.optim.Optimizer
-) -> int:
+def load_checkpoint(path: Path, name: str, net: nn.Module, average: StateDict, optimizer: torch.optim.Optimizer) -> int:
     """Restore what `save_checkpoint` wrote for this ingredient and return its step; 0 if there is none."""
     if not path.exists():
         return 0

@@ -62,7 +62,8 @@ def _parse(commands: Sequence[type[Command]], *, prog: str, description: str, ar
     if len(commands) == 1:
         return tyro.cli(commands[0], prog=prog, args=args)
     by_name: dict[str, Callable[..., Command]] = {command.name: command for command in commands}
-    return tyro.extras.subcommand_cli_from_dict(by_name, prog=prog, description=description, args=args)
+    command: Command = tyro.extras.subcommand_cli_from_dict(by_name, prog=prog, description=description, args=args)
+    return command
 
 
 def _fail(message: str) -> int:

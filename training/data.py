@@ -124,7 +124,7 @@ def load_splits(spec: DataSpec, input_spec: InputSpec, path: Path | None = None)
 def _hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
     if not len(train.class_names) <= n < len(train):
         raise ValueError(
-            f"num_validation: expected at least one image per class and fewer than the {len(train)} training images, got {n}"
+            f"num_validation: expected from one image per class to fewer than the {len(train)} training images, got {n}"
         )
     held = balanced_indices(train.labels, n, seed=0)
     rest = np.setdiff1d(np.arange(len(train)), held)

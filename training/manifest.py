@@ -5,7 +5,7 @@ import json
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -47,7 +47,7 @@ class ThreatModel(Frozen):
     )
 
     @model_validator(mode="after")
-    def _check_eps(self) -> Self:
+    def _check_eps(self) -> "ThreatModel":
         if self.norm == "Linf" and not 0 < self.eps <= 1:
             hint = f" (did you mean {self.eps:g}/255?)" if 1 < self.eps <= 255 else ""
             raise ValueError(f"expected 0 < eps <= 1 on the [0, 1] pixel scale for Linf, got {self.eps:g}{hint}")
@@ -81,7 +81,7 @@ class Architecture(Frozen):
     kwargs: dict[str, JsonValue] = Field(default_factory=dict, description="keyword arguments of timm.create_model")
 
     @model_validator(mode="after")
-    def _check_kwargs(self) -> Self:
+    def _check_kwargs(self) -> "Architecture":
         # These make timm read files or the network, or fight with what the manifest already fixes.
         banned = {
             "pretrained",
@@ -145,7 +145,7 @@ class Manifest(Frozen):
     digest: str = Field(default="", description="sha256 of this manifest without this field, as canonical JSON")
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "Manifest":
         for what, names in (("class_names", self.class_names), ("ingredients", self.ingredient_names)):
             if repeats := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{what}: {repeats} appear more than once")

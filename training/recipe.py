@@ -1,7 +1,7 @@
 """Recipes: everything that decides a training run, as one checked YAML file."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -15,7 +15,9 @@ RECIPES = Path(__file__).parent / "recipes"
 class AttackSpec(Frozen):
     """The attack inside adversarial training."""
 
-    kind: Literal["fgsm", "apgd"] = Field(description="fgsm: one step from uniform noise (Linf only); apgd: several steps")
+    kind: Literal["fgsm", "apgd"] = Field(
+        description="fgsm: one step from uniform noise (Linf only); apgd: several steps"
+    )
     num_steps: int = Field(default=1, ge=1, le=200, description="gradient steps per batch")
 
 
@@ -23,7 +25,9 @@ class IngredientSpec(Frozen):
     """How one ingredient is trained."""
 
     name: Name
-    parent: str | None = Field(default=None, description="earlier ingredient to start from; null: random initialisation")
+    parent: str | None = Field(
+        default=None, description="earlier ingredient to start from; null: random initialisation"
+    )
     objective: Literal["nominal", "adversarial"]
     threat_model: ThreatModel | None = Field(default=None, description="what to train against; null for nominal")
     attack: AttackSpec | None = None
@@ -40,7 +44,7 @@ class IngredientSpec(Frozen):
     ema_decay: float = Field(default=0.995, ge=0, lt=1, description="per step, of the averaged weights that are kept")
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "IngredientSpec":
         if self.objective == "nominal" and (self.threat_model or self.attack):
             raise ValueError(f"{self.name}: a nominal ingredient has neither threat_model nor attack")
         if self.objective == "adversarial":
@@ -63,7 +67,6 @@ class Recipe(Frozen):
     """A base set to be made: data, network, ingredients."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
-    seed: int = Field(default=0, ge=0)
     data: DataSpec
     architecture: Architecture
     input: InputSpec
@@ -72,7 +75,7 @@ class Recipe(Frozen):
     evaluation: EvaluationSpec
 
     @model_validator(mode="after")
-    def _check_parents(self) -> Self:
+    def _check_parents(self) -> "Recipe":
         seen: set[str] = set()
         for ingredient in self.ingredients:
             if ingredient.name in seen:

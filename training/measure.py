@@ -1,0 +1,111 @@
+"""What a training run says of its ingredients: accuracies, provenance, default coefficients, put into a manifest."""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from training.bases import StateDict
+from training.data import ImageSet, Splits
+from training.evaluate import APGD_LOSSES, evaluate_classifier
+from training.images import to_input
+from training.manifest import Ingredient, Manifest, Metric
+from training.models import Classifier, create_classifier
+from training.provenance import provenance
+from training.recipe import EvaluationSpec, Recipe
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+
+
+@torch.no_grad()
+def accuracy_of(
+    classifier: Classifier, data: ImageSet, *, weights: Mapping[str, Tensor] | None = None, device: str = "cpu"
+) -> float:
+    """Return the clean accuracy on `data`, a fraction.
+
+    Args:
+        classifier: left as it was found, but for its device.
+        data: images at the classifier's input size.
+        weights: state dict of the network to use instead of its own.
+        device: where to compute.
+    """
+    classifier.to(device)
+    own = {key: tensor.clone() for key, tensor in classifier.net.state_dict().items()}
+    was_training = classifier.training
+    classifier.net.load_state_dict(weights or own)
+    classifier.eval()
+    try:
+        correct = 0
+        for start in range(0, len(data), BATCH):
+            images = torch.from_numpy(to_input(data.images[start : start + BATCH])).to(device)
+            labels = torch.from_numpy(data.labels[start : start + BATCH]).to(device)
+            correct += int((classifier(images).argmax(1) == labels).sum())
+        return correct / len(data)
+    finally:
+        classifier.net.load_state_dict(own)
+        classifier.train(was_training)
+
+
+def measure(
+    recipe: Recipe, splits: Splits, state_dicts: Mapping[str, StateDict], *, seed: int, seconds: float, device: str
+) -> Manifest:
+    """Return the manifest of trained ingredients, complete but for the digests that `save_base_set` fills in.
+
+    Args:
+        recipe: what was trained.
+        splits: accuracy on `test` goes into the metrics; the best on `validation` becomes the default.
+        state_dicts: one per ingredient of the recipe.
+        seed: of the run.
+        seconds: training time.
+        device: torch device.
+    """
+    classifier = create_classifier(recipe.architecture, recipe.input, len(splits.train.class_names))
+    validation: dict[str, float] = {}
+    ingredients = []
+    for spec in recipe.ingredients:
+        classifier.net.load_state_dict(state_dicts[spec.name])
+        validation[spec.name] = accuracy_of(classifier, splits.validation, device=device)
+        ingredients.append(
+            Ingredient(
+                name=spec.name,
+                file=f"{spec.name}.safetensors",
+                sha256="0" * 64,
+                threat_model=spec.threat_model,
+                objective=spec.objective,
+                parent=spec.parent,
+                metrics=_metrics(classifier, recipe.evaluation, splits.test, seed=seed, device=device),
+            )
+        )
+    best = max(validation, key=lambda name: validation[name])
+    logger.info("clean validation accuracy: %s", validation)
+    return Manifest(
+        name=recipe.name,
+        architecture=recipe.architecture,
+        input=recipe.input,
+        class_names=splits.train.class_names,
+        ingredients=tuple(ingredients),
+        default_coefficients={name: float(name == best) for name in validation},
+        provenance=provenance(recipe, splits.train, seed=seed, seconds=seconds, device=device),
+    )
+
+
+def _metrics(
+    classifier: Classifier, spec: EvaluationSpec, test: ImageSet, *, seed: int, device: str
+) -> dict[str, Metric]:
+    """Measure clean accuracy on all test images, robust and union accuracy on the recipe's number of them."""
+    some = test.balanced(spec.n, seed=seed)
+    images, labels = torch.from_numpy(to_input(some.images)), torch.from_numpy(some.labels)
+    evaluation = evaluate_classifier(
+        classifier, images, labels, spec.threat_models, num_steps=spec.num_steps, device=device, seed=seed
+    )
+    accuracies = evaluation.accuracies()
+    metrics = {"clean": Metric(value=accuracy_of(classifier, test, device=device), n=len(test))}
+    for threat in spec.threat_models:
+        attack = f"APGD-{spec.num_steps}, {APGD_LOSSES[threat.norm]} loss, 1 restart"
+        metrics[threat.norm] = Metric(value=accuracies[threat.norm], n=evaluation.n, threat_model=threat, attack=attack)
+    norms = ", ".join(threat.norm for threat in spec.threat_models)
+    metrics["union"] = Metric(value=accuracies["union"], n=evaluation.n, attack=f"worst case over {norms}")
+    return metrics
