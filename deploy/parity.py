@@ -11,6 +11,7 @@ from pydantic import Field
 from adapt.bn import folded_state_dicts
 from adapt.mixing import mix
 from adapt.soup import BnMode
+from deploy.layout import one_line
 from deploy.session import Floats
 from training.bases import BaseSet, StateDict
 from training.images import Pixels, to_input
@@ -126,13 +127,16 @@ def compare(reference: TorchReference, case: Case, run: Run, *, relative: float 
         run: the session.
         relative: tolerance as a share of the largest logit (at least 1), for reduced precision; None is float32's:
             1e-4, or 3e-6 of the largest logit where that is more.
+
+    Raises:
+        ParityError: the session does not run at all, say because its graph has a fixed batch size.
     """
     images = to_input(probe_pixels(reference.base.manifest.input))
     state_dict = reference.mix(case.coefficients, case.bn_mode)
     comparisons = []
     for batch in BATCHES:
         expected = reference.logits(state_dict, images[-batch:])
-        found = run(images[-batch:])
+        found = _run(run, images[-batch:], case)
         largest = float(np.abs(expected).max())
         tolerance = max(TOLERANCE, RELATIVE_TOLERANCE * largest) if relative is None else relative * max(1.0, largest)
         difference = float(np.abs(found - expected).max()) if np.isfinite(found).all() else sys.float_info.max
@@ -140,6 +144,13 @@ def compare(reference: TorchReference, case: Case, run: Run, *, relative: float 
             Comparison(name=case.name, bn_mode=case.bn_mode, batch=batch, difference=difference, tolerance=tolerance)
         )
     return comparisons
+
+
+def _run(run: Run, images: Floats, case: Case) -> Floats:
+    try:
+        return run(images)
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise ParityError(f"ONNX Runtime cannot run {case.name!r} at batch {len(images)}: {one_line(error)}") from error
 
 
 def require(comparisons: list[Comparison]) -> None:
