@@ -18,6 +18,7 @@ from service.problems import FieldError, Problem, as_problem, render, unavailabl
 from service.registry import Registry
 from service.samples import Samples
 from service.settings import Settings
+from service.uploads import discard_rest
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -60,6 +61,7 @@ def endpoint(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
         try:
             return await answer(request.app.state.context, request)
         except Exception as error:
+            await discard_rest(request)
             return refuse(request, error)
 
     return answer_or_refuse

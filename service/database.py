@@ -35,9 +35,13 @@ class Database:
             yield session
 
     @contextmanager
-    def write(self) -> Iterator[Session]:
-        """Open a transaction that commits at the end of the block, or not at all."""
-        engine = self._engine.execution_options(is_write=True)
+    def write(self, *, is_durable: bool = True) -> Iterator[Session]:
+        """Open a transaction that commits at the end of the block, or not at all.
+
+        Args:
+            is_durable: survive a power cut, not only the death of the process (SQLite; others decide themselves).
+        """
+        engine = self._engine.execution_options(is_write=True, is_durable=is_durable)
         with Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
@@ -54,13 +58,16 @@ def _engine(url: str) -> Engine:
 def _configure_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # transactions begin below, not where the driver guesses
     cursor = connection.cursor()
-    # FULL: a promotion that was answered survives a power cut, too.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
     # A writer takes the lock at once: reading first and upgrading later can fail half-way with "database is locked".
-    is_write = connection.get_execution_options().get("is_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+    options = connection.get_execution_options()
+    if options.get("is_write", False):
+        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options['is_durable'] else 'NORMAL'}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.exec_driver_sql("BEGIN")

@@ -124,7 +124,7 @@ class JobQueue:
 
     def beat(self, job: Job, *, progress: float, message: str) -> bool:
         """Say that a job is being worked on; False if it is no longer the caller's."""
-        with self._database.write() as session:
+        with self._database.write(is_durable=False) as session:
             mine = session.execute(
                 update(Job)
                 .where(Job.seq == job.seq, Job.state == "running", Job.claimed_by == job.claimed_by)

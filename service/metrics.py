@@ -1,5 +1,6 @@
 """Prometheus metrics of the predictors and the adapter. All carry the label `deployment`."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ from service.problems import Problem
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Histogram
+
+logger = logging.getLogger(__name__)
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LONG_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 600.0)
@@ -135,9 +138,12 @@ class Metrics:
             return
         for path in set(self._files()) - self._reserved:
             if path.stem.endswith(f"_{os.getpid()}"):
-                with path.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
                 self._reserved.add(path)
+                try:
+                    with path.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+                except OSError as error:
+                    logger.warning("the metrics of this process have no room on the disk: %s", error)
 
 
 def _is_alive(pid: int) -> bool:

@@ -122,13 +122,18 @@ class Predictor:
         return name in self._loaded
 
     async def _poll(self) -> None:
+        is_well = True
         while True:
             pause = self._settings.poll_seconds
             try:
                 if await self.refresh():
                     pause = min(BUSY_POLL_SECONDS, pause)
+                is_well = True
             except DBAPIError as error:
-                logger.warning("the registry does not answer, serving on: %s", " ".join(str(error.orig).split()))
+                if is_well:
+                    cause = " ".join(str(error.orig).split())
+                    logger.warning("the registry cannot be used, serving on: %s", cause)
+                is_well = False
             except Exception:
                 logger.exception("unexpected error while looking for new soups, serving on")
             await asyncio.sleep(pause)

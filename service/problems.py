@@ -108,7 +108,7 @@ def as_problem(error: Exception) -> Problem:
             detail = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
             return Problem(error.status_code, detail, headers=error.headers)
         case UnknownDeployment():
-            return Problem(404, f"there is no deployment {error.args[0]!r}", reason="unknown_deployment")
+            return Problem(404, f"there is no deployment {str(error.args[0])[:80]!r}", reason="unknown_deployment")
         case UnknownVersion():
             return Problem(404, f"the deployment has no version {error.args[0]}")
         case Conflict():

@@ -177,7 +177,7 @@ class Registry:
 
     def beat_worker(self, worker: str, *, pid: int, host: str, provider: str | None, loaded: dict[str, Any]) -> None:
         """Say that a predictor lives and what it serves."""
-        with self._database.write() as session:
+        with self._database.write(is_durable=False) as session:
             session.merge(
                 Worker(id=worker, pid=pid, host=host, provider=provider, loaded=loaded, heartbeat_at=time.time())
             )

@@ -111,4 +111,5 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            raise SettingsError(f"SAUCIER_{first_error(error).replace(':', ' =', 1)}") from None
+            name, _, problem = first_error(error).partition(": ")
+            raise SettingsError(f"SAUCIER_{name.upper()}: {problem}") from None

@@ -19,7 +19,7 @@ from service.settings import Settings
 
 MAX_OTHER_PARTS = 16  # parts besides images
 MAX_PART_HEADERS = 8192  # bytes
-DRAIN_SECONDS = 5  # a client that still sends hears the 413 only if somebody reads on
+DRAIN_SECONDS = 5
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^;\s"]{1,70}))', re.IGNORECASE)
 _PARAMETER = re.compile(r';\s*name="((?:[^"\\]|\\.)*)"', re.IGNORECASE)
 _BARE_PARAMETER = re.compile(r";\s*name=([^;\s\"]+)", re.IGNORECASE)
@@ -52,7 +52,6 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     limit = settings.max_upload_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
-        await _drain(request)
         raise _too_many_bytes(settings)
     chunks: list[bytes] = []
     size = 0
@@ -64,15 +63,16 @@ async def read_body(request: Request, settings: Settings) -> bytes:
                     break
                 chunks.append(chunk)
     except TimeoutError:
+        request.state.is_read = True  # as much as will ever be
         raise Problem(
             408, f"the body did not arrive within {settings.upload_timeout_seconds:g} seconds", headers=_CLOSE
         ) from None
     except ClientDisconnect:
+        request.state.is_read = True
         raise Problem(400, "the body broke off", headers=_CLOSE) from None
     if size > limit:
-        chunks.clear()
-        await _drain(request)
         raise _too_many_bytes(settings)
+    request.state.is_read = True
     return b"".join(chunks)
 
 
@@ -83,9 +83,10 @@ def _too_many_bytes(settings: Settings) -> Problem:
     return Problem(413, f"expected a body of at most {settings.max_upload_mb:g} MB", headers=_CLOSE, reason="bytes")
 
 
-async def _drain(request: Request) -> None:
-    """Throw away what still comes, for a moment, unless the client waits for permission to send."""
-    if request.headers.get("expect", "").lower() == "100-continue":
+async def discard_rest(request: Request) -> None:
+    """Throw away what still comes, for a moment: a client that sends hears a refusal only if somebody reads on."""
+    is_read = getattr(request.state, "is_read", False) or request.method in ("GET", "HEAD", "DELETE")
+    if is_read or request.headers.get("expect", "").lower() == "100-continue":
         return
     deadline = time.monotonic() + DRAIN_SECONDS
     while (left := deadline - time.monotonic()) > 0:
