@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import Literal
 
 SMALL = 16 * 2**20  # bytes that any archive may unpack to, whatever its ratio
 ZIP_ENTRY = b"PK\x01\x02"  # signature of one entry of the central directory
@@ -95,9 +95,8 @@ def _read_zip(data: bytes, limits: Limits, ignored: Callable[[str], bool]) -> It
 
 
 def _read_tar(data: bytes, limits: Limits, ignored: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    raw: IO[bytes] = io.BytesIO(data)
-    if data[:2] == b"\x1f\x8b":
-        raw = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]  # reads like a binary file, typed otherwise
+    packed = io.BytesIO(data)
+    raw = gzip.GzipFile(fileobj=packed) if data[:2] == b"\x1f\x8b" else packed
     guarded = _Budgeted(raw, limits.budget(len(data)))
     with tarfile.open(fileobj=guarded, mode="r|") as archive:  # type: ignore[call-overload]  # needs only read()
         for count, member in enumerate(archive, start=1):
@@ -119,7 +118,7 @@ def _read_tar(data: bytes, limits: Limits, ignored: Callable[[str], bool]) -> It
 class _Budgeted:
     """A stream that may be read up to a number of bytes, so that no header can make us unpack more."""
 
-    def __init__(self, file: IO[bytes], budget: int) -> None:
+    def __init__(self, file: io.BufferedIOBase, budget: int) -> None:
         self._file = file
         self._budget = budget
 

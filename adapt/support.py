@@ -111,7 +111,7 @@ class _Item:
 
 def from_images(
     images: Sequence[Pixels | bytes],
-    labels: Sequence[str | int],
+    labels: Sequence[object],
     manifest: Manifest,
     *,
     max_pixels: int = MAX_PIXELS,
@@ -120,7 +120,7 @@ def from_images(
 
     Args:
         images: decoded uint8 RGB (H, W, 3), or the bytes of image files.
-        labels: class names, or indices into the manifest's class names.
+        labels: class names (text) or indices into them (whole numbers); anything else is refused.
         manifest: of the base set, for the classes and the input size.
         max_pixels: most pixels of one image (given as bytes).
 
