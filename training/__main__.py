@@ -75,5 +75,7 @@ def _table(manifests: list[Manifest]) -> str:
     return "\n".join(rows)
 
 
+COMMANDS = (Run, Evaluate, List)
+
 if __name__ == "__main__":
-    sys.exit(run([Run, Evaluate, List], prog="python -m training", description="Make base sets: the offline stage."))
+    sys.exit(run(COMMANDS, prog="python -m training", description="Make base sets: the offline stage."))
