@@ -158,7 +158,7 @@ class Bundle:
         for position, soup in enumerate(self.info.reference_soups):
             if self._vector(soup) == vector:
                 logits: Floats = self.probe_logits[MODES.index(bn_mode), position]
-                return logits
+                return logits if np.isfinite(logits).all() else None  # raw BatchNorm could not mix the default soup
         return None
 
     def _vector(self, coefficients: Mapping[str, float]) -> list[float]:

@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import deploy.bundle
 from deploy.bundle import build_bundle, check_bundle
 from deploy.layout import ALIGNMENT, BUNDLE_NAME, MODES, WEIGHTS_LOCATION
 from deploy.parity import ParityError, TorchReference, compare, parity_cases
-from deploy.runtime import Bundle, BundleError
+from deploy.runtime import Bundle, BundleError, UnusableSoup
 from deploy.skeleton import ExportError, Skeleton, make_skeleton
-from training.bases import load_base_set
-from training.manifest import Architecture, BaseSetError
+from training.bases import load_base_set, rewrite_manifest
+from training.manifest import Architecture, BaseSetError, read_manifest
 from training.models import Classifier
 
 BATCHNORMS = 6  # of the tiny network
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # for processes of our own: tiny networks gain nothing from more
 
 
 def test_bundle_is_named_by_the_digest_and_opens(tiny_base_set: Path, tiny_bundle_folder: Path) -> None:
@@ -124,10 +126,10 @@ def test_layernorm_net_needs_one_matrix_of_rows(tiny_ln_base_set: Path, tmp_path
     [
         Architecture(name="resnet18"),
         # Pre-activation: BatchNorm precedes the convolutions, and its activation is part of the same module.
-        Architecture(name="resnetv2_18"),
+        Architecture(name="resnetv2_18", kwargs={"layers": [1, 1, 1, 1], "channels": [16, 32, 48, 64]}),
         Architecture(name="convnext_atto", kwargs={"patch_size": 1, "dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}),
         Architecture(name="densenet121", kwargs={"growth_rate": 4, "block_config": [2, 2]}),
-        Architecture(name="mobilenetv3_small_050"),
+        pytest.param(Architecture(name="mobilenetv3_small_050"), marks=pytest.mark.slow),
     ],
     ids=lambda architecture: architecture.name,
 )
@@ -137,6 +139,18 @@ def test_timm_networks_pass_the_parity_check(
     base = base_set_factory(tmp_path / "base", architecture=architecture, names=("linf", "nominal"))
     folder = build_bundle(base, tmp_path / "bundles")  # raises ParityError otherwise
     assert Bundle.open(folder).session({"linf": 0.3, "nominal": 0.7}).coefficients == {"linf": 0.3, "nominal": 0.7}
+
+
+def test_default_soup_that_raw_batchnorm_cannot_mix_is_served_folded(tiny_base_set: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_base_set, tmp_path / "base"))
+    default = {"linf": 30.0, "nominal": -29.0, "l2": 0.0, "l1": 0.0}
+    rewrite_manifest(base, read_manifest(base).model_copy(update={"default_coefficients": default}))
+    bundle = Bundle.open(build_bundle(base, tmp_path / "bundles"))
+    assert bundle.reference_logits(default, bn_mode="folded") is not None
+    assert bundle.reference_logits(default, bn_mode="raw") is None
+    assert bundle.session(default).bn_mode == "folded"
+    with pytest.raises(UnusableSoup, match="variance"):
+        bundle.session(default, bn_mode="raw")
 
 
 def test_sound_bundle_is_not_built_again(
@@ -159,7 +173,10 @@ def test_corrupt_bundle_is_replaced(tiny_base_set: Path, tiny_bundle_folder: Pat
 
 def test_two_processes_may_build_at_once(tiny_base_set: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deploy", "bundle", str(tiny_base_set), "--out", str(tmp_path)]
-    builders = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    builders = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
+        for _ in range(2)
+    ]
     for builder in builders:
         _, messages = builder.communicate(timeout=120)
         assert builder.returncode == 0, messages
@@ -182,7 +199,7 @@ def test_full_disk_leaves_nothing_behind(tiny_base_set: Path, tmp_path: Path) ->
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"  # the rows have 89 kB
         f"sys.exit(main(['bundle', {str(tiny_base_set)!r}, '--out', {str(tmp_path)!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=ONE_THREAD)
     assert done.returncode == 2
     assert f"error: {tmp_path}: cannot write a bundle there" in done.stderr
     assert list(tmp_path.iterdir()) == []
