@@ -8,7 +8,13 @@ import numpy as np
 
 from adapt.report import CandidateReport, Report, best
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000")
+# One per ingredient: Tol's bright colours, then darker and lighter ones.
+# fmt: off
+COLOURS = (
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#994f00", "#555555",
+    "#1b2a52", "#8c1c2b", "#0c4a1a", "#7a6b12", "#b8e6f7", "#e0a3c6", "#e0b27a", "#9ab5d9",
+)
+# fmt: on
 
 
 def plot_report(report: Report, path: Path) -> None:
@@ -48,7 +54,7 @@ def _composition(axes: Any, report: Report) -> None:
     for position, candidate in enumerate(shown):
         axes.text(position, up[position] + 0.03, f"{candidate.accuracy:.3f}", ha="center", fontsize=9)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(title="Composition (accuracy on the support above)", ylabel="coefficient", ylim=(None, up.max() + 0.2))
+    axes.set(title="Composition\nabove: accuracy on the support", ylabel="coefficient", ylim=(None, up.max() + 0.2))
     axes.legend(ncols=min(4, len(report.ingredient_names)), loc="upper center", bbox_to_anchor=(0.5, -0.08), fontsize=9)
 
 
@@ -59,7 +65,10 @@ def _scatter(axes: Any, report: Report) -> None:
         axes.scatter(*_points(_alone(report, position)), s=70, marker="D", color=_colour(position), label=name)
     axes.scatter(*_points(report.candidates[:1]), s=110, marker="s", facecolors="none", edgecolors="k", label="current")
     axes.scatter(*_points(best(report, 1)), s=170, marker="*", color="black", label="chosen")
-    axes.set(title="All candidates", xlabel="tempCE on the support (lower is better)", ylabel="accuracy on the support")
+    axes.set(
+        title="All candidates\n", xlabel="tempCE on the support (lower is better)", ylabel="accuracy on the support"
+    )
+    axes.locator_params(axis="x", nbins=6)
     axes.legend(fontsize=8)
 
 
@@ -92,18 +101,18 @@ def _map(axes: Any, report: Report, figure: Any) -> None:
         axes.annotate(
             name,
             corner,
-            xytext=corner * 12,
+            xytext=(0, 5),
             textcoords="offset points",
             ha="center",
-            va="center",
+            va="bottom",
             fontsize=10,
-            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+            weight="bold",
         )
     figure.colorbar(dots, ax=axes, label="accuracy on the support", shrink=0.8)
-    axes.set(title="Between the ingredients (square: current, star: chosen)", xticks=[], yticks=[])
+    axes.set(title="Between the ingredients\nsquare: current, star: chosen", xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_frame_on(False)
-    axes.margins(0.15)
+    axes.margins(0.18)
 
 
 def _corners(count: int) -> Any:
