@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     )
     max_queued_jobs: int = Field(default=100, ge=1, description="most adaptations that wait for the adapter")
     promote_p: float = Field(
-        default=0.05, gt=0, lt=1, description="promote only with a one-sided p value at or below this level"
+        default=0.05, gt=0, lt=1, description="promote only with a one-sided p value below this level"
     )
     poll_seconds: float = Field(
         default=0.5, gt=0, le=60, description="how often a predictor looks for a new soup when no job runs"

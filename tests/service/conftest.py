@@ -1,0 +1,188 @@
+"""A real `bentoml serve` on a free loopback port, with its own homes, and images whose labels one ingredient knows."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from deploy.bundle import build_bundle
+from training.bases import load_base_set
+from training.images import to_input
+
+ROOT = Path(__file__).parents[2]
+READY_SECONDS = 90
+KNOWING = "l2"  # the ingredient whose answers are the right labels: the default soup, "linf", does much worse
+NUM_IMAGES = 240
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    """Return an image file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def as_parts(files: Sequence[bytes], name: str = "images") -> list[tuple[str, tuple[str, bytes, str]]]:
+    """Return multipart parts for httpx."""
+    return [(name, (f"{index}.png", file, "image/png")) for index, file in enumerate(files)]
+
+
+class Labelled:
+    """Image files and their right labels."""
+
+    def __init__(self, folder: Path) -> None:
+        base = load_base_set(folder)
+        self.class_names = base.manifest.class_names
+        self.pixels = np.random.default_rng(7).integers(0, 256, (NUM_IMAGES, 16, 16, 3), dtype=np.uint8)
+        with torch.no_grad():
+            logits = base.model(KNOWING)(torch.from_numpy(to_input(self.pixels)))
+        self.labels: list[int] = logits.argmax(1).tolist()
+        self.files = [encode(picture) for picture in self.pixels]
+
+    def request(self, start: int, stop: int) -> dict[str, Any]:
+        """Return the arguments of a `POST /adapt` with these images."""
+        return {
+            "files": as_parts(self.files[start:stop]),
+            "data": {"labels": json.dumps(self.labels[start:stop])},
+        }
+
+
+class Server:
+    """One `bentoml serve` process tree."""
+
+    def __init__(self, home: Path, bases: Path, **settings: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.home, self.bases = home, bases
+        self.log = home.parent / f"{home.name}.log"
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self.client = httpx.Client(base_url=self.url, timeout=70)
+
+    def start(self, *, wait: bool = True) -> "Server":
+        """Start the tree and wait until both workers are ready."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("SAUCIER_", "BENTOML_"))}
+        environment |= {
+            "SAUCIER_HOME": str(self.home),
+            "SAUCIER_BASES": str(self.bases),
+            "SAUCIER_PORT": str(self.port),
+            "BENTOML_HOME": str(self.home.parent / f"{self.home.name}-bentoml"),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "OMP_NUM_THREADS": "1",
+            **{f"SAUCIER_{key}": value for key, value in self._settings.items()},
+        }
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(Path(sys.executable).parent / "bentoml"), "serve"],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        if wait:
+            self.wait_for(lambda: len(self.live_workers()) == 2, "two ready workers")
+        return self
+
+    def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = READY_SECONDS) -> Any:
+        """Return the first true value of a condition; the server may refuse connections meanwhile."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                if value := condition():
+                    return value
+            assert self._process is not None
+            assert self._process.poll() is None, f"the server ended: {self.log.read_text()[-2000:]}"
+            time.sleep(0.05)
+        raise AssertionError(f"no {what} within {seconds} s: {self.log.read_text()[-2000:]}")
+
+    def live_workers(self, deployment: str = "default") -> list[dict[str, Any]]:
+        """Return the workers that serve a deployment, as the server sees them."""
+        with httpx.Client(base_url=self.url, timeout=10) as client:
+            answer = client.get(f"/deployments/{deployment}")
+        if answer.status_code != 200:
+            return []
+        return [worker for worker in answer.json()["workers"] if worker["version"] is not None]
+
+    def processes(self, service: str) -> list[psutil.Process]:
+        """Return the worker processes of a BentoML service."""
+        assert self._process is not None
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        return [child for child in children if f"--service-name {service}" in " ".join(child.cmdline())]
+
+    def stop(self) -> int:
+        """Stop the tree in good order and return the exit code."""
+        self.client.close()
+        if self._process is None:
+            return 0
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            code = self._process.wait(40)
+        except subprocess.TimeoutExpired:
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                child.kill()
+            self._process.kill()
+            code = self._process.wait()
+        self._process = None
+        self.client = httpx.Client(base_url=self.url, timeout=70)
+        return code
+
+
+@pytest.fixture(scope="session")
+def prebuilt_bases(tiny_base_set: Path, tiny_ln_base_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two base sets that ship their serving bundles."""
+    bases = tmp_path_factory.mktemp("prebuilt")
+    for source in (tiny_base_set, tiny_ln_base_set):
+        folder = bases / source.name
+        shutil.copytree(source, folder)
+        build_bundle(folder, folder / "bundle")
+    return bases
+
+
+@pytest.fixture(scope="session")
+def labelled(tiny_base_set: Path) -> Labelled:
+    """Images and labels on which a promotion is deserved."""
+    return Labelled(tiny_base_set)
+
+
+@pytest.fixture(scope="session")
+def server(prebuilt_bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running server that tests share; those that change `default` put version 1 back."""
+    home = tmp_path_factory.mktemp("shared") / "home"
+    server = Server(home, prebuilt_bases, BASE_SET="tiny", MAX_UPLOAD_MB="2", MAX_IMAGES="300")
+    server.start()
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def default(server: Server) -> Iterator[httpx.Client]:
+    """A client of the shared server; the deployment `default` serves version 1 before and after."""
+    yield server.client
+    answer = server.client.put("/deployments/default/soup", json={"version": 1})
+    assert answer.status_code == 200
+
+
+def stored(server: Server) -> tuple[int, int, int]:
+    """Return how much the server has stored: sample folders, soup versions, and the current version."""
+    soups = server.client.get("/deployments/default/soups").json()["soups"]
+    samples = server.home / "samples"
+    folders = len(list(samples.iterdir())) if samples.is_dir() else 0
+    return folders, len(soups), next(soup["version"] for soup in soups if soup["is_current"])

@@ -1,0 +1,50 @@
+"""Settings: what the environment says, what docs/settings.md says."""
+
+from pathlib import Path
+
+import pytest
+
+from service.settings import PACKAGE_ROOT, Settings, SettingsError
+
+DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def row(name: str) -> str:
+    """The line of the documentation that a field must have."""
+    field = Settings.model_fields[name]
+    default = field.default
+    if isinstance(default, Path) and default.is_relative_to(PACKAGE_ROOT):
+        default = f"{default.relative_to(PACKAGE_ROOT)}/ of the repository or Bento"
+    shown = "" if default in (None, ()) else f"`{default}`" if not str(default).endswith("Bento") else default
+    return f"| `SAUCIER_{name.upper()}` | {shown} | {field.description} |"
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented_as_it_is(name: str) -> None:
+    assert row(name) in DOCS.read_text().splitlines()
+
+
+def test_documentation_names_no_other_setting() -> None:
+    documented = [line.split("`")[1] for line in DOCS.read_text().splitlines() if line.startswith("| `SAUCIER_")]
+    assert documented == [f"SAUCIER_{name.upper()}" for name in Settings.model_fields]
+
+
+def test_environment_overrides_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SAUCIER_HOME", str(tmp_path))
+    monkeypatch.setenv("SAUCIER_ALLOWED_HOSTS", "A.example, b.example,")
+    monkeypatch.setenv("SAUCIER_MAX_UPLOAD_MB", "1.5")
+    settings = Settings.load()
+    assert settings.home == tmp_path
+    assert settings.registry_url == f"sqlite:///{tmp_path / 'registry.db'}"
+    assert settings.allowed_hosts == ("a.example", "b.example")
+    assert settings.max_upload_bytes == 1_500_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORKERS", "0"), ("PROMOTE_P", "1.5"), ("DEVICE", "tpu"), ("PORT", "x"), ("MAX_UPLOAD_MB", "-1")],
+)
+def test_bad_value_is_one_line_that_names_the_variable(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"SAUCIER_{name}", value)
+    with pytest.raises(SettingsError, match=rf"^SAUCIER_{name}: [^\n]+$"):
+        Settings.load()
