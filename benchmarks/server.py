@@ -1,0 +1,114 @@
+"""A real `bentoml serve` on loopback, with folders of its own, for benchmarks and demos."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+STOP_SECONDS = 20
+
+
+class Server(NamedTuple):
+    """A service that is ready."""
+
+    port: int
+    pid: int  # of the main process; the workers are its children
+
+    @property
+    def url(self) -> str:
+        """Base URL without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """Send a JSON request and return the JSON answer.
+
+        Raises:
+            RuntimeError: the status was 400 or more; the message has the answer.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{method} {path}: {error.code} {error.read().decode(errors='replace')}") from None
+
+
+def free_port() -> int:
+    """Return a TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serve(
+    folder: Path, bases: Path, *, workers: int = 2, settings: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Run `bentoml serve` until the block ends.
+
+    Args:
+        folder: gets the service's home, BentoML's home and the log `serve.log`.
+        bases: folder of base sets.
+        workers: predictor processes.
+        settings: more environment variables.
+
+    Raises:
+        RuntimeError: the service ended or was not ready after two minutes; the message has the end of its log.
+    """
+    port = free_port()
+    environment = {
+        **os.environ,
+        "SAUCIER_HOME": str(folder / "home"),
+        "SAUCIER_BASES": str(bases.absolute()),
+        "SAUCIER_WORKERS": str(workers),
+        "SAUCIER_PORT": str(port),
+        "BENTOML_HOME": str(folder / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "OMP_NUM_THREADS": "1",
+        **(settings or {}),
+    }
+    log = folder / "serve.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bentoml", "serve"],
+            cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            _wait_until_ready(process, port, log)
+            yield Server(port, process.pid)
+        finally:
+            _stop(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+            return
+        time.sleep(0.1)
+    tail = log.read_text(errors="replace")[-2000:]
+    raise RuntimeError(f"bentoml serve is not ready (exit code {process.poll()}); its log ends with:\n{tail}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server; its children are in its session and get the same signal if it does not end by itself."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,129 @@
+"""The predict path against a bare Starlette app with the same decoder, batcher and session, in one interleaved run."""
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import tyro
+from pydantic import Field
+
+from benchmarks.client import Load, hammer, multipart, post_request
+from benchmarks.machine import machine
+from benchmarks.pictures import jpegs
+from benchmarks.server import serve
+from benchmarks.serving.bare import serve_bare
+from deploy.bundle import build_bundle
+from deploy.runtime import Bundle
+from service.answers import confidences, predictions_json
+from training.cli import Command, Result, run
+from training.images import decode, prepare, to_input
+from training.manifest import Manifest, read_manifest
+
+NUM_IMAGES = 64
+
+
+class Serving(Command):
+    """Measure `/predict` on one image per request at several concurrencies, beside a bare app.
+
+    Example: python -m benchmarks.serving bases/cifar10-small --rounds 5
+    """
+
+    name: ClassVar[str] = "serving"
+    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    concurrency: tuple[int, ...] = Field(default=(1, 8, 32), description="kept-alive connections")
+    rounds: int = Field(
+        default=5, ge=1, description="interleaved rounds per concurrency, after one that does not count"
+    )
+    seconds: float = Field(default=2.0, gt=0, description="length of one measurement")
+    workers: int = Field(default=2, ge=1, description="processes of either server")
+
+    def execute(self) -> Result:
+        """Measure."""
+        manifest = read_manifest(self.base)
+        files = jpegs(NUM_IMAGES, manifest.input.height, manifest.input.width, seed=self.seed)
+        with tempfile.TemporaryDirectory(prefix="saucier-") as name:
+            folder = Path(name)
+            bundle = build_bundle(self.base, folder / "bundles")
+            costs = _stage_costs(bundle, manifest, files)
+            with (
+                serve(folder, self.base, workers=self.workers) as server,
+                serve_bare(self.base, bundle, workers=self.workers) as bare_port,
+            ):
+                ports = {"bare": bare_port, "service": server.port, "service_multipart": server.port}
+                rows = [self._measure(concurrency, ports, files) for concurrency in self.concurrency]
+        data = {"rows": rows, "stage_us": costs, "workers": self.workers, "rounds": self.rounds, "machine": machine()}
+        return Result(data, _text(data))
+
+    def _measure(self, concurrency: int, ports: dict[str, int], files: list[bytes]) -> dict[str, Any]:
+        requests = {
+            "bare": [post_request("/predict", file, "image/jpeg", ports["bare"]) for file in files],
+            "service": [post_request("/predict", file, "image/jpeg", ports["service"]) for file in files],
+            "service_multipart": [post_request("/predict", *multipart([file]), ports["service"]) for file in files],
+        }
+        loads: dict[str, list[Load]] = {name: [] for name in requests}
+        for turn in range(self.rounds + 1):
+            for name, sent in requests.items():
+                load = asyncio.run(hammer(ports[name], sent, concurrency=concurrency, seconds=self.seconds))
+                if load.failed:
+                    raise RuntimeError(f"{name}: {len(load.failed)} requests failed, first: {load.failed[0]}")
+                if turn > 0:
+                    loads[name].append(load)
+        row: dict[str, Any] = {"concurrency": concurrency}
+        for name, measured in loads.items():
+            row[name] = {
+                "per_second": round(float(np.median([load.per_second for load in measured]))),
+                "p50_ms": round(float(np.median([load.percentile_ms(50) for load in measured])), 2),
+                "p99_ms": round(float(np.median([load.percentile_ms(99) for load in measured])), 2),
+            }
+            against = np.divide([load.per_second for load in measured], [load.per_second for load in loads["bare"]])
+            row[name]["ratio"] = round(float(np.median(against)), 3)
+        return row
+
+
+def _stage_costs(bundle: Path, manifest: Manifest, files: list[bytes]) -> dict[str, float]:
+    """Return microseconds per request of the work that both servers share, measured alone in this process."""
+    session = Bundle.open(bundle).session(manifest.default_coefficients)
+    pixels = [prepare(decode(file), manifest.input) for file in files]
+    logits = session.run(to_input(np.stack(pixels[:1])))
+    probabilities = confidences(logits, 1.0)
+    stages: dict[str, Callable[[int], Any]] = {
+        "decode": lambda index: prepare(decode(files[index]), manifest.input),
+        "session_run": lambda index: session.run(to_input(pixels[index][None])),
+        "confidences": lambda index: confidences(logits, 1.0),
+        "json": lambda index: predictions_json("default", 1, probabilities, manifest.class_names, top_k=3),
+    }
+    costs = {}
+    for name, stage in stages.items():
+        rounds = []
+        for _ in range(7):
+            start = time.perf_counter()
+            for index in range(len(files)):
+                stage(index)
+            rounds.append((time.perf_counter() - start) / len(files))
+        costs[name] = round(float(np.median(rounds)) * 1e6, 1)
+    return costs
+
+
+def _text(data: dict[str, Any]) -> str:
+    lines = [
+        f"one image per request, {data['workers']} workers, median of {data['rounds']} interleaved rounds",
+        data["machine"],
+        f"{'clients':>7}  {'server':18} {'requests/s':>10} {'p50 ms':>8} {'p99 ms':>8} {'of bare':>8}",
+    ]
+    for row in data["rows"]:
+        for name in ("bare", "service", "service_multipart"):
+            cell = row[name]
+            numbers = f"{cell['per_second']:10} {cell['p50_ms']:8.2f} {cell['p99_ms']:8.2f} {cell['ratio']:8.3f}"
+            lines.append(f"{row['concurrency']:7}  {name:18} {numbers}")
+    shared = ", ".join(f"{name} {cost:.0f} us" for name, cost in data["stage_us"].items())
+    lines.append(f"work that both share, per request, alone in one process: {shared}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run([Serving], prog="python -m benchmarks.serving", description="Speed of the predict path."))
