@@ -124,8 +124,12 @@ class Server:
     def processes(self, service: str) -> list[psutil.Process]:
         """Return the worker processes of a BentoML service."""
         assert self._process is not None
-        children = psutil.Process(self._process.pid).children(recursive=True)
-        return [child for child in children if f"--service-name {service}" in " ".join(child.cmdline())]
+        found = []
+        for child in psutil.Process(self._process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # or a zombie, which is a kind of it
+                if f"--service-name {service}" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     def stop(self) -> int:
         """Stop the tree in good order and return the exit code."""

@@ -1,0 +1,98 @@
+"""What stops a start: one line that says which file or setting, and what was expected."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.e2e
+
+
+def edit_manifest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"dog"', '"hog"'))
+
+
+def flip_a_byte(folder: Path) -> None:
+    path = folder / "l2.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def corrupt_bundle(folder: Path) -> None:
+    (path,) = folder.glob("bundle/*/rows_folded.bin")
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "corrupt weights": (flip_a_byte, r"l2.safetensors: expected sha256 \w+, got \w+"),
+    "missing weights": (lambda folder: (folder / "l1.safetensors").unlink(), "l1.safetensors: expected an ingredient"),
+    "edited manifest": (edit_manifest, "manifest.json: edited"),
+    "missing manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json: expected the manifest"),
+    "text manifest": (lambda folder: (folder / "manifest.json").write_text("x"), "manifest.json: expected a JSON"),
+    "old format": (
+        lambda folder: (folder / "manifest.json").write_text(json.dumps({"format_version": 0})),
+        "manifest.json: expected format_version 1, got 0",
+    ),
+    "no base sets": (shutil.rmtree, "expected at least one base set"),
+    "corrupt bundle": (corrupt_bundle, r"rows_folded.bin: expected sha256 \w+, got \w+"),
+}
+
+
+def start(tmp_path: Path, bases: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("SAUCIER_", "BENTOML_"))}
+    environment |= {
+        "SAUCIER_HOME": str(tmp_path / "home"),
+        "SAUCIER_BASES": str(bases),
+        "SAUCIER_PORT": "1",  # nobody may listen there without asking
+        "BENTOML_HOME": str(tmp_path / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        **{f"SAUCIER_{key}": value for key, value in settings.items()},
+    }
+    command = [str(Path(sys.executable).parent / "bentoml"), "serve"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("saucier: ")
+    return line
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_base_set_stops_the_start(kind: str, prebuilt_bases: Path, tmp_path: Path) -> None:
+    bases = tmp_path / "bases"
+    shutil.copytree(prebuilt_bases / "tiny", bases / "tiny")
+    harm, expected = BROKEN[kind]
+    harm(bases / "tiny")
+    line = refusal(start(tmp_path, bases))
+    assert re.search(expected, line), line
+    assert str(bases) in line
+
+
+def test_ambiguous_default_stops_the_start(prebuilt_bases: Path, tmp_path: Path) -> None:
+    assert "set SAUCIER_BASE_SET" in refusal(start(tmp_path, prebuilt_bases))
+    assert "expected a base set named 'none'" in refusal(start(tmp_path, prebuilt_bases, BASE_SET="none"))
+
+
+def test_unusable_setting_stops_the_start(prebuilt_bases: Path, tmp_path: Path) -> None:
+    assert "SAUCIER_WORKERS: " in refusal(start(tmp_path, prebuilt_bases, WORKERS="many"))
+
+
+def test_home_that_cannot_be_made_stops_the_start(prebuilt_bases: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = refusal(start(tmp_path, prebuilt_bases / "tiny", HOME=str(tmp_path / "file" / "home")))
+    assert str(tmp_path / "file" / "home") in line
