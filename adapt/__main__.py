@@ -1,7 +1,7 @@
 """`python -m adapt search|evaluate|default|plot`."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -261,12 +261,13 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
         yield report
 
 
-def main() -> int:
-    """Run the command line; returns the exit code."""
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line (default: the process's own arguments); returns the exit code."""
     return run(
         [SearchCommand, EvaluateCommand, DefaultCommand, PlotCommand],
         prog="python -m adapt",
         description="Find the soup that suits a few labelled images.",
+        args=args,
     )
 
 

@@ -140,7 +140,7 @@ def test_held_out_accuracy_is_unbiased_where_the_naive_one_is_not(n: int, alike:
 @pytest.mark.parametrize(("num_soups", "alike", "n"), [(149, 0.9, 100), (149, 0.9, 20), (30, 0.0, 100), (5, 0.0, 300)])
 def test_false_promotions_stay_at_the_level_when_current_is_as_good(num_soups: int, alike: float, n: int):
     generator = np.random.default_rng(num_soups + n)
-    draws, promoted = 300, 0
+    draws, promoted = 250, 0
     for seed in range(draws):
         scores, folds = draw(generator, num_soups, n, alike=alike), deal(generator, n)
         dependence = fold_dependence(scores, folds, seed=seed, num_flips=100)
