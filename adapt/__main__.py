@@ -94,13 +94,13 @@ class SearchCommand(Command):
             data["test"] = tested.model_dump(mode="json")
         return Result(data, reports.table(report))
 
-    def _test(self, prepared: PreparedBase, found: Search, current: Soup, test: ImageSet) -> reports.TestReport:
+    def _test(self, prepared: PreparedBase, found: Search, current: Soup, test: ImageSet) -> reports.UnseenAccuracy:
         names = prepared.manifest.ingredient_names
         soups = {name: _alone(prepared.manifest, name) for name in names}
         with thread_count(self.threads):
             accuracy = {key: value[0] for key, value in _measure(prepared, soups, test).items()}
             both = _measure(prepared, {"current": current, "candidate": found.soup}, test)
-        return reports.TestReport(
+        return reports.UnseenAccuracy(
             n=len(test), current=both["current"][0], candidate=both["candidate"][0], ingredients=accuracy
         )
 

@@ -24,10 +24,9 @@ class CandidateReport(Frozen):
     temperature: float
 
 
-class TestReport(Frozen):
+class UnseenAccuracy(Frozen):
     """Accuracy on images that had no part in the search."""
 
-    __test__ = False  # not a test class, whatever pytest makes of the name
     n: int
     current: float
     candidate: float
@@ -45,10 +44,10 @@ class Report(Frozen):
     outcome: Outcome
     duplicates: int = Field(description="exact repeats among the support images that were left out")
     candidates: tuple[CandidateReport, ...] = Field(description="all soups evaluated; the first is the current one")
-    test: TestReport | None = None
+    test: UnseenAccuracy | None = None
 
 
-def make_report(search: Search, current: Soup, *, duplicates: int = 0, test: TestReport | None = None) -> Report:
+def make_report(search: Search, current: Soup, *, duplicates: int = 0, test: UnseenAccuracy | None = None) -> Report:
     """Return the report of a search."""
     soup = search.soup
     return Report(
