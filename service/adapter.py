@@ -1,6 +1,6 @@
-"""The adapter process: builds missing serving bundles, then works on queued jobs. The only place that imports torch.
+"""The adapter process: builds missing serving bundles, then works on queued jobs.
 
-Torch is imported when the loop starts, not with this module, which every predictor imports, too.
+What needs torch is in `service.searching`, imported when the loop starts: predictors import this module, too.
 """
 
 import logging
@@ -21,7 +21,7 @@ from service.settings import Settings
 from service.tables import Job, new_id
 
 if TYPE_CHECKING:
-    from adapt.evaluation import PreparedBase
+    from service.searching import Searcher
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ NICENESS = 10  # predictors come first
 IDLE_SECONDS = 0.1
 RETRY_SECONDS = 2.0  # pause when the registry does not answer
 FORGET_FACTOR = 100  # predictors silent for so many times `stale_seconds` are deleted from the list
-MAX_PREPARED = 2  # base sets kept ready for searching
 
 
 class AdapterLoop:
@@ -47,7 +46,6 @@ class AdapterLoop:
         self.id = new_id()
         self._settings, self._catalog = settings, catalog
         self._registry, self._jobs, self._samples, self._metrics = registry, jobs, samples, metrics
-        self._prepared: dict[str, PreparedBase] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adapter", daemon=True)
 
@@ -63,60 +61,56 @@ class AdapterLoop:
     def _run(self) -> None:
         os.nice(NICENESS)  # of this thread, and of those that torch starts from it
         try:
-            self._prepare()
+            searcher = self._prepare()
         except Exception:
             logger.exception("the adapter cannot start")
             os._exit(1)  # the supervisor starts it again
         while not self._stopping.is_set():
             try:
                 job = self._jobs.claim(self.id, stale_seconds=self._settings.stale_seconds)
-            except DBAPIError as error:
+                if job is None:
+                    self._stopping.wait(IDLE_SECONDS)
+                else:
+                    self._work(searcher, job)
+            except DBAPIError as error:  # a job at hand stays as it is, goes stale, and is done again
                 logger.warning("the registry does not answer: %s", " ".join(str(error.orig).split()))
                 self._stopping.wait(RETRY_SECONDS)
-                continue
-            if job is None:
-                self._stopping.wait(IDLE_SECONDS)
-            else:
-                self._work(job)
+            except Exception:
+                logger.exception("unexpected error, the adapter goes on")
+                self._stopping.wait(RETRY_SECONDS)
 
-    def _prepare(self) -> None:
-        """Build the bundles that are missing, clear away what crashes left, load torch."""
-        missing = [base for base in self._catalog.values() if base.bundle(self._settings.home) is None]
-        if missing:
-            from deploy.bundle import build_bundle
+    def _prepare(self) -> "Searcher":
+        """Load torch, build the bundles that are missing, clear away what crashes left."""
+        from service.searching import Searcher
 
-            for base in missing:
-                logger.info("building the serving bundle of %s", base.manifest.name)
-                build_bundle(base.folder, self._settings.home / "bundles")
+        searcher = Searcher(self._settings, self._catalog)
+        searcher.build_missing_bundles()
         self._registry.forget_workers(stale_seconds=FORGET_FACTOR * self._settings.stale_seconds)
         self._samples.delete_orphans(self._jobs.ids())
-        import adapt.search  # noqa: F401 - so that the first job does not wait for it
-
         logger.info("the adapter is ready")
+        return searcher
 
-    def _work(self, job: Job) -> None:
+    def _work(self, searcher: "Searcher", job: Job) -> None:
         """Do one job; whatever happens, the loop goes on."""
         start = time.perf_counter()
         with Heartbeat(self._jobs, job, self._settings.heartbeat_seconds) as heartbeat:
-            state = self._decide(job, heartbeat)
+            state = self._decide(searcher, job, heartbeat)
         if state is not None:
             self._metrics.jobs.labels(job.deployment, state).inc()
             self._metrics.adapt.labels(job.deployment).observe(time.perf_counter() - start)
 
-    def _decide(self, job: Job, heartbeat: "Heartbeat") -> str | None:
+    def _decide(self, searcher: "Searcher", job: Job, heartbeat: "Heartbeat") -> str | None:
         """Search, store what was found, and return the state the job ended in; None if it did not end here."""
-        from adapt.evaluation import Cancelled
+        from service.searching import Cancelled
 
         try:
-            return self._search(job, heartbeat)
+            return self._search(searcher, job, heartbeat)
         except Cancelled:
             if not heartbeat.is_lost:
                 self._jobs.release(job)
             return None
-        except DBAPIError as error:
-            # The row stays as it is; it goes stale and is done again.
-            logger.error("job %s: the registry does not answer: %s", job.id, " ".join(str(error.orig).split()))
-            return None
+        except DBAPIError:
+            raise
         except ValueError as error:
             self._jobs.fail(job, " ".join(str(error).split()))
             return "failed"
@@ -125,20 +119,13 @@ class AdapterLoop:
             self._jobs.fail(job, "an unexpected error; the log of the service has more")
             return "failed"
 
-    def _search(self, job: Job, heartbeat: "Heartbeat") -> str | None:
-        from adapt.search import find_soup
-
-        support = self._samples.load(job.id)
-        base = self._base(self._registry.deployment(job.deployment).base_set)
-        candidate, outcome = find_soup(
-            base,
-            support,
+    def _search(self, searcher: "Searcher", job: Job, heartbeat: "Heartbeat") -> str | None:
+        candidate, outcome = searcher.find(
+            self._registry.deployment(job.deployment).base_set,
+            self._samples.load(job.id),
             current=self._registry.soup(job.deployment, job.base_version),
             strategy=job.strategy,  # type: ignore[arg-type]  # checked before it was stored
             promote=job.promote,  # type: ignore[arg-type]
-            p_threshold=self._settings.promote_p,
-            device=self._settings.device,
-            num_threads=self._settings.threads or max(1, (os.cpu_count() or 1) - 1),
             progress=heartbeat.report,
             should_stop=lambda: heartbeat.is_lost or self._stopping.is_set(),
         )
@@ -151,19 +138,6 @@ class AdapterLoop:
             self._metrics.accuracy.labels(job.deployment, "current").set(outcome.accuracy.current)
             self._metrics.accuracy.labels(job.deployment, "candidate").set(outcome.accuracy.candidate)
         return finished.state
-
-    def _base(self, name: str) -> "PreparedBase":
-        from adapt.evaluation import PreparedBase, pick_device
-        from training.bases import load_base_set
-
-        if name not in self._catalog:
-            raise ValueError(f"expected the base set {name!r}, found {sorted(self._catalog)}")
-        if name not in self._prepared:
-            while len(self._prepared) >= MAX_PREPARED:
-                del self._prepared[next(iter(self._prepared))]
-            base = load_base_set(self._catalog[name].folder)
-            self._prepared[name] = PreparedBase(base, device=pick_device(self._settings.device))
-        return self._prepared[name]
 
 
 class Heartbeat:

@@ -62,9 +62,7 @@ async def adapt(context: Context, request: Request) -> Response:
     parts = await read_multipart(request, context.settings)
     deadline = time.monotonic() + wait
     upload = read_upload(parts, context.settings)
-    loop = asyncio.get_running_loop()
-    manifest = loaded.base.manifest
-    support = await loop.run_in_executor(context.decoding, check_support, upload, manifest, context.settings)
+    support = await asyncio.to_thread(check_support, upload, loaded.base.manifest, context.settings)
     job = await asyncio.to_thread(context.adaptation.submit, name, support, strategy=strategy, promote=promote)
     job, is_done = await context.adaptation.wait(job, deadline - time.monotonic())
     if is_done:
