@@ -6,6 +6,7 @@ the registry. Importing this module imports neither torch nor timm.
 
 import logging
 import signal
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
@@ -187,6 +188,7 @@ def prepare_registry(catalog: dict[str, Base]) -> None:
 def _set_up_logging() -> None:
     """Let our messages through at INFO; BentoML has set the handlers up and keeps the root at WARNING."""
     logger.setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an upload goes to its sender, not to the log
 
 
 def _before_stopping(action: Callable[[], None]) -> None:
