@@ -1,7 +1,10 @@
 """One frame for every command line: `--json`, `--seed`, exit codes, one-line errors."""
 
+import contextlib
+import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -10,6 +13,8 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from training.manifest import first_error
+
+_BOX = re.compile("[\u2500-\u257f]+")  # the characters that draw a box
 
 EXIT_DONE, EXIT_CLAIM_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -49,7 +54,7 @@ def run(commands: Sequence[type[Command]], *, prog: str, description: str, args:
         result = command.execute()
     except ValidationError as error:
         return _fail(first_error(error))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         return _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -59,6 +64,27 @@ def run(commands: Sequence[type[Command]], *, prog: str, description: str, args:
 
 
 def _parse(commands: Sequence[type[Command]], *, prog: str, description: str, args: Sequence[str] | None) -> Command:
+    """Parse the arguments; what the parser says of bad ones, in a box of several lines, becomes one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return _parse_with_tyro(commands, prog=prog, description=description, args=args)
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+        raise ValueError(_condense(said.getvalue())) from None
+
+
+def _condense(box: str) -> str:
+    text = " ".join(_BOX.sub(" ", box).split())
+    text = text.partition(" For further information")[0].partition(" For full helptext")[0]
+    text = re.sub(r"\[type=\w+,|input_type=\w+\]|\(type=[^)]*\)", "", text)
+    return " ".join(text.split()).removeprefix("Value error ").rstrip(" ,")
+
+
+def _parse_with_tyro(
+    commands: Sequence[type[Command]], *, prog: str, description: str, args: Sequence[str] | None
+) -> Command:
     if len(commands) == 1:
         return tyro.cli(commands[0], prog=prog, args=args)
     by_name: dict[str, Callable[..., Command]] = {command.name: command for command in commands}

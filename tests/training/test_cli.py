@@ -1,0 +1,82 @@
+import json
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+from training.cli import Command, Result, run
+
+
+class Divide(Command):
+    """Divide two numbers.
+
+    Example: divide --number 4 --by 2
+    """
+
+    name: ClassVar[str] = "divide"
+    number: float = Field(default=1.0, description="what is divided")
+    by: int = Field(default=2, ge=0, le=10, description="what divides")
+
+    def execute(self) -> Result:
+        if self.by == 0:
+            raise ValueError("expected a divisor that is not 0,\ngot 0")
+        if self.by == 10:
+            raise KeyboardInterrupt
+        quotient = self.number / self.by
+        return Result({"quotient": quotient}, f"it is {quotient}", 1 if quotient > 100 else 0)
+
+
+class Other(Command):
+    """Something else."""
+
+    name: ClassVar[str] = "other"
+
+
+def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    code = run([Divide, Other], prog="prog", description="Numbers.", args=args)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_results_are_text_or_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "divide", "--number", "8") == (0, "it is 4.0\n", "")
+    code, out, err = call(capsys, "divide", "--number", "8", "--json")
+    assert (code, json.loads(out), err) == (0, {"quotient": 4.0}, "")
+
+
+def test_a_claim_that_does_not_hold_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "divide", "--number", "1000")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["divide", "--by", "0"], "expected a divisor that is not 0, got 0"),
+        (["divide", "--by", "11"], "less than or equal to 10"),
+        (["divide", "--by", "two"], "two"),
+        (["divide", "--many", "2"], "--many"),
+        (["divide", "--seed", "-1"], "greater than or equal to 0"),
+        (["multiply"], "multiply"),
+        ([], "divide"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    code, out, err = call(capsys, *args)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert "https://" not in err
+
+
+def test_help_shows_the_example_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call(capsys, "divide", "--help")
+    assert caught.value.code == 0
+    assert "Example: divide --number 4 --by 2" in capsys.readouterr().out
+
+
+def test_ctrl_c_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "divide", "--by", "10") == (130, "", "interrupted\n")
