@@ -1,0 +1,58 @@
+# `make demo` and `make serve` are all a user needs; `make` alone checks everything a change must pass.
+# The first target that runs makes .venv and installs into it, once, and again after the requirements change.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export BENTOML_DO_NOT_TRACK := True
+
+.DEFAULT_GOAL := check
+.PHONY: check demo serve install lint format test test-slow bench clean help
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+check: lint test ## lint, types, import contracts, tests
+
+demo: $(STAMP) ## train digits, serve, shift, adapt: the whole idea in a few minutes
+	@$(BIN)/python -m examples.demo
+
+serve: $(STAMP) ## serve bases/cifar10-small on http://127.0.0.1:3000
+	@$(BIN)/bentoml serve
+
+install: $(STAMP) ## make .venv and install into it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "expected Python 3.11 or newer, got $$($(PYTHON) --version 2>&1); name one: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "installing into .venv; the first time, PyTorch's CUDA libraries make that several gigabytes" >&2
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,test]'
+	@touch $@
+
+lint: $(STAMP) ## style, format, types, import contracts
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## format, and mend what ruff can mend
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+test: $(STAMP) ## tests, without those that take more than a minute
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(STAMP) ## the rest of the tests
+	@$(BIN)/python -m pytest -q -m slow
+
+bench: $(STAMP) ## speed of search, predictions and swaps
+	@$(BIN)/python -m benchmarks.search
+	@$(BIN)/python -m benchmarks.serving
+	@$(BIN)/python -m benchmarks.swap
+
+clean: ## remove caches and build products; .venv and runs stay
+	@rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
