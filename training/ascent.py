@@ -28,7 +28,6 @@ class Rules(NamedTuple):
     eps: float
     num_steps: int
     step_size: float  # length of the first step, in the norm
-    num_entries: int  # that the first L1 steps move
     is_adaptive: bool
     stops: bool  # an image is done once it is misclassified
 
@@ -66,13 +65,32 @@ class _State:
         return _State(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
 
-def climb(model: Model, images: Tensor, labels: Tensor, reference: Tensor, start: Tensor, rules: Rules) -> Found:
-    """Climb in one ball from a start inside it, and return the best points; with `stops`, the first wrong ones."""
+def climb(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    reference: Tensor,
+    start: Tensor,
+    rules: Rules,
+    *,
+    num_entries: Tensor,
+) -> Found:
+    """Climb in one ball and return the best points; with `rules.stops`, the first misclassified ones.
+
+    Args:
+        model: logits (B, K) of images in [0, 1].
+        images: the clean images, float (B, C, H, W).
+        labels: their classes, int64 (B,).
+        reference: what the loss needs besides, B rows.
+        start: a point of each image's ball and box.
+        rules: how to climb.
+        num_entries: how many entries the first L1 steps move, int64 (B,); other norms ignore it.
+    """
     checkpoints = _checkpoints(rules)
     found = Found(
         start.clone(), torch.full_like(start[:, 0, 0, 0], -torch.inf), torch.zeros_like(labels, dtype=torch.bool)
     )
-    state = _begin(images, labels, reference, start, rules)
+    state = _begin(images, labels, reference, start, rules, num_entries)
     for step in range(rules.num_steps + 1):
         if step > 0:
             _move(state, rules, has_momentum=rules.is_adaptive and rules.norm != "L1" and step > 1)
@@ -91,7 +109,9 @@ def climb(model: Model, images: Tensor, labels: Tensor, reference: Tensor, start
     return found
 
 
-def _begin(images: Tensor, labels: Tensor, reference: Tensor, start: Tensor, rules: Rules) -> _State:
+def _begin(
+    images: Tensor, labels: Tensor, reference: Tensor, start: Tensor, rules: Rules, num_entries: Tensor
+) -> _State:
     lowest = torch.full_like(start[:, 0, 0, 0], -torch.inf)
     count = torch.zeros_like(labels)
     return _State(
@@ -107,7 +127,7 @@ def _begin(images: Tensor, labels: Tensor, reference: Tensor, start: Tensor, rul
         best_gradient=torch.zeros_like(start),
         best_loss=lowest,
         step_size=torch.full_like(start[:, :1, :1, :1], rules.step_size),
-        num_entries=count + rules.num_entries,
+        num_entries=num_entries,
         num_rising=count,
         was_reduced=count == 0,  # so that the first checkpoint does not ask for progress since an earlier one
         checked_loss=lowest,
@@ -176,13 +196,17 @@ def _check_progress(state: _State, rules: Rules, *, interval: int) -> None:
 
 def _adapt_sparsity(state: _State, rules: Rules) -> Tensor:
     """Move fewer entries as the perturbation gets sparser; return where that resets the step to its first length."""
-    changed = (state.best_x != state.images).flatten(1).sum(1)
-    num_entries = (changed / 1.5).long().clamp(min=1)
+    num_entries = fewer_entries(state.best_x, state.images)
     sparser = num_entries < 0.95 * state.num_entries
     smaller = (state.step_size / 1.5).clamp(min=rules.step_size / 10)
     state.step_size = torch.where(_wide(sparser), rules.step_size, smaller)
     state.num_entries = num_entries
     return sparser
+
+
+def fewer_entries(x: Tensor, images: Tensor) -> Tensor:
+    """Return how many entries the next L1 steps move: two thirds of those that x changed, int64 (B,)."""
+    return ((x != images).flatten(1).sum(1) / 1.5).long().clamp(min=1)
 
 
 def differentiate(

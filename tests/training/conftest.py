@@ -1,0 +1,45 @@
+"""A small net trained on digits for a few seconds: attacks need a model worth attacking."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from training.attacks import fgsm
+from training.data import Augmentation, batches, load_digits
+from training.images import to_input
+from training.manifest import Architecture, InputSpec, ThreatModel
+from training.models import Classifier, create_classifier
+
+DIGITS_NET = Architecture(name="saucier_resnet", kwargs={"widths": [16, 32], "depths": [1, 1], "stem_stride": 2})
+
+
+class Trained(NamedTuple):
+    """A classifier in eval mode and 80 test images, float32 (80, 3, 16, 16), with their labels."""
+
+    model: Classifier
+    images: Tensor
+    labels: Tensor
+
+
+@pytest.fixture(scope="session")
+def trained() -> Trained:
+    """A net that gets most digits right, and a fair part of attacked ones. Do not change its weights."""
+    torch.manual_seed(0)
+    train, test = load_digits()
+    model = create_classifier(DIGITS_NET, InputSpec(height=16, width=16, mean=(0.3,) * 3, std=(0.35,) * 3), 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        for images, labels in batches(train, 64, Augmentation(), generator=generator):
+            attacked = fgsm(model, images, labels, ThreatModel(norm="Linf", eps=0.1), generator=generator)
+            model.train()
+            loss = cross_entropy(model(attacked), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.zero_grad(set_to_none=True)
+    chosen = test.balanced(80, seed=0)
+    return Trained(model.eval(), torch.from_numpy(to_input(chosen.images)), torch.from_numpy(chosen.labels))
