@@ -1,0 +1,203 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import CLASSES
+from tests.training.conftest import Trained
+from training.cli import run
+from training.evaluate import Evaluate, evaluate_classifier, evaluation_threats, load_test_images
+from training.manifest import Manifest, ThreatModel, read_manifest
+
+THREATS = (ThreatModel(norm="Linf", eps=0.1), ThreatModel(norm="L2", eps=1.5), ThreatModel(norm="L1", eps=6))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve random images of each class of the tiny base sets, as an image folder."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for name in CLASSES:
+        (root / name).mkdir()
+        for index in range(12):
+            pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def evaluate(*args: object) -> int:
+    return run([Evaluate], prog="evaluate", description="", args=[str(arg) for arg in args])
+
+
+def with_recipe(folder: Path, **recipe: object) -> Manifest:
+    manifest = read_manifest(folder)
+    return manifest.model_copy(update={"provenance": manifest.provenance.model_copy(update={"recipe": recipe})})
+
+
+@pytest.mark.parametrize("attack", ["apgd", "pgd"])
+def test_attacks_lower_accuracy_and_union_is_the_worst_case_per_image(trained: Trained, attack: str) -> None:
+    result = evaluate_classifier(*trained, THREATS, attack=attack, num_steps=5, batch_size=32)
+    accuracies = result.accuracies()
+    assert list(accuracies) == ["clean", "Linf", "L2", "L1", "union"]
+    with torch.no_grad():
+        right = trained.model(trained.images).argmax(1) == trained.labels
+    assert accuracies["clean"] == right.float().mean().item()
+    robust = [accuracies[threat.norm] for threat in THREATS]
+    assert max(robust) < accuracies["clean"]
+    assert accuracies["union"] <= min(robust)
+    per_image = torch.stack([result.correct[threat.norm] for threat in THREATS]).all(0)
+    assert torch.equal(result.union, per_image)
+    assert not (per_image & ~right).any()
+
+
+def test_the_answer_repeats_and_one_norm_does_not_change_another(trained: Trained) -> None:
+    once, again = (evaluate_classifier(*trained, THREATS, num_steps=3, seed=4) for _ in range(2))
+    alone = evaluate_classifier(*trained, THREATS[1:2], num_steps=3, seed=4)
+    assert all(torch.equal(once.correct[name], again.correct[name]) for name in once.correct)
+    assert torch.equal(alone.correct["L2"], once.correct["L2"])
+
+
+def test_a_larger_radius_breaks_more(trained: Trained) -> None:
+    small, large = (
+        evaluate_classifier(*trained, (ThreatModel(norm="Linf", eps=eps),), num_steps=5).accuracies()
+        for eps in (0.03, 0.3)
+    )
+    assert large["Linf"] < small["Linf"]
+
+
+def test_without_threat_models_union_is_clean_accuracy(trained: Trained) -> None:
+    accuracies = evaluate_classifier(*trained, ()).accuracies()
+    assert set(accuracies) == {"clean", "union"}
+    assert accuracies["clean"] == accuracies["union"] > 0.8
+
+
+def test_evaluation_leaves_the_mode_of_the_model(trained: Trained) -> None:
+    trained.model.train()
+    before = {key: tensor.clone() for key, tensor in trained.model.state_dict().items()}
+    try:
+        evaluate_classifier(*trained, THREATS[:1], num_steps=1)
+        assert all(part.training for part in trained.model.modules())
+        assert all(torch.equal(tensor, before[key]) for key, tensor in trained.model.state_dict().items())
+    finally:
+        trained.model.eval()
+
+
+def test_what_cannot_be_evaluated_is_refused(trained: Trained) -> None:
+    model, images, labels = trained
+    with pytest.raises(ValueError, match="at most one threat model of each norm"):
+        evaluate_classifier(model, images, labels, (THREATS[0], THREATS[0]))
+    with pytest.raises(ValueError, match="one label for each, got 0 and 0"):
+        evaluate_classifier(model, images[:0], labels[:0], THREATS)
+    with pytest.raises(ValueError, match="expected finite logits"):
+        evaluate_classifier(torch.nn.Sequential(torch.nn.Flatten(), BrokenLayer()), images, labels, THREATS)
+
+
+class BrokenLayer(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :10] / 0
+
+
+def test_the_command_prints_what_the_contract_promises(
+    tiny_base_set: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tiny_base_set, "--data", folder, "--n", 15, "--steps", 2, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["ingredients"]) == ["linf", "nominal", "l2", "l1"]
+    for row in found["ingredients"].values():
+        assert set(row) == {"clean", "Linf", "L2", "L1", "union", "n"}
+        assert row["n"] == 15
+        assert 0 <= row["union"] <= min(row["Linf"], row["L2"], row["L1"]) <= row["clean"] <= 1
+    assert found["threat_models"] == {"Linf": 8 / 255, "L2": 0.5, "L1": 12}
+    assert (found["attack"], found["steps"]) == ("apgd", 2)
+
+
+def test_the_table_names_n_attack_and_radii(
+    tiny_base_set: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tiny_base_set, "--data", folder, "--n", 9, "--attack", "pgd", "--steps", 3) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "n = 9 test images" in lines[0]
+    assert lines[1].startswith("attack: PGD, 3 steps")
+    assert lines[2].split() == ["ingredient", "clean", "Linf", "8/255", "L2", "0.5", "L1", "12", "union"]
+    assert [line.split()[0] for line in lines[3:]] == ["linf", "nominal", "l2", "l1"]
+    assert len({len(line) for line in lines[2:]}) == 1
+
+
+def test_the_seed_chooses_the_same_images_every_time(
+    tiny_base_set: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = []
+    for seed in (1, 1, 2):
+        assert evaluate(tiny_base_set, "--data", folder, "--n", 9, "--steps", 1, "--seed", seed, "--json") == 0
+        outputs.append(json.loads(capsys.readouterr().out)["ingredients"])
+    assert outputs[0] == outputs[1]
+    assert outputs[0] != outputs[2]
+
+
+def test_a_data_folder_with_parts_gives_its_test_part(tiny_base_set: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()  # need not hold anything: it is not read
+    (tmp_path / "test").symlink_to(folder)
+    manifest = read_manifest(tiny_base_set)
+    whole, part = load_test_images(manifest, folder), load_test_images(manifest, tmp_path)
+    assert len(part) == 36
+    assert part.hashes == whole.hashes
+    relative = with_recipe(tiny_base_set, data={"source": "folder", "path": str(tmp_path), "num_validation": 3})
+    assert load_test_images(relative, None).hashes == whole.hashes
+
+
+def test_a_folder_may_lack_classes_and_keeps_their_indices(tiny_base_set: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ship").symlink_to(folder / "ship")
+    data = load_test_images(read_manifest(tiny_base_set), tmp_path)
+    assert set(data.labels.tolist()) == {CLASSES.index("ship")}
+    assert data.class_names == CLASSES
+
+
+def test_embedded_digits_need_no_folder(tiny_base_set: Path) -> None:
+    manifest = read_manifest(tiny_base_set)
+    digits = manifest.model_copy(update={"class_names": tuple("0123456789")})
+    assert len(load_test_images(digits, None)) == 600
+    with pytest.raises(ValueError, match=r"expected images of the classes \['cat', 'dog', 'ship'\]"):
+        load_test_images(manifest, None)
+
+
+def test_radii_come_from_the_recipe_and_else_are_the_usual_ones(tiny_base_set: Path) -> None:
+    usual = evaluation_threats(with_recipe(tiny_base_set))
+    assert {threat.norm: threat.eps for threat in usual} == {"Linf": 8 / 255, "L2": 0.5, "L1": 12}
+    evaluation = {"n": 10, "threat_models": [{"norm": "L2", "eps": 2}]}
+    named = evaluation_threats(with_recipe(tiny_base_set, evaluation=evaluation))
+    assert {threat.norm: threat.eps for threat in named} == {"Linf": 8 / 255, "L2": 2, "L1": 12}
+
+
+BAD_INPUT: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
+    "no base set": (lambda base, data: [data / "nothing"], "nothing/manifest.json: expected the manifest"),
+    "no data": (lambda base, data: [base, "--data", data / "nothing"], "nothing: expected a folder"),
+    "other classes": (lambda base, data: [base, "--data", data.parent], "expected a class folder named one of"),
+    "no such device": (lambda base, data: [base, "--data", data, "--device", "abacus"], "device 'abacus' cannot be"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_ends_with_one_line_and_code_2(
+    tiny_base_set: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: Callable[[Path, Path], list[object]],
+    message: str,
+) -> None:
+    assert evaluate(*arguments(tiny_base_set, folder)) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert message in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_missing_recipe_data_is_named(tiny_base_set: Path, tmp_path: Path) -> None:
+    gone = with_recipe(tiny_base_set, data={"source": "cifar10", "path": str(tmp_path / "gone"), "num_validation": 10})
+    with pytest.raises(ValueError, match="gone: found no such data folder; give the images with --data PATH"):
+        load_test_images(gone, None)
+    with pytest.raises(ValueError, match="give the images with --data PATH"):
+        load_test_images(with_recipe(tiny_base_set), None)
