@@ -80,11 +80,12 @@ class AdapterLoop:
                 self._stopping.wait(RETRY_SECONDS)
 
     def _prepare(self) -> "Searcher":
-        """Load torch, build the bundles that are missing, clear away what crashes left."""
+        """Load torch, build the bundles that are missing, fold the weights, clear away what crashes left."""
         from service.searching import Searcher
 
         searcher = Searcher(self._settings, self._catalog)
         searcher.build_missing_bundles()
+        searcher.warm_up()
         self._registry.forget_workers(stale_seconds=FORGET_FACTOR * self._settings.stale_seconds)
         self._samples.delete_orphans(self._jobs.ids())
         logger.info("the adapter is ready")

@@ -34,6 +34,11 @@ class Searcher:
                 logger.info("building the serving bundle of %s", base.manifest.name)
                 build_bundle(base.folder, self._settings.home / "bundles")
 
+    def warm_up(self) -> None:
+        """Make as many base sets as are kept ready for searching, so that the first job does not wait for that."""
+        for name in list(self._catalog)[:MAX_PREPARED]:
+            self._base(name).model("folded")
+
     def find(
         self,
         base_set: str,
