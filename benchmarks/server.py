@@ -68,7 +68,7 @@ def serve(
     """
     port = free_port()
     environment = {
-        **os.environ,
+        **{key: value for key, value in os.environ.items() if not key.startswith(("SAUCIER_", "BENTOML_"))},
         "SAUCIER_HOME": str(folder / "home"),
         "SAUCIER_BASES": str(bases.absolute()),
         "SAUCIER_WORKERS": str(workers),
