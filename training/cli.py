@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from training.manifest import first_error
 
-_BOX = re.compile("[\u2500-\u257f]+")  # the characters that draw a box
+_BOX = re.compile("[\u2500-\u257f]+|-{4,}")  # what boxes are drawn with
 
 EXIT_DONE, EXIT_CLAIM_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
