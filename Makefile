@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "expected Python 3.11 or newer, got $$($(PYTHON) --version 2>&1); name one: make PYTHON=python3.11" >&2; exit 1; }
 	@echo "installing into .venv; the first time, PyTorch's CUDA libraries make that several gigabytes" >&2
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,test]'
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev,test]'
 	@touch $@
 
 lint: $(STAMP) ## style, format, types, import contracts

@@ -110,6 +110,9 @@ def _support(pictures: Pictures, prepared: PreparedBase) -> Support:
 COLUMNS = ("before", "candidate", "served", "picked", "best_ingredient", "is_promoted", "p_value")
 
 
+TITLES = ("before", "candidate", "served", "gain", "least gain", "promoted", "picked", "best alone")
+
+
 def _columns(rows: list[Row]) -> dict[str, list[Any]]:
     return {column: [getattr(row, column) for row in rows] for column in COLUMNS}
 
@@ -119,18 +122,14 @@ def _text(data: dict[str, Any]) -> str:
     lines = [
         f"accuracy on {data['n_test']} unseen pictures, {data['n_support']} labelled ones; mean and std over "
         f"{data['seeds']} seeds; {data['machine']}",
-        f"{'camera':10}{'before':>12}{'candidate':>12}{'served':>12}{'gain served':>18}{'promoted':>10}"
-        f"{'picked':>12}{'best alone':>12}",
+        f"{'camera':10}" + "".join(f"{title:>12}" for title in TITLES),
     ]
     for camera, found in data["cameras"].items():
-        cells = [_cell(found[column]) for column in ("before", "candidate", "served")]
         gains = np.subtract(found["served"], found["before"])
-        gain = f"{_cell(gains)} >= {100 * gains.min():.1f}"
-        picked, best = _cell(found["picked"]), _cell(found["best_ingredient"])
-        promoted = f"{sum(found['is_promoted'])} of {data['seeds']}"
-        lines.append(
-            f"{camera:10}{cells[0]:>12}{cells[1]:>12}{cells[2]:>12}{gain:>18}{promoted:>10}{picked:>12}{best:>12}"
-        )
+        cells = [_cell(found[column]) for column in ("before", "candidate", "served")]
+        cells += [_cell(gains), f"{100 * gains.min():.1f}", f"{sum(found['is_promoted'])} of {data['seeds']}"]
+        cells += [_cell(found[column]) for column in ("picked", "best_ingredient")]
+        lines.append(f"{camera:10}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -1,0 +1,111 @@
+"""What the demo says of what it saw; the demo itself runs in tests/e2e."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.client import Load
+from examples.demo import Story, _failures, photograph_digits, table
+from examples.drawings import DRAWINGS, PER_CLASS, draw, main
+from examples.picture import draw as draw_story
+from training.data import CIFAR10_CLASSES
+
+ROOT = Path(__file__).parents[2]
+
+
+def story(**changes: Any) -> Story:
+    names = ("linf", "nominal", "l2", "l1")
+    fields: dict[str, Any] = {
+        "before": 0.4,
+        "after": 0.9,
+        "predicted_before": ["1"] * 500,
+        "predicted_after": ["2"] * 500,
+        "soup_before": dict.fromkeys(names, 0.25),
+        "soup_after": dict(zip(names, (1.25, -0.25, 0.0, 0.0), strict=True)),
+        "job": {
+            "state": "promoted",
+            "support": {"n": 100},
+            "accuracy": {"current": 0.4, "candidate": 0.9, "p_value": 1e-9},
+            "search": {"candidates": 149, "seconds": 1.0},
+        },
+        "num_requests": 4,
+        "failures": [],
+        "num_failed": 0,
+        "answers": [(0.1, 1), (0.5, 1), (1.2, 2), (2.1, 2)],
+        "posted": 0.2,
+        "decided": 0.8,
+        "rolled_out": 1.0,
+    }
+    return Story(**{**fields, **changes})
+
+
+def test_the_line_has_the_fields_that_are_promised() -> None:
+    assert story(seconds=28.4).line == {
+        "demo": "ok",
+        "state": "promoted",
+        "before": 0.4,
+        "after": 0.9,
+        "n_support": 100,
+        "n_test": 500,
+        "requests": 4,
+        "failed": 0,
+        "swap_ms": 200,
+        "seconds": 28,
+    }
+
+
+@pytest.mark.parametrize("changes", [{"after": 0.4}, {"after": 0.3}, {"num_failed": 1, "failures": ["x"]}])
+def test_no_gain_or_a_lost_request_is_a_failure(changes: dict[str, Any]) -> None:
+    assert story(**changes).line["demo"] == "failed"
+
+
+def test_where_nothing_was_promoted_there_was_no_swap() -> None:
+    assert story(job={**story().job, "state": "kept"}).swap_ms is None
+
+
+def test_answers_of_an_unknown_or_an_old_version_count_as_failed() -> None:
+    answers: list[tuple[float, float, int | None]] = [
+        (0.0, 0.1, 1),  # before
+        (0.9, 1.1, 1),  # accepted before the rollout was known
+        (1.2, 1.3, 2),
+        (1.4, 1.5, 1),  # too late for the old one
+        (1.4, 1.5, 7),
+        (0.3, 0.4, None),
+    ]
+    found = _failures(Load(failed=["connect: refused"]), answers, {1, 2}, 2, 1.0)
+    assert len([failure for failure in found if "refused" in failure]) == 1
+    assert "version 1 after the rollout" in found
+    assert "an answer names version None" in found
+    assert len(found) == 5  # version 7 is both unknown and not the current one
+
+
+def test_table_and_picture_can_be_made(tmp_path: Path) -> None:
+    assert "0.400    0.900" in table(story())
+    draw_story(story(), photograph_digits("dull-day", seed=0), tmp_path / "demo.png")
+    with Image.open(tmp_path / "demo.png") as picture:
+        assert picture.width > 1000
+        assert np.asarray(picture.convert("L")).std() > 20
+
+
+def test_story_survives_json() -> None:
+    from dataclasses import asdict
+
+    assert Story(**json.loads(json.dumps(asdict(story())))).line == story().line
+
+
+def test_committed_drawings_are_those_of_the_script(tmp_path: Path) -> None:
+    main(tmp_path)
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.png"))
+    assert len(files) == PER_CLASS * len(DRAWINGS)
+    for file in files:
+        with Image.open(tmp_path / file) as ours, Image.open(ROOT / "examples" / "images" / file) as theirs:
+            assert np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max() <= 2
+
+
+def test_drawings_are_of_classes_the_bundled_base_set_knows() -> None:
+    assert set(DRAWINGS) <= set(CIFAR10_CLASSES)
+    assert draw("ship", np.random.default_rng(0)).size == (32, 32)

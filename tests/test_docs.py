@@ -1,0 +1,113 @@
+"""The documents say what is there."""
+
+import io
+import re
+import runpy
+import shlex
+import sys
+import warnings
+from contextlib import redirect_stdout
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from service.openapi import openapi_document
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "bases").rglob("*.md"),
+        *ROOT.glob("benchmarks/*/*.md"),
+    ]
+)
+COMMAND = re.compile(r"(?:\.venv/bin/)?python -m ((?:training|adapt|deploy|benchmarks|examples)[\w.]*(?: [^`#\n]*)?)")
+LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
+FOLDERS = "training|adapt|deploy|service|docs|examples|benchmarks|tests|bases"
+PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every command line in the documents, with alternatives such as run|evaluate spelled out."""
+    found = []
+    for document in DOCUMENTS:
+        for line in COMMAND.findall(document.read_text()):
+            module, *words = shlex.split(line.replace("[", "").replace("]", ""))
+            alternatives = words[0].split("|") if words and "|" in words[0] else [words[0] if words else ""]
+            found += [(document.name, " ".join([module, word, *words[1:]]).strip()) for word in alternatives]
+    return sorted(set(found))
+
+
+@cache
+def help_of(module: str, word: str | None) -> str:
+    """What `python -m module word --help` prints; in this process, as each of its own would import torch again."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
+        patch.setattr(sys, "argv", [module, *([word] if word else []), "--help"])
+        warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_module(module, run_name="__main__")
+    assert stopped.value.code in (0, None), f"{module} {word}"
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(("document", "line"), commands(), ids=lambda value: value.replace("/", "-"))
+def test_every_command_and_flag_exists(document: str, line: str) -> None:
+    module, *words = shlex.split(line)
+    has_commands = module in ("training", "adapt", "deploy")
+    text = help_of(module, words[0] if has_commands and words else None)
+    for flag in (word for word in words if word.startswith("--") and word != "--help"):
+        assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", text), f"{document}: {module} has no {flag}"
+
+
+def test_there_are_commands_to_check() -> None:
+    documents = {document for document, _ in commands()}
+    assert {"README.md", "CONTRIBUTING.md", "EXPERIMENTS.md", "CHANGELOG.md"} <= documents
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)).replace("/", "-"))
+def test_links_and_paths_lead_somewhere(document: Path) -> None:
+    text = document.read_text()
+    missing = [link for link in LINK.findall(text) if not (document.parent / link).exists()]
+    missing += [path for path in PATH.findall(text) if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_every_make_target_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    for document in [*DOCUMENTS, ROOT / ".ci" / "run", ROOT / ".pre-commit-config.yaml"]:
+        named = set(re.findall(r"(?:`|^|step |entry: )make ([a-z-]+)", document.read_text(), re.MULTILINE))
+        assert named <= targets, f"{document.name}: no target {sorted(named - targets)}"
+    phony = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
+    assert phony == targets
+
+
+def test_routes_of_the_changelog_and_the_tour_exist() -> None:
+    routes = {"/" + path.split("/")[1] for path in openapi_document()["paths"]} | {"/docs", "/metrics"}
+    for name in ("README.md", "CHANGELOG.md"):
+        named = re.findall(r"(?<=[`0])(/[a-z]+)", (ROOT / name).read_text())
+        assert named
+        assert set(named) <= routes, name
+
+
+def test_every_package_pinned_once_and_no_host_named() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9-]*==[A-Za-z0-9.!]+", line) for line in lines)
+    names = [line.partition("==")[0] for line in lines]
+    assert names == sorted(set(names))
+
+
+def test_every_direct_requirement_is_pinned() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["test"],
+        *project["optional-dependencies"]["dev"],
+    ]
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    names = {re.match(r"[A-Za-z0-9-]+", requirement)[0].lower() for requirement in wanted}  # type: ignore[index]
+    assert names - {"saucier"} <= pinned
