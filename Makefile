@@ -16,7 +16,7 @@ help: ## say what there is
 
 check: lint test ## lint, types, import contracts, tests
 
-demo: $(STAMP) ## train digits, serve, shift, adapt: the whole idea in a few minutes
+demo: $(STAMP) ## train digits, serve, shift, adapt: the whole idea in a minute or two
 	@$(BIN)/python -m examples.demo
 
 serve: $(STAMP) ## serve bases/cifar10-small on http://127.0.0.1:3000

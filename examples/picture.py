@@ -1,22 +1,20 @@
 """The demo's picture: what the camera does, what the soups answer, how one replaced the other."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from adapt.plots import COLOURS
+from examples.story import Pictures, Story
 from training.images import decode
-
-if TYPE_CHECKING:
-    from examples.demo import Pictures, Story
 
 NUM_DIGITS = 10
 RIGHT, WRONG = "#228833", "#cc3311"
 BEFORE, AFTER = "#bbbbbb", "#4477aa"
 
 
-def draw(story: "Story", pictures: "Pictures", path: Path) -> None:
+def draw(story: Story, pictures: Pictures, path: Path) -> None:
     """Draw the story; the suffix of `path` decides the format."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported late: slow
     from matplotlib.figure import Figure
@@ -33,7 +31,7 @@ def draw(story: "Story", pictures: "Pictures", path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _digits(figure: Any, story: "Story", pictures: "Pictures") -> None:
+def _digits(figure: Any, story: Story, pictures: Pictures) -> None:
     """Show a few pictures, one of each class where that is possible: scene, photograph, both answers."""
     labels = pictures.labels(pictures.test)
     shown = [labels.index(name) for name in pictures.scenes.class_names[:NUM_DIGITS] if name in labels]
@@ -58,7 +56,7 @@ def _digits(figure: Any, story: "Story", pictures: "Pictures") -> None:
     figure.suptitle("Unseen digits, as a camera sees them on a dull, hazy day, and what the service answers")
 
 
-def _accuracy(axes: Any, story: "Story") -> None:
+def _accuracy(axes: Any, story: Story) -> None:
     values = (story.before, story.after)
     bars = axes.bar(["before", "after"], values, color=(BEFORE, AFTER), width=0.65)
     axes.bar_label(bars, [f"{value:.1%}" for value in values], padding=2, fontsize=11)
@@ -68,7 +66,7 @@ def _accuracy(axes: Any, story: "Story") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _soups(axes: Any, story: "Story") -> None:
+def _soups(axes: Any, story: Story) -> None:
     names = list(story.soup_before)
     places = np.arange(len(names))
     for offset, soup, colour, label in (
@@ -82,7 +80,7 @@ def _soups(axes: Any, story: "Story") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _load(axes: Any, story: "Story") -> None:
+def _load(axes: Any, story: Story) -> None:
     """Stack answers per second by soup version over time."""
     width = 0.25
     end = width * (max(second for second, _ in story.answers) // width)  # the last bin is not full

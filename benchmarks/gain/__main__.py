@@ -14,7 +14,8 @@ from adapt.soup import Soup, default_soup, make_soup
 from adapt.support import Support, from_images
 from benchmarks.machine import machine
 from examples.camera import CAMERAS, DEMO_CAMERA
-from examples.demo import Pictures, photograph_digits, train_digits
+from examples.demo import photograph_digits, train_digits
+from examples.story import Pictures
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.images import decode

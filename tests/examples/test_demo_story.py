@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.client import Load
-from examples.demo import Story, _failures, photograph_digits, table
+from examples.demo import _failures, photograph_digits
 from examples.drawings import DRAWINGS, PER_CLASS, draw, main
 from examples.picture import draw as draw_story
+from examples.story import Story, table
 from training.data import CIFAR10_CLASSES
 
 ROOT = Path(__file__).parents[2]
