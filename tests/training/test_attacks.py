@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.conftest import Trained
-from training.ascent import Rules, _checkpoints
+from training.ascent import Rules, _begin, _checkpoints, _move
 from training.attack_losses import LOSSES, LossName, cross_entropy, dlr, dlr_targeted, kl, margin, references
 from training.attacks import apgd, fgsm, pgd
-from training.threat import NORMS, PROJECT, RANDOM_START, Norm, ThreatModel, norm_of
+from training.threat import NORMS, PROJECT, RANDOM_START, STEEPEST, Norm, ThreatModel, norm_of
 
 THREATS = {threat.norm: threat for threat in (
     ThreatModel(norm="Linf", eps=0.12), ThreatModel(norm="L2", eps=2.0), ThreatModel(norm="L1", eps=8)
@@ -195,6 +195,51 @@ def test_a_step_costs_one_gradient_and_the_last_point_one_forward_pass(trained: 
 
     apgd(model, trained.images, trained.labels, THREATS["L2"], num_steps=3, mode="train")
     assert with_gradient == [True] * 3 + [False]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("attack", [apgd, partial(pgd, step_size=20.0)])
+def test_training_returns_the_highest_point_that_was_visited(trained: Trained, norm: Norm, attack: Attack) -> None:
+    visited: list[Tensor] = []
+
+    def model(x: Tensor) -> Tensor:
+        logits = trained.model(x)
+        visited.append(cross_entropy(logits, trained.labels, trained.labels).detach())
+        return logits
+
+    x_adv = attack(model, trained.images, trained.labels, THREATS[norm], num_steps=9, mode="train")
+    highest = torch.stack(visited).amax(0)
+    torch.testing.assert_close(losses_at(trained.model, x_adv, trained.labels), highest, rtol=1e-3, atol=1e-4)
+    assert (visited[-1] < highest - 1e-3).any(), "the last point was the highest for every image: nothing was tested"
+
+
+def test_apgd_moves_with_momentum() -> None:
+    generator = seeded()
+    images = torch.full((2, 3, 4, 4), 0.5)
+    rules = Rules("ce", "L2", 100.0, 5, 0.01, is_adaptive=True, stops=False)
+    state = _begin(images, torch.zeros(2).long(), images, images, rules, torch.ones(2).long())
+    before, now, state.gradient = (0.5 + 0.01 * torch.randn(images.shape, generator=generator) for _ in range(3))
+    state.x_before, state.x = before, now
+    _move(state, rules, has_momentum=True)
+    step = 0.01 * state.gradient / norm_of(state.gradient, "L2")[:, None, None, None]
+    torch.testing.assert_close(state.x, now + 0.75 * step + 0.25 * (now - before))
+    assert state.x_before is now
+
+
+def test_l1_goes_on_as_sparse_as_it_was_in_the_larger_ball(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Tensor] = []
+    steepest = STEEPEST["L1"]
+
+    def recorded(gradient: Tensor, num_entries: Tensor) -> Tensor:
+        asked.append(num_entries)
+        return steepest(gradient, num_entries)
+
+    monkeypatch.setitem(STEEPEST, "L1", recorded)
+    apgd(trained.model, trained.images, trained.labels, THREATS["L1"], num_steps=20, generator=seeded())
+    fifth_of_the_image = int(0.2 * trained.images[0].numel())
+    assert (asked[0] == fifth_of_the_image).all()
+    assert asked[6].float().mean() < 0.5 * fifth_of_the_image  # the first step in the ball of 2 eps
+    assert asked[12].float().mean() < asked[6].float().mean()  # and in that of eps
 
 
 def test_checkpoints_are_those_of_the_paper() -> None:

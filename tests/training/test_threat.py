@@ -94,9 +94,9 @@ def test_l1_projection_equals_the_one_by_sorting(eps: float, dtype: torch.dtype)
     for mine, point, image in zip(ours, x.double().numpy(), images.double().numpy(), strict=True):
         slack = image.size * torch.finfo(dtype).eps / 2  # the radius is one float per coordinate smaller
         reference = by_sorting(point, image, eps - slack)
-        np.testing.assert_allclose(
-            mine.double().numpy(), reference, rtol=0, atol=1e-9 if dtype == torch.float64 else 1e-5
-        )
+        # The norm is right to a few floats; in the worst case one coordinate bears all of the difference.
+        tolerance = 1e-6 + 20 * torch.finfo(dtype).eps * eps
+        np.testing.assert_allclose(mine.double().numpy(), reference, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("norm", ["L1", "L2"])
