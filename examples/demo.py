@@ -27,6 +27,7 @@ import tyro
 from pydantic import Field
 
 from adapt.__main__ import DefaultCommand
+from adapt.evaluation import thread_count
 from benchmarks.client import Load, hammer, post_request
 from benchmarks.server import Server, serve
 from examples.camera import CAMERAS, DEMO_CAMERA
@@ -92,8 +93,10 @@ class Demo(Command):
 def train_digits(folder: Path, *, seed: int) -> Path:
     """Train the recipe `digits` and choose its default soup; returns the folder."""
     logger.info("training the digits ingredients, as `python -m training run digits` does")
-    train(load_recipe(Path("digits")), folder, seed=seed)
-    chosen = DefaultCommand(bases=folder).execute()
+    # The network is so small that a second thread gains little, and beside other load costs much.
+    with thread_count(1):
+        train(load_recipe(Path("digits")), folder, seed=seed)
+        chosen = DefaultCommand(bases=folder).execute()
     logger.info("default soup, as `python -m adapt default` chooses it: %s", chosen.text.replace("\n", "; "))
     return folder
 
