@@ -1,5 +1,6 @@
 """A small net trained on digits for a few seconds: attacks need a model worth attacking."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -22,6 +23,15 @@ class Trained(NamedTuple):
     model: Classifier
     images: Tensor
     labels: Tensor
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Nets this small gain nothing from a second thread, and lose a lot where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
