@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 LIMIT = 2**20
+CONNECT_SECONDS = 0.005  # between two connections: opened at once, one worker would often accept them all
 
 
 @dataclass
@@ -56,6 +57,9 @@ async def hammer(
 ) -> Load:
     """Send requests over `concurrency` kept-alive connections, one after the other on each.
 
+    The workers of a server share one listening socket, and the kernel wakes any of them: connections opened in the same
+    instant tend to land on one worker, and stay there.
+
     Args:
         port: on loopback.
         requests: whole HTTP requests, sent in turn.
@@ -72,6 +76,7 @@ async def hammer(
 
     async def connection(number: int) -> None:
         turn = number
+        await asyncio.sleep(number * CONNECT_SECONDS)
         while not is_over():
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=LIMIT)
