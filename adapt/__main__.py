@@ -22,7 +22,7 @@ from adapt.soup import BnMode, Promote, Soup, check_soup, default_soup, make_sou
 from training.bases import load_base_set, rewrite_manifest
 from training.cli import Command, Result, run
 from training.data import DataSpec, ImageSet, balanced_indices, load_folder, load_splits
-from training.manifest import Manifest
+from training.manifest import Manifest, check_mixable
 
 Device = Literal["auto", "cpu", "cuda"]
 BasesArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BASES")]
@@ -166,6 +166,7 @@ class DefaultCommand(Command):
         """Choose, compare, rewrite."""
         base = load_base_set(self.bases)
         manifest = base.manifest
+        check_mixable(manifest)
         images = _validation_images(manifest, self.data)
         names = manifest.ingredient_names
         chosen = finest(self.grid, len(names)) if self.step is None else lattice(self.grid, self.step)

@@ -36,6 +36,7 @@ from adapt.soup import (
 )
 from adapt.support import Support
 from training.bases import BaseSet
+from training.manifest import check_mixable
 
 Strategy = Literal["auto", "grid"]
 SAME = 1e-9  # two coefficients closer than this are the same soup
@@ -128,6 +129,7 @@ def search(
         should_stop: asked before each candidate.
 
     Raises:
+        BaseSetError: the base set has a single ingredient.
         GridTooLarge: the grid has more than 2,000 candidates.
         SoupError: the current soup belongs to another base set.
         Cancelled: `should_stop` said so.
@@ -137,6 +139,7 @@ def search(
         raise ValueError(f"expected 0 <= p_threshold <= 1, got {p_threshold:g}")
     started = time.perf_counter()
     manifest = base.manifest
+    check_mixable(manifest)
     check_soup(current, manifest)
     points = _lattice(strategy, grid, step, len(manifest.ingredients))
     rows = points.points(len(manifest.ingredients))

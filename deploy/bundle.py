@@ -27,7 +27,7 @@ from deploy.runtime import Bundle
 from deploy.skeleton import Skeleton, make_skeleton
 from training.bases import load_base_set
 from training.images import to_input
-from training.manifest import file_sha256
+from training.manifest import check_mixable, file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,13 @@ def build_bundle(base_folder: Path, out_root: Path) -> Path:
         out_root: `$SAUCIER_HOME/bundles`, or `<base folder>/bundle` to ship it with the base set.
 
     Raises:
-        BaseSetError: the base set is corrupt.
+        BaseSetError: the base set is corrupt, or has a single ingredient.
         ExportError, FoldError: the network cannot be expressed as a skeleton and rows.
         ParityError: ONNX Runtime and torch disagree.
         BundleError: `out_root` cannot be written (full, read-only); nothing is left there.
     """
     base = load_base_set(base_folder)
+    check_mixable(base.manifest)
     final = out_root / base.manifest.digest
     if _is_sound(final, base.manifest.digest):
         logger.info("%s is there already", final)

@@ -1,11 +1,14 @@
 """The base sets a service was started with: found, verified, named. Imports no torch."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.layout import BundleError, find_bundle, read_info
 from service.settings import Settings
-from training.manifest import MANIFEST_NAME, BaseSetError, Manifest, read_manifest
+from training.manifest import MANIFEST_NAME, BaseSetError, Manifest, check_mixable, read_manifest
+
+logger = logging.getLogger(__name__)
 
 USUAL_BASE_SET = "cifar10-small"
 
@@ -30,7 +33,7 @@ def read_catalog(folder: Path, *, check_files: bool) -> dict[str, Base]:
         check_files: compare the SHA-256 of every weight file as well.
 
     Raises:
-        BaseSetError: there is none, two have one name, or one is corrupt; one line that names the file.
+        BaseSetError: none has ingredients to mix, two have one name, or one is corrupt; one line that names the file.
     """
     folders = [folder] if _is_base_set(folder) else sorted(path for path in folder.glob("*") if _is_base_set(path))
     if not folders:
@@ -38,10 +41,19 @@ def read_catalog(folder: Path, *, check_files: bool) -> dict[str, Base]:
     catalog: dict[str, Base] = {}
     for path in folders:
         manifest = read_manifest(path, check_files=check_files)
+        try:
+            check_mixable(manifest)
+        except BaseSetError as error:  # imported, and nothing trained from it yet
+            if len(folders) == 1:
+                raise
+            logger.warning("%s: passed over: %s", path, error)
+            continue
         if manifest.name in catalog:
             other = catalog[manifest.name].folder
             raise BaseSetError(f"{path / MANIFEST_NAME}: {other} has a base set named {manifest.name!r}, too")
         catalog[manifest.name] = Base(path, manifest)
+    if not catalog:
+        raise BaseSetError(f"{folder}: expected at least one base set with ingredients to mix, found none")
     return catalog
 
 

@@ -1,4 +1,4 @@
-"""Command line of the offline stage: `python -m training run|evaluate|list`."""
+"""Command line of the offline stage: `python -m training run|import|evaluate|list`."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from pydantic import Field
 from training.bases import list_base_sets
 from training.cli import Command, Result, run
 from training.evaluate import Evaluate
+from training.importing import Import
 from training.manifest import Manifest
 from training.recipe import load_recipe
 from training.train import train
@@ -75,7 +76,7 @@ def _table(manifests: list[Manifest]) -> str:
     return "\n".join(rows)
 
 
-COMMANDS = (Run, Evaluate, List)
+COMMANDS = (Run, Import, Evaluate, List)
 
 if __name__ == "__main__":
     sys.exit(run(COMMANDS, prog="python -m training", description="Make base sets: the offline stage."))

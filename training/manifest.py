@@ -138,7 +138,9 @@ class Manifest(Frozen):
     architecture: Architecture
     input: InputSpec
     class_names: tuple[str, ...] = Field(min_length=2)
-    ingredients: tuple[Ingredient, ...] = Field(min_length=2, max_length=64)
+    ingredients: tuple[Ingredient, ...] = Field(
+        min_length=1, max_length=64, description="one is enough to train others from, two to mix"
+    )
     default_coefficients: dict[str, float]
     default_temperature: float = Field(default=1.0, gt=0, description="divides the logits of the default soup")
     provenance: Provenance
@@ -162,6 +164,15 @@ class Manifest(Frozen):
     def vector(self, coefficients: dict[str, float]) -> list[float]:
         """Return the coefficients in ingredient order."""
         return [coefficients[name] for name in self.ingredient_names]
+
+
+def check_mixable(manifest: Manifest) -> None:
+    """Raise BaseSetError unless there are ingredients to mix: an imported base set has a single one at first."""
+    if len(manifest.ingredients) < 2:
+        raise BaseSetError(
+            f"base set {manifest.name!r}: expected at least 2 ingredients to mix, it has only "
+            f"{manifest.ingredient_names[0]!r}; train others with `python -m training run RECIPE --from DIR`"
+        )
 
 
 def check_coefficients(coefficients: dict[str, float], names: tuple[str, ...]) -> None:

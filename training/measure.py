@@ -76,7 +76,7 @@ def measure(
                 threat_model=spec.threat_model,
                 objective=spec.objective,
                 parent=spec.parent,
-                metrics=_metrics(classifier, recipe.evaluation, splits.test, seed=seed, device=device),
+                metrics=metrics_of(classifier, recipe.evaluation, splits.test, seed=seed, device=device),
             )
         )
     best = max(validation, key=lambda name: validation[name])
@@ -92,10 +92,10 @@ def measure(
     )
 
 
-def _metrics(
+def metrics_of(
     classifier: Classifier, spec: EvaluationSpec, test: ImageSet, *, seed: int, device: str
 ) -> dict[str, Metric]:
-    """Measure clean accuracy on all test images, robust and union accuracy on the recipe's number of them."""
+    """Return clean accuracy on all test images, robust and union accuracy on `spec.n` of them."""
     some = test.balanced(spec.n, seed=seed)
     images, labels = torch.from_numpy(to_input(some.images)), torch.from_numpy(some.labels)
     evaluation = evaluate_classifier(

@@ -8,18 +8,17 @@ from pathlib import Path
 import torch
 
 from training.data import ImageSet
-from training.manifest import Provenance
-from training.recipe import Recipe
+from training.manifest import Frozen, Provenance
 
 PACKAGES = ("saucier", "torch", "timm", "numpy")
 
 
-def provenance(recipe: Recipe, data: ImageSet, *, seed: int, seconds: float, device: str) -> Provenance:
-    """Describe a training run.
+def provenance(recipe: Frozen, data: ImageSet, *, seed: int, seconds: float, device: str) -> Provenance:
+    """Describe a training run, or an import.
 
     Args:
-        recipe: what was trained.
-        data: the training images; their digest is recorded.
+        recipe: what was trained, or imported.
+        data: the images it was done with; their digest is recorded.
         seed: of the run.
         seconds: wall-clock time of training.
         device: torch device it ran on.

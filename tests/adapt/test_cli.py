@@ -1,6 +1,7 @@
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +203,14 @@ def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str])
         main([command, "--help"])
     assert stop.value.code == 0
     assert "Example: python -m adapt" in capsys.readouterr().out
+
+
+def test_one_ingredient_is_evaluated_but_not_searched(
+    base_set_factory: Callable[..., Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bases = base_set_factory(tmp_path / "bases", names=("linf",))
+    for args in (("search", bases, folder), ("default", bases)):
+        message = failure(capsys, *args)
+        assert "at least 2 ingredients to mix, it has only 'linf'; train others with `python -m training run" in message
+    accuracy = run_json(capsys, "evaluate", bases, folder)["accuracy"]
+    assert accuracy["linf"] == accuracy["default"]

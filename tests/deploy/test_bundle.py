@@ -289,3 +289,10 @@ def test_network_that_is_no_skeleton_is_refused(tiny_base_set: Path, net: torch.
     spec = load_base_set(tiny_base_set).manifest.input
     with pytest.raises(ExportError, match=message):
         make_skeleton(Classifier(net, spec).eval(), (3, 16, 16))
+
+
+def test_one_ingredient_is_nothing_to_bundle(base_set_factory: Callable[..., Path], tmp_path: Path) -> None:
+    base = base_set_factory(tmp_path / "base", names=("linf",))
+    with pytest.raises(BaseSetError, match="expected at least 2 ingredients to mix"):
+        build_bundle(base, tmp_path / "bundles")
+    assert not (tmp_path / "bundles").exists()

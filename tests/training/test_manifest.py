@@ -1,13 +1,14 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from training.bases import load_base_set, rewrite_manifest
-from training.manifest import Architecture, BaseSetError, ThreatModel, check_coefficients, read_manifest
+from training.manifest import Architecture, BaseSetError, ThreatModel, check_coefficients, check_mixable, read_manifest
 
 
 @pytest.fixture
@@ -108,3 +109,15 @@ def test_rewriting_the_manifest_signs_it_again(base: Path) -> None:
     with pytest.raises(ValidationError, match="sum to 1"):
         rewrite_manifest(base, before.model_copy(update={"default_coefficients": dict.fromkeys(coefficients, 1.0)}))
     assert read_manifest(base) == written
+
+
+def test_one_ingredient_is_a_base_set_but_not_one_to_mix(
+    base: Path, base_set_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    single = load_base_set(base_set_factory(tmp_path / "single", names=("linf",))).manifest
+    assert single.default_coefficients == {"linf": 1.0}
+    with pytest.raises(BaseSetError, match=r"at least 2 ingredients to mix, it has only 'linf'; train others with `py"):
+        check_mixable(single)
+    check_mixable(read_manifest(base))
+    with pytest.raises(ValidationError, match="ingredients"):
+        rewrite_manifest(base, single.model_copy(update={"ingredients": ()}))
