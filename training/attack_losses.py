@@ -12,12 +12,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 from torch.nn.functional import kl_div, log_softmax
 
-LossName = Literal["ce", "dlr", "dlr-targeted", "margin", "kl"]
+LossName = Literal["ce", "ce-targeted", "dlr", "dlr-targeted", "margin", "kl"]
 
 
 def cross_entropy(logits: Float[Tensor, "B K"], labels: Int[Tensor, "B"], reference: Tensor) -> Float[Tensor, "B"]:
     """Return the cross-entropy."""
     return torch_cross_entropy(logits, labels, reduction="none")
+
+
+def cross_entropy_targeted(
+    logits: Float[Tensor, "B K"], labels: Int[Tensor, "B"], reference: Tensor
+) -> Float[Tensor, "B"]:
+    """Return the cross-entropy of the target classes in `reference`, (B,), with its sign changed."""
+    return -torch_cross_entropy(logits, reference, reduction="none")
 
 
 def margin(logits: Float[Tensor, "B K"], labels: Int[Tensor, "B"], reference: Tensor) -> Float[Tensor, "B"]:
@@ -81,6 +88,7 @@ def _positive(gap: Tensor) -> Tensor:
 
 LOSSES: dict[LossName, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "ce": cross_entropy,
+    "ce-targeted": cross_entropy_targeted,
     "dlr": dlr,
     "dlr-targeted": dlr_targeted,
     "margin": margin,
@@ -101,7 +109,7 @@ def references(
     """
     if loss == "kl":
         return [clean_logits]
-    if loss == "dlr-targeted":
+    if loss in ("ce-targeted", "dlr-targeted"):
         others = clean_logits.scatter(1, labels[:, None], float("-inf"))
         targets = others.topk(min(num_targets, clean_logits.shape[1] - 1), dim=1).indices
         return list(targets.unbind(1))

@@ -1,8 +1,8 @@
-"""Datasets as arrays: image folders, CIFAR-10, the embedded digits; deterministic splits; batches with augmentation."""
+"""Datasets as arrays: image folders, CIFAR-10, the embedded digits; deterministic splits."""
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from training.images import Pixels, decode, pixel_hash, prepare
 from training.manifest import Frozen, InputSpec
@@ -232,40 +230,3 @@ def load_digits() -> tuple[ImageSet, ImageSet]:
     test = balanced_indices(everything.labels, DIGITS_TEST, seed=0)
     rest = np.setdiff1d(np.arange(len(everything)), test)
     return everything.subset(rest), everything.subset(test)
-
-
-class Augmentation(Frozen):
-    """Random changes of training images."""
-
-    pad: int = Field(default=0, ge=0, description="pixels of reflected border from which a random crop is taken")
-    flip: bool = Field(default=False, description="mirror left-right half of the time")
-
-
-def batches(
-    data: ImageSet, batch_size: int, augmentation: Augmentation, *, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield one shuffled epoch of augmented batches; the last, smaller batch is dropped.
-
-    Args:
-        data: the training images.
-        batch_size: images per batch, at most len(data).
-        augmentation: crop and flip.
-        generator: CPU generator that decides order and augmentation.
-
-    Yields:
-        images float32 (B, 3, H, W) in [0, 1], channels_last; labels int64 (B,).
-    """
-    padded = np.pad(data.images, ((0, 0), (augmentation.pad,) * 2, (augmentation.pad,) * 2, (0, 0)), mode="reflect")
-    images, labels = torch.from_numpy(padded), torch.from_numpy(data.labels)
-    height, width = data.images.shape[1:3]
-    order = torch.randperm(len(data), generator=generator)
-    for start in range(0, len(data) - batch_size + 1, batch_size):
-        index = order[start : start + batch_size]
-        offsets = torch.randint(0, 2 * augmentation.pad + 1, (2, batch_size, 1), generator=generator)
-        rows, columns = offsets[0] + torch.arange(height), offsets[1] + torch.arange(width)
-        if augmentation.flip:
-            mirrored = torch.rand(batch_size, 1, generator=generator) < 0.5
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        batch = images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-        # (B, H, W, 3) permuted to (B, 3, H, W) is channels_last already.
-        yield batch.permute(0, 3, 1, 2).float() / 255, labels[index]

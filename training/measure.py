@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from training.bases import StateDict
+from training.bases import BaseSet, StateDict
 from training.data import ImageSet, Splits
 from training.evaluate import APGD_LOSSES, evaluate_classifier
 from training.images import to_input
@@ -50,21 +50,32 @@ def accuracy_of(
 
 
 def measure(
-    recipe: Recipe, splits: Splits, state_dicts: Mapping[str, StateDict], *, seed: int, seconds: float, device: str
+    recipe: Recipe,
+    splits: Splits,
+    state_dicts: Mapping[str, StateDict],
+    *,
+    base: BaseSet | None = None,
+    seed: int,
+    seconds: float,
+    device: str,
 ) -> Manifest:
     """Return the manifest of trained ingredients, complete but for the digests that `save_base_set` fills in.
 
     Args:
         recipe: what was trained.
         splits: accuracy on `test` goes into the metrics; the best on `validation` becomes the default.
-        state_dicts: one per ingredient of the recipe.
+        state_dicts: one per ingredient, those of `base` first.
+        base: what the run started from; its ingredients keep the metrics they have.
         seed: of the run.
         seconds: training time.
         device: torch device.
     """
     classifier = create_classifier(recipe.architecture, recipe.input, len(splits.train.class_names))
     validation: dict[str, float] = {}
-    ingredients = []
+    ingredients = list(base.manifest.ingredients) if base is not None else []
+    for ingredient in ingredients:
+        classifier.net.load_state_dict(state_dicts[ingredient.name])
+        validation[ingredient.name] = accuracy_of(classifier, splits.validation, device=device)
     for spec in recipe.ingredients:
         classifier.net.load_state_dict(state_dicts[spec.name])
         validation[spec.name] = accuracy_of(classifier, splits.validation, device=device)
@@ -73,7 +84,7 @@ def measure(
                 name=spec.name,
                 file=f"{spec.name}.safetensors",
                 sha256="0" * 64,
-                threat_model=spec.threat_model,
+                threat_model=spec.threat_models[0] if len(spec.threat_models) == 1 else None,
                 objective=spec.objective,
                 parent=spec.parent,
                 metrics=metrics_of(classifier, recipe.evaluation, splits.test, seed=seed, device=device),
@@ -81,6 +92,10 @@ def measure(
         )
     best = max(validation, key=lambda name: validation[name])
     logger.info("clean validation accuracy: %s", validation)
+    origin = provenance(recipe, splits.train, seed=seed, seconds=seconds, device=device)
+    if base is not None:
+        start = {"name": base.manifest.name, "provenance": base.manifest.provenance.model_dump(mode="json")}
+        origin = origin.model_copy(update={"recipe": origin.recipe | {"start": start}})
     return Manifest(
         name=recipe.name,
         architecture=recipe.architecture,
@@ -88,7 +103,7 @@ def measure(
         class_names=splits.train.class_names,
         ingredients=tuple(ingredients),
         default_coefficients={name: float(name == best) for name in validation},
-        provenance=provenance(recipe, splits.train, seed=seed, seconds=seconds, device=device),
+        provenance=origin,
     )
 
 

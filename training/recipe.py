@@ -1,24 +1,26 @@
 """Recipes: everything that decides a training run, as one checked YAML file."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
-from training.data import Augmentation, DataSpec
+from training.augmentation import Augmentation
+from training.data import DataSpec
 from training.manifest import Architecture, Frozen, InputSpec, Name, ThreatModel, first_error
+from training.objectives import OBJECTIVES, AttackSpec
 
 RECIPES = Path(__file__).parent / "recipes"
 
+Share = Annotated[float, Field(ge=0, le=1)]
 
-class AttackSpec(Frozen):
-    """The attack inside adversarial training."""
 
-    kind: Literal["fgsm", "apgd"] = Field(
-        description="fgsm: one step from uniform noise (Linf only); apgd: several steps"
-    )
-    num_steps: int = Field(default=1, ge=1, le=200, description="gradient steps per batch")
+class Selection(Frozen):
+    """Which epoch's weights are kept: those that stand best against the ingredient's own threat models."""
+
+    n: int = Field(default=500, ge=1, description="validation images, balanced over classes")
+    num_steps: int = Field(default=10, ge=1, description="APGD steps, cross-entropy")
 
 
 class IngredientSpec(Frozen):
@@ -28,31 +30,66 @@ class IngredientSpec(Frozen):
     parent: str | None = Field(
         default=None, description="earlier ingredient to start from; null: random initialisation"
     )
-    objective: Literal["nominal", "adversarial"]
-    threat_model: ThreatModel | None = Field(default=None, description="what to train against; null for nominal")
+    objective: str = Field(description=f"one of {', '.join(sorted(OBJECTIVES))}")
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="of the objective, such as beta of trades")
+    threat_models: tuple[ThreatModel, ...] = Field(
+        default=(), max_length=16, description="what to train against; none for nominal, several for sat, avg, ..."
+    )
     attack: AttackSpec | None = None
     epochs: float = Field(gt=0, description="passes over the training images; may be a fraction")
-    lr: float = Field(gt=0, description="peak learning rate of SGD")
+    lr: float = Field(gt=0, description="peak learning rate")
     warmup_fraction: float = Field(default=0.2, ge=0, lt=1, description="share of the steps in which lr rises linearly")
+    milestones: tuple[Share, ...] = Field(
+        default=(), description="shares of the steps at which lr is divided by 10; none: half a cosine down to zero"
+    )
     eps_ramp_fraction: float = Field(
         default=0.0, ge=0, le=1, description="share of the steps in which eps rises linearly from 0"
     )
-    batch_size: int = Field(default=128, ge=2)
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum")
+    batch_size: int = Field(default=128, ge=2, description="images per step, over all processes")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum of sgd, first beta of adamw")
+    second_moment: float = Field(default=0.95, ge=0, lt=1, description="second beta of adamw")
     weight_decay: float = Field(default=5e-4, ge=0, description="of weights; biases and norm layers have none")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     ema_decay: float = Field(default=0.995, ge=0, lt=1, description="per step, of the averaged weights that are kept")
+    selection: Selection | None = Field(default=None, description="null: the last epoch's weights are kept")
 
     @model_validator(mode="after")
     def _check(self) -> "IngredientSpec":
-        if self.objective == "nominal" and (self.threat_model or self.attack):
-            raise ValueError(f"{self.name}: a nominal ingredient has neither threat_model nor attack")
-        if self.objective == "adversarial":
-            if self.threat_model is None or self.attack is None:
-                raise ValueError(f"{self.name}: an adversarial ingredient needs threat_model and attack")
-            if self.attack.kind == "fgsm" and self.threat_model.norm != "Linf":
-                raise ValueError(f"{self.name}: attack fgsm is for Linf, use apgd for {self.threat_model.norm}")
+        objective = OBJECTIVES.get(self.objective)
+        if objective is None:
+            raise ValueError(f"{self.name}: expected objective to be one of {sorted(OBJECTIVES)}, got {self.objective}")
+        expected = {"none": (0, 0), "one": (1, 1), "several": (2, 16)}[objective.num_threats]
+        if not expected[0] <= len(self.threat_models) <= expected[1]:
+            wanted = {"none": "no", "one": "one", "several": "two or more"}[objective.num_threats]
+            raise ValueError(
+                f"{self.name}: objective {self.objective} takes {wanted} threat_models, got {len(self.threat_models)}"
+            )
+        if objective.needs_attack != (self.attack is not None):
+            wanted = "needs an attack" if objective.needs_attack else "takes no attack"
+            raise ValueError(f"{self.name}: objective {self.objective} {wanted}")
+        self._check_attack()
+        self.objective_options()
         return self
+
+    def _check_attack(self) -> None:
+        if self.attack is None:
+            return
+        for threat in self.threat_models:
+            if self.attack.kind == "fgsm" and threat.norm != "Linf":
+                raise ValueError(f"{self.name}: attack fgsm is for Linf, use apgd for {threat.norm}")
+            self.attack.steps(threat.norm)
+
+    def objective_options(self) -> BaseModel:
+        """Return the objective's options, checked.
+
+        Raises:
+            ValueError: an unknown one, or a value of another type.
+        """
+        try:
+            return OBJECTIVES[self.objective].options.model_validate(self.options)
+        except ValidationError as error:
+            raise ValueError(f"{self.name}: options.{first_error(error)}") from None
 
 
 class EvaluationSpec(Frozen):
@@ -67,16 +104,19 @@ class Recipe(Frozen):
     """A base set to be made: data, network, ingredients."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    inherits: tuple[Name, ...] = Field(
+        default=(), description="ingredients that the base set given with --from must have, to be parents here"
+    )
     data: DataSpec
     architecture: Architecture
     input: InputSpec
     augmentation: Augmentation = Augmentation()
-    ingredients: tuple[IngredientSpec, ...] = Field(min_length=2, max_length=64)
+    ingredients: tuple[IngredientSpec, ...] = Field(min_length=1, max_length=64)
     evaluation: EvaluationSpec
 
     @model_validator(mode="after")
     def _check_parents(self) -> "Recipe":
-        seen: set[str] = set()
+        seen: set[str] = set(self.inherits)
         for ingredient in self.ingredients:
             if ingredient.name in seen:
                 raise ValueError(f"ingredients: the name {ingredient.name!r} appears more than once")

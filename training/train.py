@@ -1,62 +1,71 @@
-"""The training run: one loop, one ingredient after the other, resumable, ending in a base set."""
+"""A training run: one ingredient after the other, resumable, ending in a base set."""
 
 import json
 import logging
-import math
 import shutil
-import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
 
-from training.bases import StateDict, save_base_set
-from training.checkpoint import load_checkpoint, save_atomically, save_checkpoint
-from training.data import ImageSet, Splits, batches, load_splits
+from training.bases import BaseSet, StateDict, load_base_set, save_base_set
+from training.checkpoint import save_atomically
+from training.compute import Compute
+from training.data import ImageSet, Splits, load_splits
+from training.fit import CHECKPOINT, LOG, Fit, Place
 from training.manifest import Manifest
-from training.measure import accuracy_of, measure
-from training.models import Classifier, create_classifier
-from training.objectives import OBJECTIVES, make_attack
-from training.recipe import IngredientSpec, Recipe
+from training.measure import measure
+from training.models import create_classifier
+from training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT, LOG, MARKER = "checkpoint.safetensors", "metrics.jsonl", "run.json"
+MARKER = "run.json"
 
 
-def train(recipe: Recipe, out: Path, *, seed: int = 0, data_path: Path | None = None, device: str = "cpu") -> Manifest:
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    seed: int = 0,
+    data_path: Path | None = None,
+    start: Path | None = None,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+) -> Manifest | None:
     """Train every ingredient of a recipe and write the base set to `out`.
 
-    Work in progress stands in a hidden folder beside `out`; a run that was interrupted continues after its last epoch
-    and draws what an uninterrupted run draws. The default coefficients written here are those of the ingredient with
-    the best clean validation accuracy; `python -m adapt default` replaces them by the best soup.
+    Work in progress stands in a hidden folder beside `out`; a run that was interrupted continues at its last
+    checkpoint and draws what an uninterrupted run draws. The default coefficients written here are those of the
+    ingredient with the best clean validation accuracy; `python -m adapt default` replaces them by the best soup.
 
     Args:
         recipe: what to train.
         out: folder of the base set; must not exist or be empty.
         seed: of initialisation, order, augmentation and attacks.
         data_path: overrides the recipe's data folder.
-        device: torch device.
+        start: a base set whose ingredients come first in the new one, and may be parents.
+        compute: device, precision, memory.
 
     Returns:
-        The manifest of the base set written.
+        The manifest of the base set written; None in all but the main process.
 
     Raises:
-        ValueError: the data does not fit the recipe, or `out` has the unfinished run of another recipe.
+        ValueError: data or `start` do not fit the recipe, or `out` has the unfinished run of another recipe.
         FileExistsError: `out` already holds something.
         FloatingPointError: the loss became NaN or infinite.
     """
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out}: already exists; choose another --out or remove it")
     splits = load_splits(recipe.data, recipe.input, data_path)
-    work = _open_work_folder(recipe, seed, out, splits.train)
-    logger.info("training %s on %d images, device %s, seed %d", recipe.name, len(splits.train), device, seed)
-    state_dicts: dict[str, StateDict] = {}
+    base = _load_start(recipe, start, splits)
+    accelerator = compute.accelerator()
+    work = _open_work_folder(recipe, seed, out, splits.train, base)
+    if compute.tracker is not None:
+        accelerator.init_trackers(recipe.name, config={"seed": seed})
+    logger.info(
+        "training %s on %d images, device %s, seed %d", recipe.name, len(splits.train), accelerator.device, seed
+    )
+    state_dicts: dict[str, StateDict] = dict(base.state_dicts) if base is not None else {}
     for position, spec in enumerate(recipe.ingredients):
         finished = work / f"{spec.name}.safetensors"
         if not finished.exists():
@@ -64,11 +73,20 @@ def train(recipe: Recipe, out: Path, *, seed: int = 0, data_path: Path | None = 
             classifier = create_classifier(recipe.architecture, recipe.input, len(splits.train.class_names))
             if spec.parent is not None:
                 classifier.net.load_state_dict(state_dicts[spec.parent])
-            run = _Fit(spec, recipe, splits, work, device, seed + 1000 * position)
-            save_atomically(run.fit(classifier), finished)
-            (work / CHECKPOINT).unlink(missing_ok=True)
+            place = Place(accelerator, compute, work)
+            fit = Fit(spec, classifier, splits, recipe.augmentation, seed=seed + 1000 * position, place=place)
+            trained = fit.fit()
+            if accelerator.is_main_process:
+                save_atomically(trained, finished)
+                (work / CHECKPOINT).unlink(missing_ok=True)
+            accelerator.wait_for_everyone()
+            accelerator.free_memory()
         state_dicts[spec.name] = safetensors.torch.load_file(finished)
-    manifest = measure(recipe, splits, state_dicts, seed=seed, seconds=_logged_seconds(work), device=device)
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return None
+    device = str(accelerator.device)
+    manifest = measure(recipe, splits, state_dicts, base=base, seed=seed, seconds=_logged_seconds(work), device=device)
     written = save_base_set(out, manifest, state_dicts)
     shutil.copy(work / LOG, out / LOG)
     shutil.rmtree(work)
@@ -76,9 +94,41 @@ def train(recipe: Recipe, out: Path, *, seed: int = 0, data_path: Path | None = 
     return written
 
 
-def _open_work_folder(recipe: Recipe, seed: int, out: Path, data: ImageSet) -> Path:
+def _load_start(recipe: Recipe, start: Path | None, splits: Splits) -> BaseSet | None:
+    """Load the base set to start from and compare it with the recipe."""
+    if start is None:
+        if recipe.inherits:
+            raise ValueError(f"the recipe starts from the ingredients {list(recipe.inherits)}: give their base set")
+        return None
+    base = load_base_set(start)
+    manifest = base.manifest
+    for what, theirs, ours in (
+        ("architecture", manifest.architecture, recipe.architecture),
+        ("input", manifest.input, recipe.input),
+        ("class names", manifest.class_names, splits.train.class_names),
+    ):
+        if theirs != ours:
+            raise ValueError(f"{start}: its {what} differs from the recipe's: {_short(theirs)} and {_short(ours)}")
+    if missing := sorted(set(recipe.inherits) - set(manifest.ingredient_names)):
+        raise ValueError(f"{start}: expected the ingredients {list(recipe.inherits)}, it lacks {missing}")
+    if both := sorted({spec.name for spec in recipe.ingredients} & set(manifest.ingredient_names)):
+        raise ValueError(f"{start}: already has ingredients named {both}; rename those of the recipe")
+    return base
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _open_work_folder(recipe: Recipe, seed: int, out: Path, data: ImageSet, base: BaseSet | None) -> Path:
     work = out.parent / f".{out.name}.partial"
-    identity = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "data": data.digest}
+    identity = {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": seed,
+        "data": data.digest,
+        "start": None if base is None else base.manifest.digest,
+    }
     marker = work / MARKER
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != identity:
         raise ValueError(
@@ -93,112 +143,3 @@ def _logged_seconds(work: Path) -> float:
     """Return the epochs' own time, which counts what was trained before a resume."""
     rows = (work / LOG).read_text(encoding="utf-8").splitlines()
     return round(sum(float(json.loads(row)["seconds"]) for row in rows), 1)
-
-
-class _Fit:
-    """The training of one ingredient."""
-
-    def __init__(
-        self, spec: IngredientSpec, recipe: Recipe, splits: Splits, work: Path, device: str, seed: int
-    ) -> None:
-        self.spec, self.splits, self.work, self.device, self.seed = spec, splits, work, device, seed
-        self.augmentation = recipe.augmentation
-        self.batch_size = min(spec.batch_size, len(splits.train))
-        self.steps_per_epoch = len(splits.train) // self.batch_size
-        self.num_steps = max(1, round(spec.epochs * self.steps_per_epoch))
-
-    def fit(self, classifier: Classifier) -> StateDict:
-        """Train the classifier and return the averaged weights (EMA) of its network, on the CPU."""
-        spec = self.spec
-        classifier.to(self.device).to(memory_format=torch.channels_last)
-        average = {key: tensor.clone() for key, tensor in classifier.net.state_dict().items()}
-        optimizer = torch.optim.SGD(
-            _parameter_groups(classifier, spec.weight_decay), lr=spec.lr, momentum=spec.momentum, nesterov=True
-        )
-        step = load_checkpoint(self.work / CHECKPOINT, spec.name, classifier.net, average, optimizer)
-        with tqdm(total=self.num_steps, initial=step, desc=spec.name, unit="step", disable=None) as progress:
-            while step < self.num_steps:
-                started, losses = time.monotonic(), []
-                for images, labels, generator in self._rest_of_epoch(step):
-                    losses.append(self._update(classifier, optimizer, images, labels, step, generator))
-                    _update_average(average, classifier.net, min(spec.ema_decay, (step + 1) / (step + 10)))
-                    step += 1
-                    progress.update()
-                accuracy = accuracy_of(classifier, self.splits.validation, weights=average, device=self.device)
-                self._log(step, float(np.mean(losses)), accuracy, time.monotonic() - started)
-                save_checkpoint(self.work / CHECKPOINT, spec.name, step, classifier.net, average, optimizer)
-        return {key: tensor.cpu().contiguous() for key, tensor in average.items()}
-
-    def _rest_of_epoch(self, step: int) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
-        """Yield the batches of the epoch that begins at `step`, up to the last step of the run.
-
-        Everything random in an epoch follows from (seed, epoch), so a resumed run draws what an uninterrupted one does.
-        """
-        epoch = step // self.steps_per_epoch
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        epoch_batches = batches(self.splits.train, self.batch_size, self.augmentation, generator=generator)
-        for images, labels in islice(epoch_batches, self.num_steps - step):
-            yield images.to(self.device), labels.to(self.device), generator
-
-    def _update(
-        self,
-        classifier: Classifier,
-        optimizer: torch.optim.Optimizer,
-        images: Tensor,
-        labels: Tensor,
-        step: int,
-        generator: torch.Generator,
-    ) -> float:
-        """Take one optimiser step and return the loss."""
-        spec = self.spec
-        ramp = min(1.0, (step + 1) / max(1.0, spec.eps_ramp_fraction * self.num_steps))
-        attack = make_attack(spec.attack, spec.threat_model, scale=ramp, generator=generator)
-        for group in optimizer.param_groups:
-            group["lr"] = spec.lr * _schedule(step, self.num_steps, spec.warmup_fraction)
-        loss = OBJECTIVES[spec.objective](classifier, images, labels, attack, spec.label_smoothing)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{spec.name}: the loss is {value} at step {step}; a lower lr may help")
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimizer.step()
-        return value
-
-    def _log(self, step: int, loss: float, accuracy: float, seconds: float) -> None:
-        """Append a line to the log: loss and the averaged weights' accuracy on the validation images."""
-        epoch = math.ceil(step / self.steps_per_epoch)
-        row = {
-            "ingredient": self.spec.name,
-            "epoch": epoch,
-            "step": step,
-            "loss": round(loss, 5),
-            "validation_accuracy": accuracy,
-            "n_validation": len(self.splits.validation),
-            "seconds": round(seconds, 2),
-        }
-        with (self.work / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        logger.info("%s epoch %d: loss %.3f, accuracy %.3f, %.1f s", self.spec.name, epoch, loss, accuracy, seconds)
-
-
-def _parameter_groups(classifier: Classifier, weight_decay: float) -> list[dict[str, object]]:
-    matrices = [parameter for parameter in classifier.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in classifier.parameters() if parameter.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _schedule(step: int, num_steps: int, warmup_fraction: float) -> float:
-    """Return the factor on the peak learning rate: a linear rise, then half a cosine down to zero."""
-    warmup = warmup_fraction * num_steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, num_steps - warmup)))
-
-
-@torch.no_grad()
-def _update_average(average: StateDict, net: nn.Module, decay: float) -> None:
-    for key, tensor in net.state_dict().items():
-        if tensor.is_floating_point():
-            average[key].lerp_(tensor, 1 - decay)
-        else:
-            average[key].copy_(tensor)

@@ -1,15 +1,20 @@
 """A small net trained on digits for a few seconds: attacks need a model worth attacking."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tests.conftest import CLASSES
 from training.attacks import fgsm
-from training.data import Augmentation, batches, load_digits
+from training.augmentation import Augmentation, batches
+from training.data import load_digits
 from training.images import to_input
 from training.manifest import Architecture, InputSpec, ThreatModel
 from training.models import Classifier, create_classifier
@@ -42,8 +47,8 @@ def trained() -> Trained:
     model = create_classifier(DIGITS_NET, InputSpec(height=16, width=16, mean=(0.3,) * 3, std=(0.35,) * 3), 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(6):
-        for images, labels in batches(train, 64, Augmentation(), generator=generator):
+    for epoch in range(6):
+        for images, labels in batches(train, 64, Augmentation(), seed=0, epoch=epoch):
             attacked = fgsm(model, images, labels, ThreatModel(norm="Linf", eps=0.1), generator=generator)
             model.train()
             loss = cross_entropy(model(attacked), labels)
@@ -53,3 +58,16 @@ def trained() -> Trained:
     model.zero_grad(set_to_none=True)
     chosen = test.balanced(80, seed=0)
     return Trained(model.eval(), torch.from_numpy(to_input(chosen.images)), torch.from_numpy(chosen.labels))
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve random images of each class of the tiny base sets, as an image folder."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for name in CLASSES:
+        (root / name).mkdir()
+        for index in range(12):
+            pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root

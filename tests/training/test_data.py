@@ -3,15 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.conftest import INPUT
 from training.data import (
-    Augmentation,
     DataSpec,
     balanced_indices,
-    batches,
     from_arrays,
     load_digits,
     load_folder,
@@ -119,32 +116,3 @@ def test_arrays_with_labels_out_of_range_are_refused() -> None:
         from_arrays(images, np.array([0, 2]), ["a", "b"])
     with pytest.raises(ValueError, match="expected uint8 images"):
         from_arrays(images[:, 0], np.array([0, 1]), ["a", "b"])
-
-
-def test_an_epoch_shows_every_image_once_and_augments_within_the_border() -> None:
-    images = np.arange(12, dtype=np.uint8)[:, None, None, None] * np.ones((1, 6, 6, 3), np.uint8)
-    data = from_arrays(images, np.arange(12) % 3, ["a", "b", "c"])
-    seen = []
-    for batch, labels in batches(data, 4, Augmentation(pad=2, flip=True), generator=torch.Generator().manual_seed(0)):
-        assert batch.shape == (4, 3, 6, 6)
-        assert batch.is_contiguous(memory_format=torch.channels_last)
-        shades = (batch.amax(dim=(1, 2, 3)) * 255).round().long()
-        assert torch.equal(shades % 3, labels)
-        seen += shades.tolist()
-    assert sorted(seen) == list(range(12))
-
-
-def test_without_augmentation_the_batch_holds_the_images_themselves() -> None:
-    few = load_digits()[0].subset(range(8))
-    ((batch, _),) = batches(few, 8, Augmentation(), generator=torch.Generator().manual_seed(0))
-    found = {(image.permute(1, 2, 0) * 255).round().byte().numpy().tobytes() for image in batch}
-    assert found == {image.tobytes() for image in few.images}
-
-
-def test_flips_mirror_about_half_of_the_images() -> None:
-    ramp = np.repeat(np.arange(0, 60, 10, dtype=np.uint8)[None, None, :, None], 400, axis=0)
-    images = np.broadcast_to(ramp, (400, 6, 6, 3)).copy()
-    data = from_arrays(images, np.arange(400) % 2, ["a", "b"])
-    ((batch, _),) = batches(data, 400, Augmentation(flip=True), generator=torch.Generator().manual_seed(0))
-    mirrored = (batch[:, 0, 0, 0] > batch[:, 0, 0, -1]).float().mean()
-    assert 0.4 < mirrored < 0.6

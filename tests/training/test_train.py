@@ -1,22 +1,23 @@
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-import training.train
 from training.bases import load_base_set
 from training.cli import run
-from training.objectives import OBJECTIVES, make_attack
-from training.recipe import AttackSpec, Recipe, load_recipe
+from training.fit import Fit
+from training.recipe import Recipe, load_recipe
 from training.train import train
 
 PHASES = [
     {
         "name": "linf",
         "objective": "adversarial",
-        "threat_model": {"norm": "Linf", "eps": "16/255"},
+        "threat_models": [{"norm": "Linf", "eps": "16/255"}],
         "attack": {"kind": "fgsm"},
         "epochs": 2,
         "lr": 0.1,
@@ -79,30 +80,37 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained: P
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, calls = training.train.save_checkpoint, []
+    update, calls = Fit.update, []
 
-    def save_then_interrupt(*args: object) -> None:
-        save(*args)
-        calls.append(args)
-        if len(calls) in (1, 3):  # after the first epoch of each ingredient
-            raise KeyboardInterrupt
+    def update_then_interrupt(fit: Fit, *batch: torch.Tensor) -> float:
+        loss = update(fit, *batch)
+        calls.append(loss)
+        if len(calls) in (5, 40, 68):  # in the first and the second epoch, and in the second ingredient
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss
 
-    monkeypatch.setattr(training.train, "save_checkpoint", save_then_interrupt)
-    for _ in range(2):
+    monkeypatch.setattr(Fit, "update", update_then_interrupt)
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             train(tiny_recipe(), tmp_path / "tiny", seed=3)
     train(tiny_recipe(), tmp_path / "tiny", seed=3)
     found = load_base_set(tmp_path / "tiny").state_dicts
     for name, state_dict in load_base_set(trained).state_dicts.items():
         for key, tensor in state_dict.items():
-            torch.testing.assert_close(found[name][key], tensor)
+            assert torch.equal(found[name][key], tensor)
+    ours, theirs = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "tiny", trained)
+    )
+    assert [row | {"seconds": 0} for row in ours] == [row | {"seconds": 0} for row in theirs]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_another_recipe_does_not_continue_an_unfinished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.train, "save_checkpoint", interrupt)
+    monkeypatch.setattr(Fit, "update", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_recipe(), tmp_path / "tiny")
     changed = [PHASES[0] | {"lr": 0.2}, PHASES[1]]
@@ -132,11 +140,24 @@ def test_a_diverging_run_stops_before_it_spoils_the_checkpoint(tmp_path: Path) -
     [
         ({"ingredients": [PHASES[1], PHASES[0]]}, "its parent 'linf' is not an earlier ingredient"),
         ({"ingredients": [PHASES[0], PHASES[0]]}, "appears more than once"),
-        ({"ingredients": [PHASES[0]]}, "at least 2 items"),
-        ({"ingredients": [PHASES[0], PHASES[1] | {"threat_model": {"norm": "L2", "eps": 1}}]}, "neither threat_model"),
-        ({"ingredients": [PHASES[0], PHASES[0] | {"name": "x", "attack": None}]}, "needs threat_model and attack"),
-        ({"ingredients": [PHASES[0] | {"threat_model": {"norm": "L2", "eps": 1}}, PHASES[1]]}, "use apgd for L2"),
-        ({"ingredients": [PHASES[0] | {"threat_model": {"norm": "Linf", "eps": 8}}, PHASES[1]]}, "did you mean 8/255"),
+        ({"ingredients": []}, "at least 1 item"),
+        ({"ingredients": [PHASES[1] | {"objective": "madry"}]}, "one of ."),
+        ({"ingredients": [PHASES[0] | {"options": {"beta": 6}}]}, "options.beta"),
+        ({"ingredients": [PHASES[0] | {"objective": "sat"}]}, "sat takes two or more threat_models, got 1"),
+        ({"ingredients": [PHASES[0] | {"attack": {"kind": "apgd", "num_steps": {"L2": 3}}}]}, "steps for Linf, got 0"),
+        (
+            {"ingredients": [PHASES[0], PHASES[1] | {"threat_models": [{"norm": "L2", "eps": 1}]}]},
+            "takes no threat_models, got 1",
+        ),
+        (
+            {"ingredients": [PHASES[0], PHASES[0] | {"name": "x", "attack": None}]},
+            "objective adversarial needs an attack",
+        ),
+        ({"ingredients": [PHASES[0] | {"threat_models": [{"norm": "L2", "eps": 1}]}, PHASES[1]]}, "use apgd for L2"),
+        (
+            {"ingredients": [PHASES[0] | {"threat_models": [{"norm": "Linf", "eps": 8}]}, PHASES[1]]},
+            "did you mean 8/255",
+        ),
         ({"optimiser": "adam"}, "optimiser"),
     ],
 )
@@ -149,40 +170,11 @@ def test_bad_recipes_name_the_field(tmp_path: Path, changes: dict[str, object], 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10-small"])
+@pytest.mark.parametrize("name", ["digits", "cifar10-small", "cifar10"])
 def test_bundled_recipes_load_by_name(name: str) -> None:
     recipe = load_recipe(Path(name))
     assert recipe.name == name
     assert [spec.name for spec in recipe.ingredients] == ["linf", "nominal", "l2", "l1"]
-
-
-def test_attacks_of_a_recipe_scale_with_the_ramp() -> None:
-    spec, threat = AttackSpec(kind="fgsm"), tiny_recipe().ingredients[0].threat_model
-    assert threat is not None
-    images, labels = torch.rand(4, 3, 16, 16), torch.zeros(4, dtype=torch.long)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 10))
-    for scale in (0.1, 1.0):
-        attack = make_attack(spec, threat, scale=scale, generator=torch.Generator().manual_seed(0))
-        assert attack is not None
-        distance = (attack(model, images, labels) - images).abs().max()
-        assert 0.9 * scale * threat.eps < distance <= scale * threat.eps + 1e-6
-    assert make_attack(None, None, scale=1.0, generator=torch.Generator()) is None
-
-
-def test_objectives_leave_gradients_on_parameters_only() -> None:
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(768), torch.nn.Linear(768, 10))
-    images, labels = torch.rand(8, 3, 16, 16), torch.arange(8)
-    spec, threat = AttackSpec(kind="apgd", num_steps=3), tiny_recipe().ingredients[0].threat_model
-    attack = make_attack(spec, threat, scale=1.0, generator=torch.Generator().manual_seed(0))
-    before = model[1].running_mean.clone()
-    for name, objective in OBJECTIVES.items():
-        loss = objective(model, images, labels, attack if name == "adversarial" else None, 0.0)
-        assert model.training
-        torch.autograd.backward(loss)
-    assert images.grad is None
-    assert model[2].weight.grad is not None
-    assert not torch.equal(model[1].running_mean, before)  # the update, not the attack, moved the statistics
-    assert int(model[1].num_batches_tracked) == len(OBJECTIVES)
 
 
 def call(capsys: pytest.CaptureFixture[str], commands: Callable[[], int]) -> tuple[int, str, str]:
@@ -194,7 +186,7 @@ def call(capsys: pytest.CaptureFixture[str], commands: Callable[[], int]) -> tup
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["run", "nothing", "--out", "x"], "no bundled recipe has this name: ['cifar10-small', 'digits']"),
+        (["run", "nothing", "--out", "x"], "no bundled recipe has this name: ['cifar10', 'cifar10-small', 'digits']"),
         (["list", "nowhere"], "expected a folder of base sets"),
         (["evaluate", "nowhere"], "expected the manifest of a base set"),
     ],

@@ -1,0 +1,267 @@
+"""What surrounds the objectives: selection, precision, memory, processes, full disks, estimates."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.training.test_train import PHASES, tiny_recipe
+from training.bases import load_base_set
+from training.checkpoint import save_atomically
+from training.compute import Compute
+from training.estimate import estimate
+from training.fit import Fit, learning_rate
+from training.recipe import Recipe
+from training.train import train
+
+CPU = Compute(device="cpu")
+ROOT = Path(__file__).parents[2]
+VIT = {
+    "name": "vit_tiny_patch16_224",
+    "kwargs": {"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2},
+}
+
+
+def short(**changes: Any) -> Recipe:
+    return tiny_recipe(ingredients=[PHASES[0] | {"epochs": 1} | changes])
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_selection_keeps_the_epoch_that_stands_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    averages: list[dict[str, torch.Tensor]] = []
+    judge = Fit._robust_accuracy
+
+    def note(fit: Fit) -> float:
+        averages.append({key: tensor.clone() for key, tensor in fit.average.items()})
+        judge(fit)
+        return [0.2, 0.5, 0.4][len(averages) - 1]
+
+    monkeypatch.setattr(Fit, "_robust_accuracy", note)
+    train(short(epochs=3, selection={"n": 20, "num_steps": 2}), tmp_path / "tiny", compute=CPU)
+    found = load_base_set(tmp_path / "tiny").state_dicts["linf"]
+    assert all(torch.equal(found[key], tensor) for key, tensor in averages[1].items())
+    assert [row["validation_robust_accuracy"] for row in rows(tmp_path / "tiny")] == [0.2, 0.5, 0.4]
+
+
+def test_the_validation_attack_is_real(tmp_path: Path) -> None:
+    train(short(selection={"n": 40, "num_steps": 3}), tmp_path / "tiny", compute=CPU)
+    (row,) = rows(tmp_path / "tiny")
+    assert 0 < row["validation_robust_accuracy"] < row["validation_accuracy"]
+
+
+def test_micro_batches_sum_up_to_the_batch(tmp_path: Path) -> None:
+    """Without BatchNorm and noise, a batch in parts is the batch."""
+    recipe = tiny_recipe(
+        architecture=VIT,
+        ingredients=[PHASES[0] | {"epochs": 0.3, "attack": {"kind": "apgd", "num_steps": 2}}],
+    )
+    for name, micro_batch in (("whole", None), ("parts", 12)):
+        train(recipe, tmp_path / name, compute=Compute(device="cpu", micro_batch=micro_batch))
+    ours, theirs = (rows(tmp_path / name)[0]["loss"] for name in ("whole", "parts"))
+    assert ours == pytest.approx(theirs, abs=2e-4)
+
+
+def test_bf16_trains_close_to_fp32(tmp_path: Path) -> None:
+    script = f"""
+import json, sys
+from pathlib import Path
+from tests.training.test_fit import *
+train(short(), Path({str(tmp_path)!r}) / "bf16", compute=Compute(device="cpu", precision="bf16", threads=1))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, capture_output=True)
+    train(short(), tmp_path / "fp32", compute=CPU)
+    ours, theirs = (rows(tmp_path / name)[0]["loss"] for name in ("bf16", "fp32"))
+    assert ours != theirs
+    assert ours == pytest.approx(theirs, rel=0.05)
+    weights = load_base_set(tmp_path / "bf16").state_dicts["linf"]
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    """Through `accelerate launch`, without BatchNorm and noise: gradients are averaged, batches shared out."""
+    recipe = tiny_recipe(
+        architecture=VIT,
+        ingredients=[
+            PHASES[0]
+            | {"epochs": 1, "attack": {"kind": "apgd", "num_steps": 1}, "selection": {"n": 20, "num_steps": 1}},
+            {"name": "nominal", "parent": "linf", "objective": "nominal", "epochs": 1, "lr": 0.05, "batch_size": 64},
+        ],
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.model_dump_json())
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    run = [
+        "-m",
+        "training",
+        "run",
+        str(path),
+        "--out",
+        str(tmp_path / "two"),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--json",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *run], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["name"] == "tiny"  # one object, from the first process
+    train(recipe, tmp_path / "one", compute=CPU)
+    ours, theirs = rows(tmp_path / "two"), rows(tmp_path / "one")
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for row, expected in zip(ours, theirs, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], abs=2e-3)
+        assert row["validation_accuracy"] == pytest.approx(expected["validation_accuracy"], abs=0.02)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.augmentation import Part
+
+    monkeypatch.setattr("training.fit.part_of", lambda accelerator: Part(0, 3))
+    with pytest.raises(ValueError, match="a batch of 32 cannot be shared evenly by 3 processes"):
+        train(short(), tmp_path / "tiny", compute=CPU)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path: Path) -> None:
+    hot = [{"name": "a", "objective": "nominal", "epochs": 2, "lr": 1e30, "warmup_fraction": 0}]
+    with pytest.raises(FloatingPointError, match=r"a: the loss is (nan|inf) at step \d+.*saved in") as caught:
+        train(tiny_recipe(ingredients=hot), tmp_path / "tiny", compute=CPU)
+    assert "\n" not in str(caught.value)
+    (saved,) = (tmp_path / ".tiny.partial").glob("non-finite-*.safetensors")
+    batch = safetensors.torch.load_file(saved)
+    assert batch["images"].shape == (128, 3, 16, 16)
+    assert batch["labels"].shape == (128,)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_intact(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    before = {"a": torch.arange(10)}
+    save_atomically(before, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint\.safetensors: cannot be written, the file before is intact"):
+            save_atomically({"a": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert torch.equal(safetensors.torch.load_file(path)["a"], before["a"])
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_ctrl_c_ends_with_130_and_the_run_continues(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny_recipe(ingredients=[PHASES[0] | {"epochs": 200}]).model_dump_json())
+    command = [sys.executable, "-m", "training", "run", str(recipe), "--out", str(tmp_path / "tiny"), "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch 2" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    saved = tmp_path / ".tiny.partial" / "checkpoint.safetensors"
+    with safetensors.safe_open(saved, framework="pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+    assert progress["step"] >= 2 * len(progress["losses"])
+    assert progress["step"] > 60  # past the second epoch
+
+
+def test_a_run_from_a_base_set_keeps_its_ingredients_and_adds_others(tmp_path: Path) -> None:
+    train(tiny_recipe(ingredients=[PHASES[0]]), tmp_path / "one", compute=CPU)
+    more = [PHASES[1] | {"epochs": 0.5}, PHASES[0] | {"name": "far", "parent": "linf", "epochs": 0.5}]
+    recipe = tiny_recipe(inherits=["linf"], ingredients=more, name="three")
+    train(recipe, tmp_path / "three", start=tmp_path / "one", compute=CPU)
+    before, after = load_base_set(tmp_path / "one"), load_base_set(tmp_path / "three")
+    assert after.manifest.ingredient_names == ("linf", "nominal", "far")
+    assert after.manifest.ingredients[0] == before.manifest.ingredients[0]
+    for key, tensor in before.state_dicts["linf"].items():
+        assert torch.equal(after.state_dicts["linf"][key], tensor)
+    assert not torch.equal(after.state_dicts["far"]["head.weight"], before.state_dicts["linf"]["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inherits": ["l2"], "ingredients": [PHASES[0] | {"name": "x", "parent": "l2"}]}, r"it lacks \['l2'\]"),
+        ({"ingredients": [PHASES[0]]}, r"already has ingredients named \['linf'\]"),
+        ({"architecture": VIT, "ingredients": [PHASES[0] | {"name": "x"}]}, "its architecture differs"),
+    ],
+)
+def test_a_base_set_that_does_not_fit_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    train(tiny_recipe(ingredients=[PHASES[0] | {"epochs": 0.1}]), tmp_path / "one", compute=CPU)
+    with pytest.raises(ValueError, match=message):
+        train(tiny_recipe(**changes), tmp_path / "two", start=tmp_path / "one", compute=CPU)
+    with pytest.raises(ValueError, match="give their base set"):
+        train(tiny_recipe(inherits=["linf"], ingredients=[PHASES[1]]), tmp_path / "two", compute=CPU)
+
+
+def test_an_estimate_counts_what_the_net_has(tmp_path: Path) -> None:
+    plan = estimate(tiny_recipe(), compute=Compute(device="cpu", micro_batch=16))
+    base = tmp_path / "base"
+    train(short(epochs=0.1), base, compute=CPU)
+    own = load_base_set(base).state_dicts["linf"]
+    assert plan.parameters == sum(t.numel() for key, t in own.items() if "running" not in key and "num_" not in key)
+    assert plan.macs > 1000 * 16
+    assert [cost.steps for cost in plan.ingredients] == [62, 10]
+    assert plan.ingredients[0].seconds_per_step > plan.ingredients[1].seconds_per_step / 8  # 32 images against 128
+    assert 0 < plan.hours < 0.1
+    assert plan.memory_mib == pytest.approx(plan.state_mib + 16 * plan.activations_mib)
+    assert "total" in plan.text()
+    json.dumps(plan.data())
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.compute.get_available_trackers", list)
+    with pytest.raises(ValueError, match="tracker wandb: not installed"):
+        Compute(device="cpu", tracker="wandb").accelerator()
+
+
+def test_tensorboard_gets_loss_and_accuracy(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    compute = Compute(device="cpu", tracker="tensorboard", log_dir=str(tmp_path / "logs"))
+    train(short(), tmp_path / "tiny", compute=compute)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "logs" / "tiny"))
+    events.Reload()
+    assert {"linf/loss", "linf/validation_accuracy"} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("linf/loss")) == 2
+
+
+def test_the_schedule_rises_then_falls() -> None:
+    cosine = [learning_rate(step, 100, 0.2, ()) for step in range(100)]
+    assert max(cosine) == pytest.approx(1, abs=0.06)
+    assert cosine.index(max(cosine)) in (19, 20)
+    assert cosine[-1] < 0.01
+    steps = [learning_rate(step, 100, 0.0, (0.5, 0.75)) for step in range(100)]
+    assert [steps[0], steps[49], steps[50], steps[75]] == pytest.approx([1, 1, 0.1, 0.01])
