@@ -1,4 +1,4 @@
-"""`python -m adapt search|evaluate|default|plot`."""
+"""`python -m adapt search|evaluate|default|plot|fronts`."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from adapt import report as reports
 from adapt import support as supports
 from adapt.evaluation import PreparedBase, evaluate_soups, pick_device, thread_count
+from adapt.fronts import FrontsCommand
 from adapt.grid import GridKind, finest, lattice
 from adapt.plots import plot_report
 from adapt.score import P_THRESHOLD, TEMPERATURES, choose
@@ -265,7 +266,7 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line (default: the process's own arguments); returns the exit code."""
     return run(
-        [SearchCommand, EvaluateCommand, DefaultCommand, PlotCommand],
+        [SearchCommand, EvaluateCommand, DefaultCommand, PlotCommand, FrontsCommand],
         prog="python -m adapt",
         description="Find the soup that suits a few labelled images.",
         args=args,

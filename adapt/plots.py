@@ -1,4 +1,4 @@
-"""Pictures of a search, drawn from `report.json`."""
+"""Pictures: of a search, drawn from `report.json`; of robustness between ingredients, drawn from `fronts.json`."""
 
 import math
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from adapt.report import CandidateReport, Report, best
+from adapt.robust import BaseFronts, Fronts, Triangle, edge, inside
+from training.manifest import ThreatModel
 
 # One per ingredient: Tol's bright colours, then darker and lighter ones.
 # fmt: off
@@ -15,6 +17,15 @@ COLOURS = (
     "#1b2a52", "#8c1c2b", "#0c4a1a", "#7a6b12", "#b8e6f7", "#e0a3c6", "#e0b27a", "#9ab5d9",
 )
 # fmt: on
+# What is measured: colour and marker, so that no line is told by its colour alone. Dashes are for the other base set.
+SERIES = {
+    "clean": ("#000000", "o"),
+    "Linf": ("#4477aa", "s"),
+    "L2": ("#228833", "^"),
+    "L1": ("#ee6677", "D"),
+    "union": ("#aa3377", "v"),
+}
+PANELS = 12  # edges in a picture; further ones go into further pictures
 
 
 def plot_report(report: Report, path: Path) -> None:
@@ -27,19 +38,187 @@ def plot_report(report: Report, path: Path) -> None:
     Raises:
         ValueError: matplotlib knows no such format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported late: slow, and few commands draw
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(15, 4.8)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
     _composition(left, report)
     _scatter(middle, report)
     _map(right, report, figure)
     outcome = report.outcome
     figure.suptitle(f"{report.base_set}: {outcome.state} on {outcome.support.n} labelled images", fontsize=13)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported late: slow, and few commands draw
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def plot_fronts(fronts: Fronts, path: Path) -> list[Path]:
+    """Draw accuracy along every edge, one panel each; a second base set dashed.
+
+    Args:
+        fronts: the numbers.
+        path: of the picture; with more than 12 edges, of the first of several (`fronts.png`, `fronts-2.png`, ...).
+
+    Returns:
+        The pictures written.
+    """
+    pages = [fronts.pairs[start : start + PANELS] for start in range(0, len(fronts.pairs), PANELS)]
+    written = []
+    for number, pairs in enumerate(pages, 1):
+        columns = min(3, len(pairs))
+        rows = math.ceil(len(pairs) / columns)
+        figure = _figure(max(7.5, 5.0 * columns), 3.9 * rows + 1.5)
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axes, pair in zip(grid.flat, pairs, strict=False):
+            _edge(axes, fronts, pair)
+        for axes in grid.flat[len(pairs) :]:
+            axes.set_axis_off()
+        for axes in grid[:, 0]:
+            axes.set_ylabel("accuracy (%)")
+        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.08)
+        figure.suptitle(f"{fronts.bases[0].base_set}: accuracy between ingredients\n{_attack(fronts)}", fontsize=12)
+        figure.legend(*_legend(fronts, grid[0, 0]), loc="outside lower center", ncols=5, fontsize=10)
+        page = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+        _save(figure, page)
+        written.append(page)
+    return written
+
+
+def _edge(axes: Any, fronts: Fronts, pair: tuple[str, str]) -> None:
+    for base, style in zip(fronts.bases, ("-", "--"), strict=False):
+        soups = [base.at(soup) or {} for soup in edge(pair, fronts.steps)]
+        for name, (colour, marker) in SERIES.items():
+            values = [100 * soup.get(name, math.nan) for soup in soups]
+            if not all(map(math.isnan, values)):
+                size = 5 if style == "-" else 3
+                line = axes.plot(fronts.steps, values, style, color=colour, marker=marker, markersize=size)[0]
+                if name == "union":  # broad and behind, as it often lies on its worst threat model
+                    line.set(linewidth=5, alpha=0.4, zorder=1.5)
+    for outside in ((fronts.steps[0], 0), (1, fronts.steps[-1])):
+        axes.axvspan(*outside, color="#eeeeee", zorder=0)
+    ticks = [-0.25, 0, 0.25, 0.5, 0.75, 1, 1.25]
+    names = {0: f"0\n{pair[0]}", 1: f"1\n{pair[1]}"}
+    axes.set_xticks(ticks, [names.get(int(tick) if tick in (0, 1) else -1, f"{tick:g}") for tick in ticks])
+    axes.set(
+        title=f"{pair[0]} to {pair[1]}",
+        xlabel=f"c: (1 \N{MINUS SIGN} c) {pair[0]} + c {pair[1]}",
+        xlim=(fronts.steps[0], fronts.steps[-1]),
+        ylim=(0, 100),
+    )
+    axes.grid(color="#dddddd", linewidth=0.6)
+
+
+def _legend(fronts: Fronts, axes: Any) -> tuple[list[Any], list[str]]:
+    """Return handles and labels: what is measured, then which base set."""
+    radii: dict[str, str] = {threat.norm: describe(threat) for threat in fronts.settings.threat_models}
+    shown = [name for name in SERIES if name in ("clean", "union") or name in radii]
+    lines = [axes.plot([], [], color=SERIES[name][0], marker=SERIES[name][1])[0] for name in shown]
+    lines[shown.index("union")].set(linewidth=5, alpha=0.4)
+    labels: list[str] = [{"union": "union (survives all)"}.get(name, radii.get(name, name)) for name in shown]
+    if len(fronts.bases) > 1:
+        lines += [axes.plot([], [], style, color="#555555")[0] for style in ("-", "--")]
+        labels += [_named(base) for base in fronts.bases]
+    return lines, labels
+
+
+def _named(base: BaseFronts) -> str:
+    epochs = ", ".join(f"{name} {count:g}" for name, count in base.epochs.items())
+    return f"{base.base_set} (epochs: {epochs})" if epochs else base.base_set
+
+
+def _attack(fronts: Fronts) -> str:
+    settings = fronts.settings
+    losses: dict[str, list[str]] = {}
+    for threat in settings.threat_models:
+        losses.setdefault(settings.losses[threat.norm].upper(), []).append(threat.norm)
+    how = "; ".join(f"{', '.join(norms)}: {loss}" for loss, norms in losses.items())
+    return (
+        f"n = {settings.n} test images (2 standard errors: at most {100 / settings.n**0.5:.1f} points), "
+        f"APGD-{settings.num_steps}, 1 restart ({how}), BatchNorm {settings.bn_mode}"
+    )
+
+
+def describe(threat: ThreatModel) -> str:
+    """Return a threat model as people write it: Linf 8/255, L2 0.5."""
+    levels = threat.eps * 255
+    if threat.norm == "Linf" and abs(levels - round(levels, 1)) < 1e-6:
+        return f"{threat.norm} {levels:.3g}/255"
+    return f"{threat.norm} {threat.eps:.3g}"
+
+
+def plot_triangle(fronts: Fronts, path: Path, *, step: float) -> None:
+    """Draw accuracy over the simplex of three ingredients: clean, under each threat model, and their union.
+
+    Args:
+        fronts: the numbers, with a triangle.
+        path: of the picture.
+        step: of the lattice.
+    """
+    assert fronts.triangle is not None
+    radii: dict[str, str] = {threat.norm: describe(threat) for threat in fronts.settings.threat_models}
+    shown = [name for name in SERIES if name in ("clean", "union") or name in radii]
+    figure = _figure(15, 9)
+    grid = figure.subplots(2, 3)
+    for axes, name in zip(grid.flat, shown, strict=False):
+        _heat_map(figure, axes, fronts, fronts.triangle, name, radii.get(name, name), step)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_axis_off()
+    grid.flat[-1].text(
+        0.02,
+        0.55,
+        "Each point of a triangle is a soup of the three ingredients\nat its corners, the closer to a corner the more "
+        "of it.\n\ndots: soups measured, colours between them interpolated\nnumbers: the ingredients alone\n"
+        "star: the best soup, with its coefficients below",
+        fontsize=11,
+        va="center",
+    )
+    title = f"{fronts.bases[0].base_set}: accuracy over the soups of {', '.join(fronts.triangle)}"
+    figure.suptitle(f"{title}\n{_attack(fronts)}", fontsize=12)
+    _save(figure, path)
+
+
+def _heat_map(figure: Any, axes: Any, fronts: Fronts, corners: Triangle, name: str, title: str, step: float) -> None:
+    soups = [(soup, fronts.bases[0].at(soup)) for soup in inside(corners, step)]
+    usable = [(soup, 100 * found[name]) for soup, found in soups if found is not None]
+    rows = np.asarray([list(soup.values()) for soup, _ in usable])
+    values = np.asarray([value for _, value in usable])
+    x, y = (rows @ _corners(3)).T
+    colours = axes.tripcolor(x, y, values, shading="gouraud", cmap="viridis")
+    axes.plot(x, y, ".", color="white", markersize=2.5)
+    for place, corner, row in zip(_corners(3), corners, np.eye(3), strict=True):
+        own = fronts.bases[0].at(dict(zip(corners, row.tolist(), strict=True)))
+        label = f"{corner} {100 * own[name]:.1f}" if own else corner
+        above = place[1] > 0
+        axes.annotate(
+            label,
+            place,
+            xytext=(0, 6 if above else -6),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            fontsize=11,
+            weight="bold",
+        )
+    top = int(values.argmax())
+    axes.plot(x[top], y[top], "*", markersize=17, markerfacecolor="white", markeredgecolor="black")
+    mixture = ", ".join(f"{corner} {value:g}" for corner, value in usable[top][0].items() if value)
+    ties = int((values == values[top]).sum()) - 1
+    best = f"best: {values[top]:.1f} at {mixture}{f' (tied with {ties} more)' if ties else ''}"
+    figure.colorbar(colours, ax=axes, label="accuracy (%)", shrink=0.8)
+    axes.set(title=title, xlabel=best, xticks=[], yticks=[])
+    axes.set_aspect("equal")
+    axes.set_frame_on(False)
+    axes.margins(0.15, 0.12)
 
 
 def _composition(axes: Any, report: Report) -> None:

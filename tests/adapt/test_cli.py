@@ -197,7 +197,7 @@ def test_default_refuses_data_of_other_classes(tiny_base_set: Path, tmp_path: Pa
     assert (bases / "manifest.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("command", ["search", "evaluate", "default", "plot"])
+@pytest.mark.parametrize("command", ["search", "evaluate", "default", "plot", "fronts"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
