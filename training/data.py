@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +27,18 @@ class DataSpec(Frozen):
     """Where the images of a recipe come from."""
 
     source: Literal["folder", "cifar10", "digits"] = Field(
-        description="folder: PATH/train/<class>/<file>, PATH/test/... and, if there is one, PATH/validation/...; "
-        "cifar10: the same layout, or torchvision's download into PATH; digits: scikit-learn's, embedded"
+        description="folder: PATH/train/<class>/<file>, PATH/test/... (or val/...) and, if there is one, "
+        "PATH/validation/...; cifar10: the same layout, or torchvision's download into PATH; digits: scikit-learn's, "
+        "embedded"
     )
     path: str | None = Field(default=None, description="folder of the images; relative to the working directory")
     num_validation: int = Field(
         default=0,
         ge=0,
         description="training images held out, balanced over classes, where there is no validation folder",
+    )
+    in_memory: bool = Field(
+        default=True, description="false: decode training images when they are needed, for sets larger than memory"
     )
 
 
@@ -72,10 +76,51 @@ class ImageSet:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class ImageFiles:
+    """Labelled image files that are decoded when they are needed; `labels` int64 (N,) index into `class_names`."""
+
+    files: tuple[Path, ...]
+    labels: npt.NDArray[np.int64]
+    class_names: tuple[str, ...]
+    input_spec: InputSpec
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files)
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "ImageFiles":
+        """Return the files at these positions, in this order."""
+        index = np.asarray(indices, dtype=np.int64)
+        return ImageFiles(tuple(self.files[i] for i in index), self.labels[index], self.class_names, self.input_spec)
+
+    def load(self) -> ImageSet:
+        """Decode everything.
+
+        Raises:
+            ValueError: a file is no image (named).
+        """
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            decoded = list(pool.map(lambda file: _load_file(file, self.input_spec), self.files))
+        images, hashes = zip(*decoded, strict=True)
+        return ImageSet(np.stack(images), self.labels, self.class_names, tuple(hashes))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names, sizes and labels, in order: reading every file would take longer than an epoch."""
+        lines = [f"{file.parent.name}/{file.name} {file.stat().st_size}" for file in self.files]
+        digest = hashlib.sha256("\n".join(lines).encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+Images = ImageSet | ImageFiles
+
+
 class Splits(NamedTuple):
     """Disjoint parts of a dataset."""
 
-    train: ImageSet
+    train: Images
     validation: ImageSet
     test: ImageSet
 
@@ -103,9 +148,9 @@ def load_splits(spec: DataSpec, input_spec: InputSpec, path: Path | None = None)
     Raises:
         ValueError: no such data, a class without images, class lists that differ between the parts.
     """
+    parts: Mapping[str, Images]
     if spec.source == "digits":
-        train, test = load_digits()
-        parts: dict[str, ImageSet] = {"train": train, "test": test}
+        parts = dict(zip(("train", "test"), load_digits(), strict=True))
     else:
         root = path or (Path(spec.path) if spec.path else None)
         if root is None:
@@ -113,13 +158,21 @@ def load_splits(spec: DataSpec, input_spec: InputSpec, path: Path | None = None)
         if spec.source == "cifar10" and not (root / "train").is_dir():
             parts = _torchvision_cifar10(root)
         else:
-            parts = _load_parts(root, input_spec)
-    if "validation" not in parts:
-        parts["train"], parts["validation"] = _hold_out(parts["train"], spec.num_validation)
-    return Splits(parts["train"], parts["validation"], parts["test"])
+            parts = _find_parts(root, input_spec)
+    train: Images = parts["train"]
+    validation = parts.get("validation")
+    if validation is None:
+        train, validation = _hold_out(train, spec.num_validation)
+    if spec.in_memory:
+        train = _loaded(train)
+    return Splits(train, _loaded(validation), _loaded(parts["test"]))
 
 
-def _hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
+def _loaded(data: Images) -> ImageSet:
+    return data.load() if isinstance(data, ImageFiles) else data
+
+
+def _hold_out(train: Images, n: int) -> tuple[Images, Images]:
     if not len(train.class_names) <= n < len(train):
         raise ValueError(
             f"num_validation: expected from one image per class to fewer than the {len(train)} training images, got {n}"
@@ -129,16 +182,17 @@ def _hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
     return train.subset(rest), train.subset(held)
 
 
-def _load_parts(root: Path, input_spec: InputSpec) -> dict[str, ImageSet]:
+def _find_parts(root: Path, input_spec: InputSpec) -> dict[str, ImageFiles]:
     if not root.is_dir():
         raise ValueError(f"{root}: expected a folder with train/ and test/, found no such folder")
-    parts: dict[str, ImageSet] = {}
-    for part in ("train", "validation", "test"):
-        if not (root / part).is_dir():
+    parts: dict[str, ImageFiles] = {}
+    names = {"train": "train", "validation": "validation", "test": "test" if (root / "test").is_dir() else "val"}
+    for part, name in names.items():
+        if not (root / name).is_dir():
             if part == "validation":
                 continue
             raise ValueError(f"{root}: expected folders train/ and test/ with one folder per class, found no {part}/")
-        parts[part] = load_folder(root / part, input_spec)
+        parts[part] = find_files(root / name, input_spec)
         if parts[part].class_names != parts["train"].class_names:
             ours, theirs = set(parts["train"].class_names), set(parts[part].class_names)
             raise ValueError(f"{root}: train/ and {part}/ differ in the classes {sorted(ours ^ theirs)}")
@@ -146,7 +200,12 @@ def _load_parts(root: Path, input_spec: InputSpec) -> dict[str, ImageSet]:
 
 
 def load_folder(root: Path, input_spec: InputSpec, class_names: Sequence[str] | None = None) -> ImageSet:
-    """Load `root/<class>/<file>`.
+    """Load `root/<class>/<file>` into memory. See `find_files`; a file that is no image is a ValueError too (named)."""
+    return find_files(root, input_spec, class_names).load()
+
+
+def find_files(root: Path, input_spec: InputSpec, class_names: Sequence[str] | None = None) -> ImageFiles:
+    """Find `root/<class>/<file>`.
 
     Args:
         root: one folder per class; hidden files and files that are no images by their suffix are passed over.
@@ -154,7 +213,7 @@ def load_folder(root: Path, input_spec: InputSpec, class_names: Sequence[str] | 
         class_names: fixes the classes and their order; the folder may then lack some. Default: the folders, sorted.
 
     Raises:
-        ValueError: no such folder, no class, an unknown class, a class without images, an undecodable file (named).
+        ValueError: no such folder, no class, an unknown class, or a class without images.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: expected a folder with one folder per class, found no such folder")
@@ -172,10 +231,7 @@ def load_folder(root: Path, input_spec: InputSpec, class_names: Sequence[str] | 
             raise ValueError(f"{folder}: expected images of class {folder.name!r}, found none")
         files += inside
         labels += [names.index(folder.name)] * len(inside)
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        decoded = list(pool.map(lambda file: _load_file(file, input_spec), files))
-    images, hashes = zip(*decoded, strict=True)
-    return ImageSet(np.stack(images), np.asarray(labels, dtype=np.int64), names, tuple(hashes))
+    return ImageFiles(tuple(files), np.asarray(labels, dtype=np.int64), names, input_spec)
 
 
 def _load_file(file: Path, input_spec: InputSpec) -> tuple[Pixels, str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.attacks import apgd
-from training.augmentation import Augmentation, batches, seeded
+from training.augmentation import Augmentation, batches, mix, seeded
 from training.bases import StateDict
 from training.checkpoint import Progress, load_checkpoint, save_atomically, save_checkpoint
 from training.compute import Compute, part_of
@@ -185,12 +185,17 @@ class Fit:
         spec, accelerator = self.spec, self.place.accelerator
         ramp = min(1.0, (self.progress.step + 1) / max(1.0, spec.eps_ramp_fraction * self.num_steps))
         self.model.train()
+        targets = labels
+        if self.augmentation.mixes:
+            seed = int(torch.randint(2**62, (), generator=noise, device=noise.device))
+            num_classes = len(self.splits.train.class_names)
+            images, targets = mix(images, labels, self.augmentation, num_classes=num_classes, seed=seed)
         step = Step(
             model=self.classifier,
             forward=self.model,
             images=images,
             labels=labels,
-            targets=labels,
+            targets=targets,
             threat_models=[threat.model_copy(update={"eps": threat.eps * ramp}) for threat in spec.threat_models],
             attack=spec.attack,
             noise=noise,

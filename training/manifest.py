@@ -111,7 +111,9 @@ class Ingredient(Frozen):
     name: Name
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    threat_model: ThreatModel | None = Field(description="what it was trained against; null for nominal training")
+    threat_model: ThreatModel | None = Field(
+        description="what it was trained against; null for nominal training, and for several at once (see the recipe)"
+    )
     objective: str
     parent: str | None = Field(description="ingredient it was fine-tuned from")
     metrics: dict[str, Metric] = Field(default_factory=dict)

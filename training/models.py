@@ -9,6 +9,7 @@ from jaxtyping import Float
 from timm.models import register_model
 from torch import Tensor, nn
 
+from training import wide_resnet  # noqa: F401 (registers itself with timm)
 from training.manifest import Architecture, InputSpec
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from training.data import ImageSet
+from training.data import Images
 from training.manifest import Frozen, Provenance
 
 PACKAGES = ("saucier", "torch", "timm", "numpy")
 
 
-def provenance(recipe: Frozen, data: ImageSet, *, seed: int, seconds: float, device: str) -> Provenance:
+def provenance(recipe: Frozen, data: Images, *, seed: int, seconds: float, device: str) -> Provenance:
     """Describe a training run, or an import.
 
     Args:

@@ -115,6 +115,15 @@ class Recipe(Frozen):
     evaluation: EvaluationSpec
 
     @model_validator(mode="after")
+    def _check_data(self) -> "Recipe":
+        if self.augmentation.crop is not None and self.data.in_memory:
+            raise ValueError("augmentation.crop needs the original files: set data.in_memory to false")
+        for ingredient in self.ingredients:
+            if self.augmentation.mixes and ingredient.attack is not None and ingredient.attack.loss != "kl":
+                raise ValueError(f"{ingredient.name}: mixed images have no one label to attack, use attack loss kl")
+        return self
+
+    @model_validator(mode="after")
     def _check_parents(self) -> "Recipe":
         seen: set[str] = set(self.inherits)
         for ingredient in self.ingredients:

@@ -11,7 +11,7 @@ import torch
 from training.bases import BaseSet, StateDict, load_base_set, save_base_set
 from training.checkpoint import save_atomically
 from training.compute import Compute
-from training.data import ImageSet, Splits, load_splits
+from training.data import Images, Splits, load_splits
 from training.fit import CHECKPOINT, LOG, Fit, Place
 from training.manifest import Manifest
 from training.measure import measure
@@ -121,7 +121,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _open_work_folder(recipe: Recipe, seed: int, out: Path, data: ImageSet, base: BaseSet | None) -> Path:
+def _open_work_folder(recipe: Recipe, seed: int, out: Path, data: Images, base: BaseSet | None) -> Path:
     work = out.parent / f".{out.name}.partial"
     identity = {
         "recipe": recipe.model_dump(mode="json"),

@@ -25,6 +25,7 @@ NETS: dict[str, tuple[dict[str, object], int, int]] = {
     "saucier_resnet": ({}, 9, 9),
     "resnet18": ({}, 20, 20),
     "resnetv2_18": ({"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32], "stem_chs": 8}, 9, 4),
+    "saucier_wide_resnet": ({"depth": 16, "widen_factor": 2}, 13, 7),
     "densenet121": ({"block_config": [2, 2], "growth_rate": 8}, 11, 5),
     "vit_tiny_patch16_224": ({"depth": 2, "embed_dim": 48, "num_heads": 3}, 0, 0),
     "convnext_atto": ({"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}, 0, 0),

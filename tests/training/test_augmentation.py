@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.augmentation import Augmentation, Part, batches, seeded
-from training.data import ImageSet, from_arrays, load_digits
+from tests.conftest import INPUT
+from tests.training.test_data import write_folder
+from training.augmentation import Augmentation, Part, batches, mix, seeded
+from training.data import ImageFiles, ImageSet, find_files, from_arrays, load_digits
 
 
 def test_an_epoch_shows_every_image_once_and_augments_within_the_border() -> None:
@@ -71,3 +76,71 @@ def test_seeds_and_epochs_differ() -> None:
     assert not torch.equal(firsts[0], firsts[2])
     streams = {float(torch.rand((), generator=seeded(*numbers))) for numbers in [(0,), (0, 0, 1), (0, 1), (1, 0), (1,)]}
     assert len(streams) == 5
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ImageFiles:
+    return find_files(write_folder(tmp_path, {"cat": 7, "ship": 6}), INPUT)
+
+
+HARD = Augmentation(crop=(0.2, 1.0), flip=True, rand_augment="rand-m9-n2-mstd0.5")
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(pad=2, flip=True), HARD])
+def test_files_give_reproducible_batches_from_any_step_in_any_part(
+    files: ImageFiles, augmentation: Augmentation
+) -> None:
+    whole = list(batches(files, 4, augmentation, seed=1, epoch=2))
+    assert len(whole) == 3
+    for images, labels in whole:
+        assert images.shape == (4, 3, INPUT.height, INPUT.width)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert 0 <= images.min() < images.max() <= 1
+        assert labels.dtype == torch.int64
+    ((images, labels),) = batches(files, 4, augmentation, seed=1, epoch=2, start=2, part=Part(1, 2))
+    assert torch.equal(images, whole[2][0][2:])
+    assert torch.equal(labels, whole[2][1][2:])
+    other = next(batches(files, 4, augmentation, seed=1, epoch=3))[0]
+    assert not torch.equal(other, whole[0][0])
+
+
+def test_files_without_augmentation_are_the_images_in_memory(files: ImageFiles) -> None:
+    loaded = files.load()
+    for (images, labels), (expected, same) in zip(
+        batches(files, 4, Augmentation(), seed=1), batches(loaded, 4, Augmentation(), seed=1), strict=True
+    ):
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, same)
+
+
+def test_a_broken_file_is_named(files: ImageFiles) -> None:
+    files.files[3].write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"cat/3\.png"):
+        list(batches(files, 13, Augmentation(), seed=0))
+
+
+def test_a_crop_needs_the_original_files() -> None:
+    with pytest.raises(ValueError, match=r"set data\.in_memory to false"):
+        next(batches(noise(8), 4, Augmentation(crop=(0.2, 1)), seed=0))
+
+
+@pytest.mark.parametrize("changes", [{"crop": (0.9, 0.2)}, {"crop": (0.2, 1), "pad": 2}, {"rand_augment": "rand-m9"}])
+def test_settings_that_exclude_one_another_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="crop"):
+        Augmentation.model_validate(changes)
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_mixing_blends_images_and_labels_alike(settings: dict[str, float]) -> None:
+    augmentation = Augmentation.model_validate(settings)
+    labels = torch.arange(8)
+    images = torch.nn.functional.one_hot(labels, 8).float()[:, :3, None, None].expand(-1, -1, 8, 8).clone()
+    before = torch.random.get_rng_state()
+    mixed, targets = mix(images, labels, augmentation, num_classes=8, seed=5)
+    again, _ = mix(images, labels, augmentation, num_classes=8, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), before)  # the global generator is left alone
+    assert torch.equal(mixed, again)
+    torch.testing.assert_close(targets.sum(1), torch.ones(8))
+    # The first three channels are one-hot classes: their means are the shares that the targets claim.
+    torch.testing.assert_close(mixed.mean(dim=(2, 3)), targets[:, :3], atol=1e-4, rtol=0)
+    assert not torch.equal(mixed, images)

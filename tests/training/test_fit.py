@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from tests.training.test_train import PHASES, tiny_recipe
 from training.bases import load_base_set
@@ -19,7 +21,7 @@ from training.checkpoint import save_atomically
 from training.compute import Compute
 from training.estimate import estimate
 from training.fit import Fit, learning_rate
-from training.recipe import Recipe
+from training.recipe import Recipe, load_recipe
 from training.train import train
 
 CPU = Compute(device="cpu")
@@ -240,6 +242,54 @@ def test_an_estimate_counts_what_the_net_has(tmp_path: Path) -> None:
     assert plan.memory_mib == pytest.approx(plan.state_mib + 16 * plan.activations_mib)
     assert "total" in plan.text()
     json.dumps(plan.data())
+
+
+def write_imagenet(root: Path, image_side: int = 40) -> Path:
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 3)):
+        for number in range(4):
+            folder = root / part / f"n0{number}"
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (image_side, image_side + 9, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.JPEG")
+    return root
+
+
+@pytest.mark.parametrize("name", ["imagenet-vit-b16", "imagenet-resnet50", "cifar10-wrn28-10"])
+def test_recipes_of_the_papers_pass_a_dry_run(name: str, tmp_path: Path) -> None:
+    """With narrower nets and smaller images, or the CPU would take minutes; everything else as released."""
+    raw = load_recipe(Path(name)).model_dump(mode="json")
+    raw["data"] |= {"source": "folder", "num_validation": 8}
+    if name == "cifar10-wrn28-10":
+        raw["architecture"]["kwargs"] = {"depth": 10, "widen_factor": 1}
+    else:
+        raw["input"] |= {"height": 32, "width": 32}
+        narrow = {"patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 2}
+        raw["architecture"] = (
+            {"name": "vit_base_patch16_224", "kwargs": {"drop_path_rate": 0.1} | narrow}
+            if "vit" in name
+            else {"name": "resnet10t", "kwargs": {"drop_path_rate": 0.1}}
+        )
+    plan = estimate(Recipe.model_validate(raw), data_path=write_imagenet(tmp_path), compute=CPU)
+    assert plan.num_images == 40
+    assert [cost.name for cost in plan.ingredients] == ["linf", "nominal", "l2", "l1"]
+    assert plan.ingredients[3].seconds_per_step > plan.ingredients[1].seconds_per_step
+    assert plan.hours > 0
+
+
+def test_files_mixing_and_adamw_train(tmp_path: Path) -> None:
+    """The ImageNet recipe's ways, end to end and through a resume of nothing: one short epoch on tiny pictures."""
+    raw = load_recipe(Path("imagenet-vit-b16")).model_dump(mode="json")
+    raw["data"] |= {"num_validation": 8}
+    raw["input"] |= {"height": 16, "width": 16}
+    raw["architecture"] = VIT
+    raw["ingredients"] = [spec | {"epochs": 1, "batch_size": 16} for spec in raw["ingredients"][:2]]
+    raw["evaluation"] |= {"n": 8, "num_steps": 2}
+    manifest = train(Recipe.model_validate(raw), tmp_path / "out", data_path=write_imagenet(tmp_path), compute=CPU)
+    assert manifest is not None
+    assert manifest.ingredient_names == ("linf", "nominal")
+    assert [row["step"] for row in rows(tmp_path / "out")] == [2, 2]
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,8 @@ def test_a_diverging_run_stops_before_it_spoils_the_checkpoint(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"augmentation": {"crop": [0.1, 1]}}, "set data.in_memory to false"),
+        ({"augmentation": {"mixup": 0.8}}, "linf: mixed images have no one label to attack"),
         ({"ingredients": [PHASES[1], PHASES[0]]}, "its parent 'linf' is not an earlier ingredient"),
         ({"ingredients": [PHASES[0], PHASES[0]]}, "appears more than once"),
         ({"ingredients": []}, "at least 1 item"),
@@ -186,7 +188,10 @@ def call(capsys: pytest.CaptureFixture[str], commands: Callable[[], int]) -> tup
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["run", "nothing", "--out", "x"], "no bundled recipe has this name: ['cifar10', 'cifar10-small', 'digits']"),
+        (
+            ["run", "nothing", "--out", "x"],
+            "no bundled recipe has this name: ['cifar10', 'cifar10-small', 'cifar10-wrn28-10', 'digits', ",
+        ),
         (["list", "nowhere"], "expected a folder of base sets"),
         (["evaluate", "nowhere"], "expected the manifest of a base set"),
     ],
