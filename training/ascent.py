@@ -215,7 +215,7 @@ def differentiate(
     """Return logits, losses and the losses' gradient at x; nothing accumulates anywhere."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = model(x)
+        logits = _float32(model(x))
         losses = LOSSES[loss](logits, labels, reference)
         (gradient,) = torch.autograd.grad(losses.sum(), x)
     return logits.detach(), losses.detach(), gradient
@@ -224,7 +224,12 @@ def differentiate(
 @torch.no_grad()
 def logits_of(model: Model, images: Tensor) -> Tensor:
     """Return the logits, without a graph."""
-    return model(images)
+    return _float32(model(images))
+
+
+def _float32(logits: Tensor) -> Tensor:
+    """Widen what a model under autocast returns: at 8 bits, most steps would change no loss."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _wide(per_image: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """Attacks inside a ball cut with the box [0, 1]: APGD for Linf, L2 and L1, plain PGD, and FGSM from noise.
 
 APGD and PGD share one loop, in ascent.py: APGD adapts its step, PGD keeps it. The model runs in eval mode and is left
-as it was found; gradients flow to the input only.
+as it was found; gradients flow to the input only. Whatever the model computes in (it may run under autocast), steps,
+losses and projections are float32; images in half precision come back as float32.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -36,6 +38,7 @@ def apgd(
     mode: Mode = "evaluate",
     random_start: bool | None = None,
     num_restarts: int = 1,
+    target: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "B C H W"]:
     """Return images perturbed by APGD, inside the threat model's ball and the box.
@@ -56,6 +59,7 @@ def apgd(
         random_start: start from a random point of the ball. Default: in evaluation, and with "kl", whose gradient
             is zero at the clean image.
         num_restarts: independent runs; in evaluation only.
+        target: with a targeted loss, aim only at the other class of this rank, 0 being the highest-scoring one.
         generator: of the random starts, on any device. Default: torch's global one.
 
     Raises:
@@ -66,7 +70,7 @@ def apgd(
     step_size = threat.eps if threat.norm == "L1" else 2 * threat.eps
     stops = mode == "evaluate"
     rules = Rules(loss, threat.norm, threat.eps, num_steps, step_size, is_adaptive=True, stops=stops)
-    return _attack(model, images, labels, rules, SPARSITY[mode], random_start, num_restarts, generator)
+    return _attack(model, images, labels, rules, SPARSITY[mode], random_start, num_restarts, generator, target)
 
 
 def pgd(
@@ -140,7 +144,8 @@ def fgsm(
     """
     if threat.norm != "Linf":
         raise ValueError(f"fgsm is an attack for Linf, got {threat.norm}: use apgd")
-    _check(images, labels)
+    check_images(images, labels)
+    images = _at_least_float32(images)
     start = RANDOM_START["Linf"](images, noise * threat.eps, generator or torch.default_generator)
     with eval_mode(model):
         _, _, gradient = differentiate(model, "ce", start, labels, labels)
@@ -157,9 +162,10 @@ def _attack(
     random_start: bool | None,
     num_restarts: int,
     generator: torch.Generator | None,
+    target: int | None = None,
 ) -> Tensor:
     """Check the settings, then run one climb in training, or as many as the images stand in evaluation."""
-    _check(images, labels)
+    check_images(images, labels)
     if rules.num_steps < 1 or num_restarts < 1:
         raise ValueError(f"expected at least 1 step and 1 restart, got {rules.num_steps} and {num_restarts}")
     if random_start is None:
@@ -168,11 +174,14 @@ def _attack(
         raise ValueError("loss kl needs a random start: its gradient is zero at the clean image")
     if not rules.stops and (num_restarts > 1 or rules.loss == "dlr-targeted"):
         raise ValueError("restarts and targets need mode evaluate: in training an attack is one run")
+    if target is not None and not rules.loss.endswith("-targeted"):
+        raise ValueError(f"a target needs a targeted loss, got {rules.loss}")
     noise = (generator or torch.default_generator) if random_start else None
+    images = _at_least_float32(images)
     entries = max(1, int(sparsity * images[0].numel()))
     with eval_mode(model):
         if rules.stops:
-            return _attack_standing(model, images, labels, rules, entries, num_restarts, noise)
+            return _attack_standing(model, images, labels, rules, entries, num_restarts, noise, target)
         reference = logits_of(model, images) if rules.loss == "kl" else labels
         return _run(model, images, labels, reference, rules, entries, noise).x
 
@@ -185,10 +194,17 @@ def _attack_standing(
     entries: int,
     num_restarts: int,
     noise: torch.Generator | None,
+    target: int | None,
 ) -> Tensor:
     """Attack, restart by restart and target by target, the images that the model still gets right."""
     clean_logits = logits_of(model, images)
-    runs = references(rules.loss, clean_logits, labels, num_targets=NUM_TARGETS[rules.norm]) * num_restarts
+    num_targets = NUM_TARGETS[rules.norm] if target is None else target + 1
+    runs = references(rules.loss, clean_logits, labels, num_targets=num_targets)
+    if target is not None:
+        if not 0 <= target < len(runs):
+            raise ValueError(f"expected a target from 0 to {clean_logits.shape[1] - 2}, got {target}")
+        runs = runs[target:]
+    runs = runs * num_restarts
     is_wrong = clean_logits.argmax(1) != labels
     best = Found(images.clone(), LOSSES[rules.loss](clean_logits, labels, runs[0]), is_wrong)
     for reference in runs:
@@ -245,9 +261,20 @@ def eval_mode(model: Model) -> Iterator[None]:
             part.training = True
 
 
-def _check(images: Tensor, labels: Tensor) -> None:
+def check_images(images: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless there are floating-point images in [0, 1] and one label for each."""
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(f"expected images and one label for each, got {len(images)} and {len(labels)}")
+    if not images.is_floating_point():
+        raise ValueError(f"expected floating-point images in [0, 1], got {images.dtype}: divide uint8 by 255")
     low, high = (float(value) for value in images.aminmax())
+    if math.isnan(low) or math.isnan(high):
+        raise ValueError("expected images in [0, 1], got NaN in some")
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"expected images in [0, 1], got values from {low:g} to {high:g}")
+        hint = " (did you forget to divide by 255?)" if low >= 0 and 2 < high <= 255 else ""
+        raise ValueError(f"expected images in [0, 1], got values from {low:g} to {high:g}{hint}")
+
+
+def _at_least_float32(images: Tensor) -> Tensor:
+    """Return images that steps of eps / 100 do not vanish in: bfloat16 knows 1 / 256 next to 1 at best."""
+    return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images

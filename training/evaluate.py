@@ -1,143 +1,42 @@
-"""Clean, robust and union accuracy of classifiers, and the `evaluate` command over a base set."""
+"""`python -m training evaluate`: attack every ingredient of a base set on its test images."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 import tyro
-from jaxtyping import Float, Int
 from pydantic import Field, ValidationError
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
-from training.attack_losses import LossName
-from training.attacks import apgd, eval_mode, pgd
-from training.bases import load_base_set
+from training.bases import BaseSet, load_base_set
 from training.cli import Command, Result
-from training.data import DataSpec, ImageSet, load_folder, load_splits
+from training.data import DataSpec, ImageSet, balanced_indices, load_folder, load_splits
 from training.images import to_input
+from training.journal import Journal
 from training.manifest import Manifest, first_error
-from training.threat import DEFAULT_THREATS, NORMS, Norm, ThreatModel, union
+from training.record import check_record, write_record
+from training.robustness import (
+    APGD_LOSSES,
+    QUICK_STEPS,
+    STRONG_LOSSES,
+    STRONG_RESTARTS,
+    STRONG_STEPS,
+    AttackName,
+    Evaluation,
+    Losses,
+    evaluate_classifier,
+)
+from training.threat import DEFAULT_THREATS, NORMS, ThreatModel
 
-AttackName = Literal["apgd", "pgd"]
-
-# APGD's losses as in Croce et al. 2023 (arXiv:2302.10164), appendix B.2. Plain PGD always climbs the cross-entropy.
-APGD_LOSSES: dict[Norm, LossName] = {"Linf": "dlr", "L2": "dlr", "L1": "ce"}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Which images a classifier gets right, unperturbed and under each threat model.
-
-    `correct` maps "clean", then the norm of each threat model, to a bool tensor (N,) on the CPU. An image counts under
-    a threat model if it is classified correctly both clean and attacked.
-    """
-
-    correct: Mapping[str, Tensor]
-
-    @property
-    def union(self) -> Tensor:
-        """Which images survive every threat model, bool (N,)."""
-        return union(list(self.correct.values()))
-
-    @property
-    def n(self) -> int:
-        """Number of images."""
-        return len(self.correct["clean"])
-
-    def accuracies(self) -> dict[str, float]:
-        """Return the accuracies "clean", one for each norm, and "union", as fractions."""
-        columns = {**self.correct, "union": self.union}
-        return {name: int(correct.sum()) / self.n for name, correct in columns.items()}
-
-
-def evaluate_classifier(
-    model: nn.Module,
-    images: Float[Tensor, "N C H W"],
-    labels: Int[Tensor, "N"],
-    threats: Sequence[ThreatModel],
-    *,
-    attack: AttackName = "apgd",
-    num_steps: int = 40,
-    device: str = "cpu",
-    batch_size: int = 250,
-    seed: int = 0,
-    progress: str | None = None,
-) -> Evaluation:
-    """Attack a classifier with every threat model and return which images it gets right.
-
-    The same seed, batch size and device give the same answer. The model is moved to `device` and stays there;
-    otherwise it is left as it was found.
-
-    Args:
-        model: logits (B, K) of images in [0, 1].
-        images: clean images in [0, 1], on any device.
-        labels: their classes, int64.
-        threats: at most one of each norm.
-        attack: APGD (DLR loss for Linf and L2, cross-entropy for L1) or plain PGD (cross-entropy).
-        num_steps: steps of the attack; one restart, from a random point.
-        device: where to compute.
-        batch_size: images attacked at once.
-        seed: of the random starts.
-        progress: label of a progress bar on stderr; null for none.
-
-    Raises:
-        ValueError: no images, two threat models of one norm, logits that are not finite, or as `attacks.apgd`.
-    """
-    norms = [threat.norm for threat in threats]
-    if len(set(norms)) < len(norms):
-        raise ValueError(f"expected at most one threat model of each norm, got {norms}")
-    if len(images) == 0 or len(images) != len(labels):
-        raise ValueError(f"expected images and one label for each, got {len(images)} and {len(labels)}")
-    model.to(device)
-    correct: dict[str, list[Tensor]] = {name: [] for name in ("clean", *norms)}
-    total = len(images) * (1 + len(threats))
-    with tqdm(total=total, desc=progress, unit="image", disable=None if progress else True) as bar, eval_mode(model):
-        for start in range(0, len(images), batch_size):
-            x = images[start : start + batch_size].to(device, memory_format=torch.channels_last)
-            y = labels[start : start + batch_size].to(device)
-            clean = _is_correct(model, x, y)
-            correct["clean"].append(clean.cpu())
-            bar.update(len(x))
-            for threat in threats:
-                # A stream of its own for every norm and batch: leaving one out changes no other.
-                generator = torch.Generator().manual_seed(_stream(seed, threat.norm, start))
-                survived = clean.clone()
-                if clean.any():
-                    x_adv = _perturb(model, x[clean], y[clean], threat, attack, num_steps, generator)
-                    survived[clean] = _is_correct(model, x_adv, y[clean])
-                correct[threat.norm].append(survived.cpu())
-                bar.update(len(x))
-    return Evaluation({name: torch.cat(parts) for name, parts in correct.items()})
-
-
-def _stream(seed: int, norm: Norm, start: int) -> int:
-    return ((seed * 1_000_003 + start) * len(NORMS) + NORMS.index(norm)) % 2**63
-
-
-def _perturb(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, attack: AttackName, steps: int, noise: torch.Generator
-) -> Tensor:
-    if attack == "pgd":
-        return pgd(model, x, y, threat, num_steps=steps, generator=noise)
-    return apgd(model, x, y, threat, num_steps=steps, loss=APGD_LOSSES[threat.norm], generator=noise)
-
-
-@torch.no_grad()
-def _is_correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    logits = model(x)
-    if not torch.isfinite(logits).all():
-        raise ValueError("expected finite logits, got NaN or infinity: the weights are broken")
-    correct: Tensor = logits.argmax(1) == y
-    return correct
+__all__ = ["APGD_LOSSES", "Evaluate", "evaluate_classifier", "evaluation_threats", "load_test_images"]
 
 
 class Evaluate(Command):
-    """Attack every ingredient of a base set: clean, robust and union accuracy on its test images.
+    """Attack every ingredient of a base set: clean, robust and union accuracy, each with its 95 % interval.
 
-    Example: python -m training evaluate bases/cifar10-small --data .data/cifar10 --n 500
+    Example: python -m training evaluate bases/cifar10-small --data .data/cifar10 --n 1000 --strong --state runs/strong
     """
 
     name: ClassVar[str] = "evaluate"
@@ -148,46 +47,103 @@ class Evaluate(Command):
         "default: where the recipe found its data",
     )
     n: int = Field(default=1000, ge=1, description="test images, balanced over classes and drawn by the seed")
+    strong: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+        default=False,
+        description="targeted DLR loss (L1: cross-entropy first), every restart against every target; may take hours",
+    )
+    threats: tuple[str, ...] = Field(default=(), description="other radii, such as Linf=4/255 L2=1")
+    only: tuple[str, ...] = Field(default=(), description="these ingredients alone")
     attack: AttackName = Field(default="apgd", description="apgd: adaptive; pgd: plain, weaker")
-    steps: int = Field(default=40, ge=1, description="steps of the attack")
+    steps: int | None = Field(default=None, ge=1, description="steps of the attack; default 40, strong 100")
+    restarts: int | None = Field(default=None, ge=1, description="restarts, per target; default 1, strong 5")
+    state: Path | None = Field(default=None, description="folder that an interrupted evaluation continues from")
+    record: Path | None = Field(default=None, description="new file, .jsonl or .csv, with one line per image")
     batch_size: int = Field(default=250, ge=1, description="images attacked at once")
     device: str = Field(default="cpu", description="torch device: cpu, cuda, cuda:1, ...")
 
     def execute(self) -> Result:
         """Evaluate."""
+        if self.strong and self.attack != "apgd":
+            raise ValueError(f"--strong is apgd with harder losses, got --attack {self.attack}: leave one out")
+        check_record(self.record)
         device = _checked_device(self.device)
         base = load_base_set(self.folder)
-        threats = evaluation_threats(base.manifest)
-        test = load_test_images(base.manifest, self.data).balanced(self.n, seed=self.seed)
-        images, labels = torch.from_numpy(to_input(test.images)), torch.from_numpy(test.labels)
-        rows = {}
-        for name in base.manifest.ingredient_names:
-            evaluation = evaluate_classifier(
-                base.model(name).to(memory_format=torch.channels_last),
+        threats = _overridden(evaluation_threats(base.manifest), self.threats)
+        test = load_test_images(base.manifest, self.data)
+        positions = balanced_indices(test.labels, self.n, seed=self.seed)
+        chosen = test.subset(positions)
+        images, labels = torch.from_numpy(to_input(chosen.images)), torch.from_numpy(chosen.labels)
+        settings = self._settings(threats)
+        evaluations = {}
+        for name, model in self._models(base):
+            journal = self._journal(name, {"model": self._identity(base, name), "images": chosen.digest, **settings})
+            evaluations[name] = evaluate_classifier(
+                model.to(memory_format=torch.channels_last),
                 images,
                 labels,
                 threats,
                 attack=self.attack,
-                num_steps=self.steps,
+                num_steps=settings["steps"],
+                num_restarts=settings["restarts"],
+                losses=self._losses(),
                 device=device,
                 batch_size=self.batch_size,
                 seed=self.seed,
+                journal=journal,
                 progress=name,
             )
-            rows[name] = {**evaluation.accuracies(), "n": evaluation.n}
-        losses = {threat.norm: APGD_LOSSES[threat.norm] if self.attack == "apgd" else "ce" for threat in threats}
-        data = {
-            "base_set": base.manifest.name,
-            "digest": base.manifest.digest,
-            "ingredients": rows,
+        if self.record is not None:
+            write_record(self.record, chosen, positions, evaluations)
+        data = _data(base.manifest, evaluations, settings)
+        return Result(data, _text(data, threats))
+
+    def _models(self, base: BaseSet) -> Iterator[tuple[str, nn.Module]]:
+        """Yield what is attacked, by name."""
+        if unknown := [name for name in self.only if name not in base.state_dicts]:
+            raise ValueError(f"--only: no ingredient {unknown[0]!r}, only {list(base.state_dicts)}")
+        for name in self.only or base.manifest.ingredient_names:
+            yield name, base.model(name)
+
+    def _identity(self, base: BaseSet, name: str) -> Any:
+        """Return what decides the weights of a model of that name, for the state on disk."""
+        return next(ingredient.sha256 for ingredient in base.manifest.ingredients if ingredient.name == name)
+
+    def _losses(self) -> Losses:
+        if self.strong:
+            return STRONG_LOSSES
+        return {norm: (APGD_LOSSES[norm] if self.attack == "apgd" else "ce",) for norm in NORMS}
+
+    def _settings(self, threats: Sequence[ThreatModel]) -> dict[str, Any]:
+        losses = self._losses()
+        return {
             "threat_models": {threat.norm: threat.eps for threat in threats},
             "attack": self.attack,
-            "losses": losses,
-            "steps": self.steps,
-            "restarts": 1,
+            "strong": self.strong,
+            "losses": {threat.norm: " then ".join(losses[threat.norm]) for threat in threats},
+            "steps": self.steps or (STRONG_STEPS if self.strong else QUICK_STEPS),
+            "restarts": self.restarts or (STRONG_RESTARTS if self.strong else 1),
             "seed": self.seed,
+            "batch_size": self.batch_size,
+            "device": self.device.partition(":")[0],
         }
-        return Result(data, _text(data, threats))
+
+    def _journal(self, name: str, settings: Mapping[str, Any]) -> Journal:
+        return Journal(None if self.state is None else self.state / f"{name}.jsonl", settings)
+
+
+def _overridden(threats: Sequence[ThreatModel], given: Sequence[str]) -> tuple[ThreatModel, ...]:
+    """Return the threat models with the radii of those given as NORM=EPS."""
+    by_norm = {threat.norm: threat for threat in threats}
+    for text in given:
+        if not re.fullmatch(r"[^=]+=[^=]+", text):
+            raise ValueError(f"--threats: expected NORM=EPS such as Linf=8/255, got {text!r}")
+        norm, _, eps = text.partition("=")
+        try:
+            threat = ThreatModel.model_validate({"norm": norm, "eps": eps})
+        except ValidationError as error:
+            raise ValueError(f"--threats {text}: {first_error(error)}") from None
+        by_norm[threat.norm] = threat
+    return tuple(by_norm[norm] for norm in NORMS)
 
 
 def evaluation_threats(manifest: Manifest) -> tuple[ThreatModel, ...]:
@@ -255,6 +211,16 @@ def _checked_device(name: str) -> str:
     return name
 
 
+def _data(manifest: Manifest, evaluations: Mapping[str, Evaluation], settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "base_set": manifest.name,
+        "digest": manifest.digest,
+        "ingredients": {name: {**found.accuracies(), "n": found.n} for name, found in evaluations.items()},
+        "intervals": {name: found.intervals() for name, found in evaluations.items()},
+        **settings,
+    }
+
+
 def _text(data: Mapping[str, Any], threats: Sequence[ThreatModel]) -> str:
     """Lay the accuracies out as a table, in percent."""
     rows = data["ingredients"]
@@ -262,15 +228,24 @@ def _text(data: Mapping[str, Any], threats: Sequence[ThreatModel]) -> str:
     columns = {"clean": "clean", **titles, "union": "union"}
     width = max(len("ingredient"), *(len(name) for name in rows))
     losses = ", ".join(f"{norm}: {loss}" for norm, loss in data["losses"].items())
-    n = next(iter(rows.values()))["n"]
+    n, restarts = next(iter(rows.values()))["n"], data["restarts"]
+    per_target = " per target" if data["strong"] else ""
     lines = [
-        f"{data['base_set']}: accuracy in percent on n = {n} test images (standard error at most {50 / n**0.5:.1f})",
-        f"attack: {data['attack'].upper()}, {data['steps']} steps, 1 restart, loss {losses}; seed {data['seed']}",
-        "  ".join([f"{'ingredient':{width}}", *(f"{title:>10}" for title in columns.values())]),
+        f"{data['base_set']}: accuracy in percent on n = {n} test images, with 95 % Wilson intervals",
+        f"attack: {data['attack'].upper()}, {data['steps']} steps, "
+        f"{restarts} restart{'s' * (restarts > 1)}{per_target}, loss {losses}; seed {data['seed']}",
+        "  ".join([f"{'ingredient':{width}}", *(f"{title:>19}" for title in columns.values())]),
     ]
     for name, row in rows.items():
-        lines.append("  ".join([f"{name:{width}}", *(f"{100 * row[column]:10.1f}" for column in columns)]))
+        cells = (_cell(row[column], data["intervals"][name][column]) for column in columns)
+        lines.append("  ".join([f"{name:{width}}", *cells]))
     return "\n".join(lines)
+
+
+def _cell(share: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    bounds = f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * share:5.1f} {bounds:>13}"
 
 
 def _label(threat: ThreatModel) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tests.training.conftest import Trained
 from training.ascent import Rules, _begin, _checkpoints, _move
 from training.attack_losses import LOSSES, LossName, cross_entropy, dlr, dlr_targeted, kl, margin, references
-from training.attacks import apgd, fgsm, pgd
+from training.attacks import apgd, check_images, fgsm, pgd
 from training.threat import NORMS, PROJECT, RANDOM_START, STEEPEST, Norm, ThreatModel, norm_of
 
 THREATS = {threat.norm: threat for threat in (
@@ -260,6 +260,56 @@ def test_fgsm_without_noise_is_one_signed_step(trained: Trained) -> None:
     assert (found - expected).abs().gt(1e-6).float().mean() < 1e-3  # the sign of a gradient near zero may differ
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("loss", ["ce", "dlr", "dlr-targeted"])
+def test_under_autocast_only_the_model_is_in_half_precision(trained: Trained, norm: Norm, loss: LossName) -> None:
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+
+    def model(x: Tensor) -> Tensor:
+        logits: Tensor = trained.model(x)
+        seen.append((x.dtype, logits.dtype))
+        return logits
+
+    def attack() -> Tensor:
+        return apgd(
+            model, trained.images, trained.labels, THREATS[norm], num_steps=6, loss=loss, generator=seeded(),
+        )  # fmt: skip
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x_adv = attack()
+        standing = int(stand(trained, x_adv).sum())
+    assert set(seen) == {(torch.float32, torch.bfloat16)}
+    assert x_adv.dtype == torch.float32
+    assert norm_of(x_adv.double() - trained.images.double(), norm).max() <= THREATS[norm].eps * (1 + 1e-6)
+    assert abs(standing - int(stand(trained, attack()).sum())) <= 6, "half precision made another attack of it"
+
+
+def test_images_in_half_precision_are_attacked_in_float32(trained: Trained) -> None:
+    images = trained.images.bfloat16()
+    for attack in (fgsm, partial(apgd, num_steps=2), partial(pgd, num_steps=2)):
+        x_adv = attack(trained.model, images, trained.labels, THREATS["Linf"], generator=seeded())
+        assert x_adv.dtype == torch.float32
+        assert (x_adv - images.float()).abs().max() <= THREATS["Linf"].eps * (1 + 1e-6)
+        assert (x_adv != x_adv.bfloat16()).any()
+
+
+def test_targets_one_by_one_are_all_targets(trained: Trained) -> None:
+    def survivors(target: int | None) -> Tensor:
+        x_adv = apgd(
+            trained.model, trained.images, trained.labels, THREATS["L2"], num_steps=8, loss="dlr-targeted",
+            random_start=False, target=target,
+        )  # fmt: skip
+        return stand(trained, x_adv)
+
+    one_by_one = torch.stack([survivors(target) for target in range(9)])
+    assert torch.equal(one_by_one.all(0), survivors(None))
+    assert len({tuple(row.tolist()) for row in one_by_one}) > 1
+    with pytest.raises(ValueError, match="expected a target from 0 to 8, got 9"):
+        survivors(9)
+    with pytest.raises(ValueError, match="a target needs a targeted loss, got ce"):
+        apgd(trained.model, trained.images, trained.labels, THREATS["L2"], num_steps=1, target=0)
+
+
 def random_logits(num_classes: int) -> tuple[Tensor, Tensor]:
     generator = seeded(7)
     return 3 * torch.randn(50, num_classes, generator=generator), torch.randint(num_classes, (50,), generator=generator)
@@ -333,8 +383,18 @@ def test_images_and_labels_are_checked(trained: Trained) -> None:
     model, images, labels = trained
     with pytest.raises(ValueError, match=r"expected images in \[0, 1\], got values from 0 to 255"):
         apgd(model, 255 * images, labels, THREATS["L2"], num_steps=1)
-    with pytest.raises(ValueError, match=r"expected images in \[0, 1\], got values from nan"):
+    with pytest.raises(ValueError, match=r"expected images in \[0, 1\], got NaN"):
         apgd(model, images / images, labels, THREATS["L2"], num_steps=1)
+    spoiled = images.clone()
+    spoiled[3, 1, 5, 2] = torch.nan
+    with pytest.raises(ValueError, match="got NaN in some"):
+        apgd(model, spoiled, labels, THREATS["L1"], num_steps=1)
+    with pytest.raises(ValueError, match=r"values from 0 to 255 \(did you forget to divide by 255\?\)"):
+        fgsm(model, 255 * images, labels, THREATS["Linf"])
+    with pytest.raises(ValueError, match=r"values from -0.5 to 0.5$"):
+        pgd(model, images - 0.5, labels, THREATS["Linf"], num_steps=1)
+    with pytest.raises(ValueError, match=r"expected floating-point images .* got torch.uint8: divide uint8 by 255"):
+        check_images((255 * images).byte(), labels)
     with pytest.raises(ValueError, match="one label for each, got 0 and 0"):
         pgd(model, images[:0], labels[:0], THREATS["L2"], num_steps=1)
     with pytest.raises(ValueError, match="fgsm is an attack for Linf, got L1"):

@@ -2,10 +2,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tests.conftest import CLASSES
 from tests.training.conftest import Trained
@@ -14,19 +12,6 @@ from training.evaluate import Evaluate, evaluate_classifier, evaluation_threats,
 from training.manifest import Manifest, ThreatModel, read_manifest
 
 THREATS = (ThreatModel(norm="Linf", eps=0.1), ThreatModel(norm="L2", eps=1.5), ThreatModel(norm="L1", eps=6))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve random images of each class of the tiny base sets, as an image folder."""
-    root = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for name in CLASSES:
-        (root / name).mkdir()
-        for index in range(12):
-            pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{index}.png")
-    return root
 
 
 def evaluate(*args: object) -> int:
@@ -102,55 +87,60 @@ class BrokenLayer(torch.nn.Module):
 
 
 def test_the_command_prints_what_the_contract_promises(
-    tiny_base_set: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    tiny_base_set: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(tiny_base_set, "--data", folder, "--n", 15, "--steps", 2, "--json") == 0
+    assert evaluate(tiny_base_set, "--data", image_folder, "--n", 15, "--steps", 2, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found["ingredients"]) == ["linf", "nominal", "l2", "l1"]
-    for row in found["ingredients"].values():
+    for name, row in found["ingredients"].items():
         assert set(row) == {"clean", "Linf", "L2", "L1", "union", "n"}
         assert row["n"] == 15
+        for column, (low, high) in found["intervals"][name].items():
+            assert 0 <= low <= row[column] <= high <= 1
         assert 0 <= row["union"] <= min(row["Linf"], row["L2"], row["L1"]) <= row["clean"] <= 1
     assert found["threat_models"] == {"Linf": 8 / 255, "L2": 0.5, "L1": 12}
-    assert (found["attack"], found["steps"]) == ("apgd", 2)
+    assert (found["attack"], found["steps"], found["restarts"]) == ("apgd", 2, 1)
 
 
 def test_the_table_names_n_attack_and_radii(
-    tiny_base_set: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    tiny_base_set: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(tiny_base_set, "--data", folder, "--n", 9, "--attack", "pgd", "--steps", 3) == 0
+    assert evaluate(tiny_base_set, "--data", image_folder, "--n", 9, "--attack", "pgd", "--steps", 3) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "n = 9 test images" in lines[0]
     assert lines[1].startswith("attack: PGD, 3 steps")
+    assert "95 % Wilson intervals" in lines[0]
     assert lines[2].split() == ["ingredient", "clean", "Linf", "8/255", "L2", "0.5", "L1", "12", "union"]
     assert [line.split()[0] for line in lines[3:]] == ["linf", "nominal", "l2", "l1"]
     assert len({len(line) for line in lines[2:]}) == 1
 
 
 def test_the_seed_chooses_the_same_images_every_time(
-    tiny_base_set: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    tiny_base_set: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outputs = []
     for seed in (1, 1, 2):
-        assert evaluate(tiny_base_set, "--data", folder, "--n", 9, "--steps", 1, "--seed", seed, "--json") == 0
+        assert evaluate(tiny_base_set, "--data", image_folder, "--n", 9, "--steps", 1, "--seed", seed, "--json") == 0
         outputs.append(json.loads(capsys.readouterr().out)["ingredients"])
     assert outputs[0] == outputs[1]
     assert outputs[0] != outputs[2]
 
 
-def test_a_data_folder_with_parts_gives_its_test_part(tiny_base_set: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_data_folder_with_parts_gives_its_test_part(tiny_base_set: Path, image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()  # need not hold anything: it is not read
-    (tmp_path / "test").symlink_to(folder)
+    (tmp_path / "test").symlink_to(image_folder)
     manifest = read_manifest(tiny_base_set)
-    whole, part = load_test_images(manifest, folder), load_test_images(manifest, tmp_path)
+    whole, part = load_test_images(manifest, image_folder), load_test_images(manifest, tmp_path)
     assert len(part) == 36
     assert part.hashes == whole.hashes
     relative = with_recipe(tiny_base_set, data={"source": "folder", "path": str(tmp_path), "num_validation": 3})
     assert load_test_images(relative, None).hashes == whole.hashes
 
 
-def test_a_folder_may_lack_classes_and_keeps_their_indices(tiny_base_set: Path, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "ship").symlink_to(folder / "ship")
+def test_a_folder_may_lack_classes_and_keeps_their_indices(
+    tiny_base_set: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "ship").symlink_to(image_folder / "ship")
     data = load_test_images(read_manifest(tiny_base_set), tmp_path)
     assert set(data.labels.tolist()) == {CLASSES.index("ship")}
     assert data.class_names == CLASSES
@@ -183,12 +173,12 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
 @pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_ends_with_one_line_and_code_2(
     tiny_base_set: Path,
-    folder: Path,
+    image_folder: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: Callable[[Path, Path], list[object]],
     message: str,
 ) -> None:
-    assert evaluate(*arguments(tiny_base_set, folder)) == 2
+    assert evaluate(*arguments(tiny_base_set, image_folder)) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert message in output.err
