@@ -17,6 +17,7 @@ Grid = npt.NDArray[np.float64]  # (C, M), every row sums to 1
 
 DEFAULT_STEP: dict[GridKind, float] = {"affine": 0.25, "simplex": 0.1}
 BOUNDS: dict[GridKind, tuple[float, float]] = {"affine": (-0.25, 1.25), "simplex": (0.0, 1.0)}
+ROUNDED = 1e-5  # a step may be this far from 1 divided by a whole number, relatively: 0.333333 is one third
 
 
 class GridTooLarge(ValueError):
@@ -35,7 +36,7 @@ class Lattice:
     high: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.step <= 1 or abs(self.step * self.parts - 1) > 1e-9:
+        if not 0 < self.step <= 1 or abs(self.step * self.parts - 1) > ROUNDED:
             raise ValueError(
                 f"expected a step of 1 divided by a whole number (1, 0.5, 0.25, 0.2, ...), got {self.step:g}"
             )
@@ -76,7 +77,7 @@ class Lattice:
         if (count := self.count(num_ingredients)) > MAX_CANDIDATES:
             raise GridTooLarge(
                 f"{self} has {count} candidates for {num_ingredients} ingredients, more than {MAX_CANDIDATES}; "
-                f"use a coarser step, e.g. {self._coarser(num_ingredients).step:g}"
+                f"use a coarser step, e.g. {self._coarser(num_ingredients).step:g} (the default of strategy auto)"
             )
         low, high = self.integer_bounds
         rows = list(_compositions(self.parts, num_ingredients, low, high))

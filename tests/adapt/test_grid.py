@@ -48,6 +48,7 @@ def test_the_step_named_is_one_that_works():
     with pytest.raises(GridTooLarge, match=r"e\.g\. 0\.333333"):
         affine(6)
     assert len(affine(6, step=1 / 3)) <= MAX_CANDIDATES
+    assert np.array_equal(affine(6, step=0.333333), affine(6, step=1 / 3))  # as the message prints it
 
 
 @pytest.mark.parametrize("step", [0.0, -0.25, 0.3, 2.0, float("nan")])
