@@ -25,6 +25,7 @@ SERIES = {
     "L1": ("#ee6677", "D"),
     "union": ("#aa3377", "v"),
 }
+MANY = 6  # ingredients: with more, a legend has no room for each
 PANELS = 12  # edges in a picture; further ones go into further pictures
 
 
@@ -38,7 +39,7 @@ def plot_report(report: Report, path: Path) -> None:
     Raises:
         ValueError: matplotlib knows no such format.
     """
-    figure = _figure(15, 4.8)
+    figure = _figure(15, 4.8 if len(report.ingredient_names) <= MANY else 6.4)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
     _composition(left, report)
     _scatter(middle, report)
@@ -240,8 +241,12 @@ def _composition(axes: Any, report: Report) -> None:
 def _scatter(axes: Any, report: Report) -> None:
     usable = [candidate for candidate in report.candidates if candidate.temp_ce is not None]
     axes.scatter(*_points(usable), s=14, color="#bbbbbb", label="candidates")
+    many = len(report.ingredient_names) > MANY
     for position, name in enumerate(report.ingredient_names):
-        axes.scatter(*_points(_alone(report, position)), s=70, marker="D", color=_colour(position), label=name)
+        label = "_" if many else name  # matplotlib leaves labels with an underscore out
+        axes.scatter(*_points(_alone(report, position)), s=70, marker="D", color=_colour(position), label=label)
+    if many:
+        axes.scatter([], [], s=70, marker="D", color="#555555", label="ingredients")
     axes.scatter(*_points(report.candidates[:1]), s=110, marker="s", facecolors="none", edgecolors="k", label="current")
     axes.scatter(*_points(best(report, 1)), s=170, marker="*", color="black", label="chosen")
     axes.set(
@@ -272,26 +277,32 @@ def _map(axes: Any, report: Report, figure: Any) -> None:
     x, y = zip(*places, strict=True)
     outline = np.concatenate([corners, corners[:1]])
     axes.plot(outline[:, 0], outline[:, 1], color="#999999", linewidth=1, zorder=0)
-    dots = axes.scatter(x, y, c=list(places.values()), s=55, cmap="viridis")
+    dots = axes.scatter(x, y, c=list(places.values()), s=55 if len(corners) <= MANY else 12, cmap="viridis")
     for marker, size, candidates in (("s", 140, report.candidates[:1]), ("*", 300, best(report, 1))):
         place = np.asarray(candidates[0].coefficients) @ corners
         axes.scatter(*place, marker=marker, s=size, facecolors="none", edgecolors="black", linewidths=1.5)
     for corner, name in zip(corners, report.ingredient_names, strict=True):
-        axes.annotate(
-            name,
-            corner,
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=10,
-            weight="bold",
-        )
+        _name_corner(axes, corner if len(corners) > MANY else np.asarray([0.0, 1.0]), corner, name)
     figure.colorbar(dots, ax=axes, label="accuracy on the support", shrink=0.8)
     axes.set(title="Between the ingredients\nsquare: current, star: chosen", xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_frame_on(False)
     axes.margins(0.18)
+
+
+def _name_corner(axes: Any, direction: Any, corner: Any, name: str) -> None:
+    """Write a name beside a corner: above where there is room between soups, else outside of the polygon."""
+    x, y = (0 if abs(value) < 0.2 else int(np.sign(value)) for value in direction)
+    axes.annotate(
+        name,
+        corner,
+        xytext=(6 * x, 6 * y),
+        textcoords="offset points",
+        ha={-1: "right", 0: "center", 1: "left"}[x],
+        va={-1: "top", 0: "center", 1: "bottom"}[y],
+        fontsize=10,
+        weight="bold",
+    )
 
 
 def _corners(count: int) -> Any:
