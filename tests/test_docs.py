@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from service.openapi import openapi_document
+from training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -33,7 +34,7 @@ def commands() -> list[tuple[str, str]]:
     """Every command line in the documents, with alternatives such as run|evaluate spelled out."""
     found = []
     for document in DOCUMENTS:
-        for line in COMMAND.findall(document.read_text()):
+        for line in COMMAND.findall(document.read_text().replace("\\\n", " ")):
             module, *words = shlex.split(line.replace("[", "").replace("]", ""))
             alternatives = words[0].split("|") if words and "|" in words[0] else [words[0] if words else ""]
             found += [(document.name, " ".join([module, word, *words[1:]]).strip()) for word in alternatives]
@@ -59,6 +60,17 @@ def test_every_command_and_flag_exists(document: str, line: str) -> None:
     text = help_of(module, words[0] if has_commands and words else None)
     for flag in (word for word in words if word.startswith("--") and word != "--help"):
         assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", text), f"{document}: {module} has no {flag}"
+
+
+def test_recipes_shown_are_recipes(tmp_path: Path) -> None:
+    shown = [
+        block for document in DOCUMENTS for block in re.findall(r"```yaml\n(.*?)```", document.read_text(), re.DOTALL)
+    ]
+    recipes = [block for block in shown if "ingredients:" in block]
+    assert recipes
+    for recipe in recipes:
+        (tmp_path / "shown.yaml").write_text(recipe)
+        load_recipe(tmp_path / "shown.yaml")
 
 
 def test_there_are_commands_to_check() -> None:
