@@ -28,7 +28,7 @@ from training.robustness import (
     Losses,
     evaluate_classifier,
 )
-from training.threat import DEFAULT_THREATS, NORMS, ThreatModel
+from training.threat import DEFAULT_THREATS, NORMS, Norm, ThreatModel
 
 __all__ = ["APGD_LOSSES", "Evaluate", "evaluate_classifier", "evaluation_threats", "load_test_images"]
 
@@ -134,6 +134,7 @@ class Evaluate(Command):
 def _overridden(threats: Sequence[ThreatModel], given: Sequence[str]) -> tuple[ThreatModel, ...]:
     """Return the threat models with the radii of those given as NORM=EPS."""
     by_norm = {threat.norm: threat for threat in threats}
+    seen: set[Norm] = set()
     for text in given:
         if not re.fullmatch(r"[^=]+=[^=]+", text):
             raise ValueError(f"--threats: expected NORM=EPS such as Linf=8/255, got {text!r}")
@@ -141,7 +142,10 @@ def _overridden(threats: Sequence[ThreatModel], given: Sequence[str]) -> tuple[T
         try:
             threat = ThreatModel.model_validate({"norm": norm, "eps": eps})
         except ValidationError as error:
-            raise ValueError(f"--threats {text}: {first_error(error)}") from None
+            raise ValueError(f"--threats {text}: {first_error(error).removeprefix('top level: ')}") from None
+        if threat.norm in seen:
+            raise ValueError(f"--threats: {threat.norm} is given twice: the union is over one radius of each norm")
+        seen.add(threat.norm)
         by_norm[threat.norm] = threat
     return tuple(by_norm[norm] for norm in NORMS)
 

@@ -38,10 +38,19 @@ def _fraction(value: object) -> object:
     return value
 
 
+def _known_norm(value: object) -> object:
+    if value in NORMS:
+        return value
+    spelled = {norm.lower(): norm for norm in NORMS} | {"inf": "Linf", "l_inf": "Linf", "2": "L2", "1": "L1"}
+    meant = spelled.get(str(value).lower())
+    hint = f" (did you mean {meant}?)" if meant else ""
+    raise ValueError(f"expected one of {', '.join(NORMS)}, got {value!r}{hint}")
+
+
 class ThreatModel(Frozen):
     """A norm and a radius: the perturbations an attacker may use."""
 
-    norm: Norm = Field(description="norm of the perturbation")
+    norm: Annotated[Norm, BeforeValidator(_known_norm)] = Field(description="norm of the perturbation")
     eps: Annotated[float, BeforeValidator(_fraction)] = Field(
         description='radius in input space on the [0, 1] pixel scale; a fraction such as "8/255" is accepted'
     )

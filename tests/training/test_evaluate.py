@@ -77,6 +77,9 @@ def test_what_cannot_be_evaluated_is_refused(trained: Trained) -> None:
         evaluate_classifier(model, images, labels, (THREATS[0], THREATS[0]))
     with pytest.raises(ValueError, match="one label for each, got 0 and 0"):
         evaluate_classifier(model, images[:0], labels[:0], THREATS)
+    for spoiled, message in ((images + 1, r"in \[0, 1\], got values from 1 to 2"), (images * torch.nan, "got NaN")):
+        with pytest.raises(ValueError, match=message):
+            evaluate_classifier(model, spoiled, labels, ())
     with pytest.raises(ValueError, match="expected finite logits"):
         evaluate_classifier(torch.nn.Sequential(torch.nn.Flatten(), BrokenLayer()), images, labels, THREATS)
 
@@ -154,6 +157,24 @@ def test_embedded_digits_need_no_folder(tiny_base_set: Path) -> None:
         load_test_images(manifest, None)
 
 
+def test_radii_can_be_given(tiny_base_set: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = [tiny_base_set, "--data", image_folder, "--n", 3, "--steps", 1, "--only", "linf"]
+    assert evaluate(*common, "--threats", "Linf=4/255", "L1=30", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["threat_models"] == {"Linf": 4 / 255, "L2": 0.5, "L1": 30}
+    assert list(found["ingredients"]) == ["linf"]
+
+
+def test_an_existing_record_is_kept(
+    tiny_base_set: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "record.csv"
+    record.write_text("of last week")
+    assert evaluate(tiny_base_set, "--data", image_folder, "--n", 3, "--steps", 1, "--record", record) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert record.read_text() == "of last week"
+
+
 def test_radii_come_from_the_recipe_and_else_are_the_usual_ones(tiny_base_set: Path) -> None:
     usual = evaluation_threats(with_recipe(tiny_base_set))
     assert {threat.norm: threat.eps for threat in usual} == {"Linf": 8 / 255, "L2": 0.5, "L1": 12}
@@ -166,6 +187,23 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "no base set": (lambda base, data: [data / "nothing"], "nothing/manifest.json: expected the manifest"),
     "no data": (lambda base, data: [base, "--data", data / "nothing"], "nothing: expected a folder"),
     "other classes": (lambda base, data: [base, "--data", data.parent], "expected a class folder named one of"),
+    "eps of 8": (
+        lambda base, data: [base, "--data", data, "--threats", "Linf=8"],
+        "Linf=8: expected 0 < eps <= 1 on the [0, 1] pixel scale for Linf, got 8 (did you mean 8/255?)",
+    ),
+    "eps of 0": (lambda base, data: [base, "--data", data, "--threats", "Linf=0"], "expected 0 < eps <= 1"),
+    "no number": (lambda base, data: [base, "--data", data, "--threats", "L2=far"], 'a fraction such as "8/255", got'),
+    "eps that is NaN": (lambda base, data: [base, "--data", data, "--threats", "L1=nan"], "expected a number or a fraction"),
+    "unknown norm": (
+        lambda base, data: [base, "--data", data, "--threats", "linf=0.1"],
+        "norm: expected one of Linf, L2, L1, got 'linf' (did you mean Linf?)",
+    ),
+    "norm without eps": (lambda base, data: [base, "--data", data, "--threats", "Linf"], "expected NORM=EPS such as"),
+    "one norm twice": (lambda base, data: [base, "--data", data, "--threats", "L2=1", "L2=2"], "L2 is given twice"),
+    "no such ingredient": (lambda base, data: [base, "--data", data, "--only", "linff"], "no ingredient 'linff'"),
+    "strong pgd": (lambda base, data: [base, "--data", data, "--strong", "--attack", "pgd"], "leave one out"),
+    "record of no format": (lambda base, data: [base, "--data", data, "--record", "a.txt"], "ending in .jsonl or .csv"),
+    "no steps": (lambda base, data: [base, "--data", data, "--steps", 0], "greater than or equal to 1"),
     "no such device": (lambda base, data: [base, "--data", data, "--device", "abacus"], "device 'abacus' cannot be"),
 }
 

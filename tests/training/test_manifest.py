@@ -26,6 +26,9 @@ def test_fractions_are_accepted_and_pixel_scale_mistakes_explained() -> None:
             ThreatModel(norm="L2", eps=eps)
     with pytest.raises(ValidationError, match=r"Linf.*L2.*L1"):
         ThreatModel(norm="L3", eps=0.1)
+    for spelled, meant in (("linf", "Linf"), ("inf", "Linf"), ("l2", "L2"), (1, "L1")):
+        with pytest.raises(ValueError, match=rf"expected one of Linf, L2, L1, .*\(did you mean {meant}\?\)"):
+            ThreatModel.model_validate({"norm": spelled, "eps": 0.1})
 
 
 @pytest.mark.parametrize(
