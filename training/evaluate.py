@@ -128,7 +128,8 @@ class Evaluate(Command):
         }
 
     def _journal(self, name: str, settings: Mapping[str, Any]) -> Journal:
-        return Journal(None if self.state is None else self.state / f"{name}.jsonl", settings)
+        file = re.sub(r"[^\w.=-]+", "-", name)[:100]
+        return Journal(None if self.state is None else self.state / f"{file}.jsonl", settings)
 
 
 def _overridden(threats: Sequence[ThreatModel], given: Sequence[str]) -> tuple[ThreatModel, ...]:
