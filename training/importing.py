@@ -5,21 +5,24 @@ import logging
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import torch
 import tyro
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from training.bases import save_base_set
 from training.cli import Command, Result
-from training.data import ImageSet, load_folder
+from training.data import ImageSet, balanced_indices, find_files
 from training.foreign import Channels, Fitted, load_weights
 from training.manifest import (
     NORMS,
     Architecture,
+    BaseSetName,
     Frozen,
     Ingredient,
     InputSpec,
     Manifest,
     Metric,
+    Name,
     ThreatModel,
     file_sha256,
 )
@@ -84,6 +87,9 @@ class Import(Command):
     threat_models: tuple[str, ...] = Field(
         default=(), description="what it is evaluated against; default: Linf:8/255 L2:0.5 L1:12"
     )
+    num_images: int | None = Field(
+        default=None, ge=1, description="use only so many test images, balanced over classes; default: all"
+    )
     n: int = Field(default=500, ge=1, description="test images to attack")
     steps: int = Field(default=40, ge=1, description="APGD steps")
     device: str = Field(default="cpu", description="torch device")
@@ -109,6 +115,10 @@ def import_checkpoint(options: Import) -> Manifest:
     """
     if options.out.exists() and any(options.out.iterdir()):
         raise FileExistsError(f"{options.out}: already exists; choose another --out or remove it")
+    base_set = options.base_set or options.out.resolve().name
+    _check_name("--base-set", base_set, TypeAdapter(BaseSetName))
+    _check_name("--name", options.ingredient, TypeAdapter(Name))
+    _check_device(options.device)
     architecture = Architecture(name=options.arch, kwargs=_kwargs(options.arch_kwargs))
     threat = None if options.threat_model.lower() == "none" else parse_threat(options.threat_model)
     class_names = _class_names(options)
@@ -118,8 +128,9 @@ def import_checkpoint(options: Import) -> Manifest:
     logger.info("weights from %r, mean %s, std %s", fitted.path, spec.mean, spec.std)
     classifier.net.load_state_dict(fitted.state_dict)
     classifier = Classifier(classifier.net, spec).eval()
-    test = load_folder(_test_part(options.data), spec, class_names)
     recipe = _recipe(options, fitted)
+    files = find_files(_test_part(options.data), spec, class_names)
+    test = files.subset(balanced_indices(files.labels, options.num_images or len(files), seed=options.seed)).load()
     metrics = _measure(classifier, test, recipe.evaluation, options)
     name = options.ingredient
     ingredient = Ingredient(
@@ -132,7 +143,7 @@ def import_checkpoint(options: Import) -> Manifest:
         metrics=metrics,
     )
     manifest = Manifest(
-        name=options.base_set or options.out.resolve().name,
+        name=base_set,
         architecture=architecture,
         input=spec,
         class_names=class_names,
@@ -155,6 +166,21 @@ def parse_threat(text: str) -> ThreatModel:
     return ThreatModel.model_validate({"norm": norm, "eps": eps})
 
 
+def _check_name(option: str, name: str, kind: TypeAdapter[str]) -> None:
+    try:
+        kind.validate_python(name)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ValueError(f"{option}: {reason}, got {name!r}") from None
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
 def _kwargs(text: str) -> dict[str, JsonValue]:
     try:
         kwargs = json.loads(text)
@@ -174,8 +200,8 @@ def _class_names(options: Import) -> tuple[str, ...]:
         if not root.is_dir():
             raise ValueError(f"{root}: expected a folder with one folder per class, found no such folder")
         names = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    if len(names) < 2:
-        raise ValueError(f"expected the names of at least 2 classes, got {list(names)}")
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"expected the different names of at least 2 classes, got {list(names)[:5]}")
     return names
 
 

@@ -16,6 +16,7 @@ COEFFICIENT_SUM_TOLERANCE = 1e-6
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+BaseSetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
 class BaseSetError(ValueError):
@@ -145,7 +146,7 @@ class Manifest(Frozen):
     """`manifest.json` of a base set: one architecture, one input rule, M ingredients with digests."""
 
     format_version: Literal[1] = 1
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    name: BaseSetName
     architecture: Architecture
     input: InputSpec
     class_names: tuple[str, ...] = Field(min_length=2)

@@ -206,6 +206,12 @@ def test_the_manifest_says_what_was_imported_and_measured(
     assert ingredient.metrics["clean"].value == pytest.approx(correct / 12)
 
 
+def test_few_test_images_are_balanced(weights: StateDict, data: Path, tmp_path: Path) -> None:
+    torch.save(weights, tmp_path / "net.pt")
+    assert call(tmp_path / "net.pt", data, *GIVEN, "--num-images", "6") == 0
+    assert load_base_set(tmp_path / "base").manifest.ingredients[0].metrics["clean"].n == 6
+
+
 def test_half_precision_is_widened(weights: StateDict, tmp_path: Path) -> None:
     torch.save(halved(weights), tmp_path / "half.pt")
     found = load_weights(tmp_path / "half.pt", make_classifier().net).state_dict
@@ -350,7 +356,8 @@ def test_another_number_of_classes_is_refused(
     torch.save(weights, tmp_path / "net.pt")
     message = failure(capsys, tmp_path / "net.pt", data, *GIVEN, "--classes", "cat", "dog")
     assert "expected float32[2]" in message
-    assert "at least 2 classes" in failure(capsys, tmp_path / "net.pt", data, *GIVEN, "--classes", "cat")
+    for names in (("cat",), ("cat", "dog", "dog")):
+        assert "at least 2 classes" in failure(capsys, tmp_path / "net.pt", data, *GIVEN, "--classes", *names)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -395,8 +402,10 @@ def test_normalisations_that_disagree_are_refused(
         (["--threat-model", "Linf:8"], "did you mean 8/255?"),
         (["--threat-models", "L2:0.5", "L2:1"], "at most one of each norm"),
         (["--input-size", "16", "16", "3"], "--input-size: expected a height and a width"),
-        (["--name", "../linf"], "name: "),
+        (["--name", "../linf"], "--name: String should match pattern"),
+        (["--base-set", "My_Set"], "--base-set: String should match pattern '^[a-z0-9][a-z0-9-]{0,62}$', got 'My_Set'"),
         (["--data", "nowhere"], "nowhere: expected a folder"),
+        (["--device", "gpu"], "--device: 'gpu' cannot be used"),
         (["--n", "0"], "greater than or equal to 1"),
     ],
 )
