@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -116,8 +117,8 @@ def import_checkpoint(options: Import) -> Manifest:
     if options.out.exists() and any(options.out.iterdir()):
         raise FileExistsError(f"{options.out}: already exists; choose another --out or remove it")
     base_set = options.base_set or options.out.resolve().name
-    _check_name("--base-set", base_set, TypeAdapter(BaseSetName))
-    _check_name("--name", options.ingredient, TypeAdapter(Name))
+    _check_name("--base-set", base_set, TypeAdapter(BaseSetName).validate_python)
+    _check_name("--name", options.ingredient, TypeAdapter(Name).validate_python)
     _check_device(options.device)
     architecture = Architecture(name=options.arch, kwargs=_kwargs(options.arch_kwargs))
     threat = None if options.threat_model.lower() == "none" else parse_threat(options.threat_model)
@@ -166,9 +167,9 @@ def parse_threat(text: str) -> ThreatModel:
     return ThreatModel.model_validate({"norm": norm, "eps": eps})
 
 
-def _check_name(option: str, name: str, kind: TypeAdapter[str]) -> None:
+def _check_name(option: str, name: str, validate: Callable[[str], str]) -> None:
     try:
-        kind.validate_python(name)
+        validate(name)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise ValueError(f"{option}: {reason}, got {name!r}") from None
