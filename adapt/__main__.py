@@ -18,8 +18,8 @@ from adapt.fronts import FrontsCommand
 from adapt.grid import GridKind, finest, lattice
 from adapt.plots import plot_report
 from adapt.score import P_THRESHOLD, TEMPERATURES, choose
-from adapt.search import Search, Strategy, search
-from adapt.soup import BnMode, Promote, Soup, check_soup, default_soup, make_soup, read_soup
+from adapt.search import Search, search
+from adapt.soup import BnMode, Promote, Soup, Strategy, check_soup, default_soup, make_soup, read_soup
 from training.bases import load_base_set, rewrite_manifest
 from training.cli import Command, Result, run
 from training.data import DataSpec, ImageSet, balanced_indices, load_folder, load_splits
@@ -47,7 +47,9 @@ class SearchCommand(Command):
     )
     test: Path | None = Field(default=None, description="folder of other images to report accuracy on")
     n: int | None = Field(default=None, ge=1, description="use only N images, drawn evenly over the classes")
-    strategy: Strategy = Field(default="auto", description="auto takes a coarser grid for many ingredients")
+    strategy: Strategy = Field(
+        default="auto", description="grid: every soup; surrogate: those a prediction calls best; auto: the cheaper"
+    )
     grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
     step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")
     bn_mode: BnMode = Field(default="folded", description="mix BatchNorm folded into the weights, or raw")

@@ -157,13 +157,67 @@ def evaluate_soups(
     Raises:
         Cancelled: `should_stop` said so.
     """
-    model = prepared.model(bn_mode)
-    usable = model.usable(torch.from_numpy(coefficients))
     num_soups, n = len(coefficients), len(images)
     losses = torch.full((num_soups, len(temperatures), n), math.inf, device=prepared.device)
     correct = torch.zeros((num_soups, n), dtype=torch.bool, device=prepared.device)
     targets = torch.from_numpy(labels).to(prepared.device)
     scale = torch.tensor(temperatures, dtype=torch.float32, device=prepared.device).view(-1, 1, 1)
+
+    def judge(soup: int, span: slice, logits: Tensor) -> None:
+        losses[soup, :, span], correct[soup, span] = _judge(logits, targets[span], scale)
+
+    _pass(prepared, coefficients, images, bn_mode, judge, batch_size, progress, should_stop)
+    return Scores(losses.cpu().numpy(), correct.cpu().numpy())
+
+
+def soup_logits(
+    prepared: PreparedBase,
+    coefficients: npt.NDArray[np.float64],
+    images: npt.NDArray[np.uint8],
+    *,
+    bn_mode: BnMode = "folded",
+    progress: Callable[[float], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Return every soup's logits on every image, float32 (C, n, K) on the CPU; NaN for a soup that is not usable.
+
+    Arguments and errors as for `evaluate_soups`.
+    """
+    shape = (len(coefficients), len(images), len(prepared.manifest.class_names))
+    kept = torch.full(shape, math.nan, device=prepared.device)
+
+    def keep(soup: int, span: slice, logits: Tensor) -> None:
+        kept[soup, span] = logits
+
+    _pass(prepared, coefficients, images, bn_mode, keep, None, progress, should_stop)
+    return kept.cpu()
+
+
+def score_logits(
+    logits: Tensor, labels: npt.NDArray[np.int64], *, temperatures: Sequence[float] = TEMPERATURES
+) -> Scores:
+    """Return the losses and hits of logits (C, n, K), as `evaluate_soups` does."""
+    targets = torch.from_numpy(labels)
+    scale = torch.tensor(temperatures, dtype=torch.float32).view(-1, 1, 1)
+    judged = [_judge(rows, targets, scale) for rows in logits]
+    return Scores(
+        torch.stack([losses for losses, _ in judged]).numpy(), torch.stack([correct for _, correct in judged]).numpy()
+    )
+
+
+def _pass(
+    prepared: PreparedBase,
+    coefficients: npt.NDArray[np.float64],
+    images: npt.NDArray[np.uint8],
+    bn_mode: BnMode,
+    visit: Callable[[int, slice, Tensor], None],
+    batch_size: int | None,
+    progress: Callable[[float], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> None:
+    """Run every usable soup on every image and show `visit` the soup's position, the images' and the logits."""
+    model = prepared.model(bn_mode)
+    usable = model.usable(torch.from_numpy(coefficients))
     blocks = _blocks(images)
     with torch.inference_mode(), exact_convolutions():
         for number, block in enumerate(blocks):
@@ -174,10 +228,9 @@ def evaluate_soups(
                 if usable[soup]:
                     model.set(row.tolist())
                     for span, batch in batches:
-                        losses[soup, :, span], correct[soup, span] = _judge(model.net(batch), targets[span], scale)
+                        visit(soup, span, model.net(batch))
                 if progress is not None:
-                    progress((number * num_soups + soup + 1) / (len(blocks) * num_soups))
-    return Scores(losses.cpu().numpy(), correct.cpu().numpy())
+                    progress((number * len(coefficients) + soup + 1) / (len(blocks) * len(coefficients)))
 
 
 def _judge(logits: Tensor, labels: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:

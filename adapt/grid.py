@@ -48,6 +48,10 @@ class Lattice:
         """Number of steps in 1."""
         return max(1, round(1 / self.step))
 
+    def is_small(self, num_ingredients: int) -> bool:
+        """Whether it has few enough points to be built."""
+        return self.count(num_ingredients) <= MAX_CANDIDATES
+
     @property
     def integer_bounds(self) -> tuple[int, int]:
         """Bounds in whole steps, rounded inwards."""
@@ -77,7 +81,7 @@ class Lattice:
         if (count := self.count(num_ingredients)) > MAX_CANDIDATES:
             raise GridTooLarge(
                 f"{self} has {count} candidates for {num_ingredients} ingredients, more than {MAX_CANDIDATES}; "
-                f"use a coarser step, e.g. {self._coarser(num_ingredients).step:g} (the default of strategy auto)"
+                f"use strategy surrogate, or a coarser step, e.g. {self._coarser(num_ingredients).step:g}"
             )
         low, high = self.integer_bounds
         rows = list(_compositions(self.parts, num_ingredients, low, high))

@@ -47,6 +47,15 @@ class Scores:
         """Plain accuracy of each soup, (C,): fair for a soup that was not chosen on these images, only for those."""
         return np.asarray(self.correct.mean(axis=1), dtype=np.float64)
 
+    def take(self, which: slice) -> "Scores":
+        """Return the scores of some of the soups."""
+        return Scores(self.losses[which], self.correct[which])
+
+    @staticmethod
+    def joined(parts: "Sequence[Scores]") -> "Scores":
+        """Return the scores of the soups of several parts on the same images, in order."""
+        return Scores(np.concatenate([part.losses for part in parts]), np.concatenate([part.correct for part in parts]))
+
 
 class Choice(NamedTuple):
     """A soup and its temperature, as positions."""
@@ -68,13 +77,19 @@ def temp_ce(losses: Floats) -> tuple[npt.NDArray[np.float64], Ints]:
     return means[np.arange(len(means)), best], best
 
 
-def choose(losses: Floats) -> Choice:
+def choose(losses: Floats, eligible: Bools | None = None) -> Choice:
     """Return the soup of least tempCE on these images (C, T, n); of equals the first, so put the current soup first.
+
+    Args:
+        losses: of the candidates.
+        eligible: (C,) which of them may be chosen; None for all.
 
     Raises:
         ValueError: no soup is usable.
     """
     values, temperatures = temp_ce(losses)
+    if eligible is not None:
+        values = np.where(eligible, values, np.inf)
     candidate = int(values.argmin())
     if not np.isfinite(values[candidate]):
         raise ValueError("no candidate gives finite logits on the support images")
@@ -99,20 +114,23 @@ class CrossFit(NamedTuple):
         return int((self.current & ~self.candidate).sum())
 
 
-def cross_fit(scores: Scores, folds: Ints, current: int = 0) -> CrossFit:
+def cross_fit(scores: Scores, folds: Ints, current: int = 0, *, eligible: Bools | None = None) -> CrossFit:
     """Judge the search itself: for each fold, choose on the other folds and answer the fold's images with that choice.
 
     Args:
         scores: of all candidates on all n images.
         folds: (n,) fold of each image; at least two folds.
         current: position of the current soup, one of the candidates.
+        eligible: (F, C) which candidates each fold, in ascending order, may choose: those that a search without its
+            images would have looked at. None for all.
     """
     if len(np.unique(folds)) < 2:
         raise ValueError("cross-fitting needs at least two folds")
     chosen = np.empty(len(folds), dtype=np.int64)
-    for fold in np.unique(folds):
+    for number, fold in enumerate(np.unique(folds)):
         held_out = folds == fold
-        chosen[held_out] = choose(scores.losses[:, :, ~held_out]).candidate
+        among = None if eligible is None else eligible[number]
+        chosen[held_out] = choose(scores.losses[:, :, ~held_out], among).candidate
     return CrossFit(chosen, scores.correct[current], scores.correct[chosen, np.arange(len(folds))])
 
 

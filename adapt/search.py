@@ -1,15 +1,14 @@
 """From a few labelled images to a soup: candidates, their scores, the choice, the evidence, the decision."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Required, TypedDict, Unpack
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from adapt.evaluation import PreparedBase, evaluate_soups, pick_device, thread_count
-from adapt.grid import Grid, GridKind, Lattice, finest, lattice
+from adapt.evaluation import PreparedBase, pick_device, thread_count
+from adapt.grid import Grid, GridKind, Lattice, lattice
 from adapt.score import (
     NUM_FOLDS,
     P_THRESHOLD,
@@ -30,19 +29,24 @@ from adapt.soup import (
     Promote,
     SearchSummary,
     Soup,
+    Strategy,
     SupportSummary,
     check_soup,
     make_soup,
 )
+from adapt.strategies import (
+    SAME,
+    Pool,
+    Progress,
+    ShouldStop,
+    Task,
+    num_evaluated,
+    search_grid,
+    search_surrogate,
+)
 from adapt.support import Support
 from training.bases import BaseSet
 from training.manifest import check_mixable
-
-Strategy = Literal["auto", "grid"]
-SAME = 1e-9  # two coefficients closer than this are the same soup
-
-Progress = Callable[[float, str], None]
-ShouldStop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def search(
     progress: Progress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> Search:
-    """Evaluate every soup of a grid on the support images, choose one, and judge it on images it was not chosen on.
+    """Evaluate soups of a grid on the support images, choose one, and judge it on images it was not chosen on.
 
     The current soup and every ingredient alone are always among the candidates. The candidate is the soup of least
     tempCE on all images; its accuracy, interval and p-value come from cross-fitting the same choice. Deterministic for
@@ -116,7 +120,8 @@ def search(
         base: the base set; a `PreparedBase` saves folding it again (its own device is used then).
         support: the labelled images.
         current: the soup now in use, the one to beat.
-        strategy: "grid" evaluates exactly the grid asked for; "auto" takes a coarser one where it is too large.
+        strategy: "grid" evaluates the whole grid; "surrogate" predicts it from a few soups and verifies the best;
+            "auto" takes the cheaper of both, which is the surrogate from three ingredients on.
         grid: "affine" (extrapolates a little) or "simplex" (no coefficient below 0).
         step: of the grid, 1 divided by a whole number; None for 0.25 (affine) or 0.1 (simplex).
         bn_mode: how the candidates mix BatchNorm.
@@ -130,7 +135,7 @@ def search(
 
     Raises:
         BaseSetError: the base set has a single ingredient.
-        GridTooLarge: the grid has more than 2,000 candidates.
+        GridTooLarge: strategy "grid" with a grid of more than 2,000 candidates.
         SoupError: the current soup belongs to another base set.
         Cancelled: `should_stop` said so.
         ValueError: bad step, device or threshold; no usable candidate.
@@ -141,16 +146,18 @@ def search(
     manifest = base.manifest
     check_mixable(manifest)
     check_soup(current, manifest)
-    points = _lattice(strategy, grid, step, len(manifest.ingredients))
-    rows = points.points(len(manifest.ingredients))
+    strategy, points = _resolve(strategy, grid, step, len(manifest.ingredients))
+    folds = support.folds(NUM_FOLDS, seed=seed) if len(support) >= 2 else None
     report = progress or (lambda fraction, message: None)
     with thread_count(num_threads):
         report(0.0, "preparing the base set")
         prepared = base if isinstance(base, PreparedBase) else PreparedBase(base, device=pick_device(device))
-        coefficients, scores = _evaluate(prepared, support, current, rows, bn_mode, report, should_stop)
-    choice = choose(scores.losses)
+        task = Task(prepared, support, current, bn_mode, folds, report, should_stop)
+        pool = search_grid(task, points) if strategy == "grid" else search_surrogate(task, points)
+    coefficients, scores = pool.coefficients, pool.scores
+    choice = choose(scores.losses, pool.eligible)
     same = choice.candidate == 0
-    fit, accuracy = _judge(scores, support, seed)
+    fit, accuracy = _judge(pool, folds, seed)
     per_class = support.per_class
     decision = decide(accuracy, promote=promote, same=same, counts=list(per_class.values()), p_threshold=p_threshold)
     vector = coefficients[choice.candidate]
@@ -163,9 +170,9 @@ def search(
         support=SupportSummary(n=len(support), per_class=per_class),
         accuracy=accuracy,
         search=SearchSummary(
-            strategy="grid",
+            strategy=strategy,
             candidates=len(coefficients),
-            image_forwards=len(coefficients) * len(support),
+            image_forwards=pool.image_forwards,
             seconds=time.perf_counter() - started,
             grid=f"{grid} {points}",
         ),
@@ -181,63 +188,25 @@ def search(
     return Search(soup, outcome, coefficients, scores, choice, fit)
 
 
-def _lattice(strategy: Strategy, kind: GridKind, step: float | None, num_ingredients: int) -> Lattice:
-    if strategy == "auto" and step is None:
-        return finest(kind, num_ingredients)
-    return lattice(kind, step)
+def _resolve(strategy: Strategy, kind: GridKind, step: float | None, num_ingredients: int) -> tuple[Strategy, Lattice]:
+    """Return what "auto" stands for: the surrogate, but where a grid costs no more than it."""
+    points = lattice(kind, step)
+    if strategy == "auto":
+        is_cheaper = points.count(num_ingredients) <= num_evaluated(num_ingredients)
+        return ("grid" if is_cheaper else "surrogate"), points
+    return strategy, points
 
 
-def _evaluate(
-    prepared: PreparedBase,
-    support: Support,
-    current: Soup,
-    rows: Grid,
-    bn_mode: BnMode,
-    report: Progress,
-    should_stop: ShouldStop | None,
-) -> tuple[Grid, Scores]:
-    """Return all coefficients (C, M), the current soup first, and their scores; no soup is evaluated twice."""
-    served = np.asarray([current.vector(prepared.manifest)])
-    same_mode = prepared.canonical(bn_mode) == prepared.canonical(current.bn_mode)
-    others = rows[~_close(rows, served[0])] if same_mode else rows
-    alone = np.eye(rows.shape[1])
-    known = np.concatenate([served, others]) if same_mode else others
-    others = np.concatenate([others, [row for row in alone if not _close(known, row).any()] or alone[:0]])
-
-    def run(which: npt.NDArray[np.float64], mode: BnMode, offset: int) -> Scores:
-        total = len(others) + 1
-
-        def tell(fraction: float) -> None:
-            done = offset + fraction * len(which)
-            report(done / total, f"evaluated {round(done)} of {total} soups on {len(support)} images")
-
-        return evaluate_soups(
-            prepared, which, support.images, support.labels, bn_mode=mode, progress=tell, should_stop=should_stop
-        )
-
-    coefficients = np.concatenate([served, others])
-    if same_mode:
-        return coefficients, run(coefficients, bn_mode, 0)
-    first, rest = run(served, current.bn_mode, 0), run(others, bn_mode, 1)
-    return coefficients, Scores(
-        np.concatenate([first.losses, rest.losses]), np.concatenate([first.correct, rest.correct])
-    )
-
-
-def _close(rows: Grid, row: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Say which rows (C, M) are this soup, (C,)."""
-    return np.asarray(np.abs(rows - row).max(axis=1) < SAME)
-
-
-def _judge(scores: Scores, support: Support, seed: int) -> tuple[CrossFit | None, AccuracySummary | None]:
-    if len(support) < 2:
+def _judge(
+    pool: Pool, folds: npt.NDArray[np.int64] | None, seed: int
+) -> tuple[CrossFit | None, AccuracySummary | None]:
+    if folds is None:
         return None, None
-    folds = support.folds(NUM_FOLDS, seed=seed)
-    fit = cross_fit(scores, folds)
-    return fit, summarise(fit, dependence=fold_dependence(scores, folds, seed=seed))
+    fit = cross_fit(pool.scores, folds, eligible=pool.eligible_without)
+    return fit, summarise(fit, dependence=fold_dependence(pool.scores, folds, seed=seed))
 
 
 def _ingredient_accuracy(names: tuple[str, ...], coefficients: Grid, scores: Scores) -> dict[str, float]:
     """Return each ingredient's own accuracy; where the current soup is one in the other BatchNorm mode, the same."""
-    positions = [int(np.flatnonzero(_close(coefficients, row))[0]) for row in np.eye(len(names))]
+    positions = [int(np.flatnonzero(np.abs(coefficients - row).max(axis=1) < SAME)[0]) for row in np.eye(len(names))]
     return {name: float(scores.accuracy[position]) for name, position in zip(names, positions, strict=True)}

@@ -14,6 +14,7 @@ FORMAT_VERSION = 1
 
 BnMode = Literal["folded", "raw"]
 Promote = Literal["auto", "always", "never"]
+Strategy = Literal["auto", "grid", "surrogate"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Gain = Annotated[float, Field(ge=-1, le=1)]
 
@@ -41,7 +42,7 @@ class AccuracySummary(Frozen):
 class SearchSummary(Frozen):
     """What the search did and what it cost."""
 
-    strategy: str = Field(description='"grid"')
+    strategy: str = Field(description='"grid" or "surrogate"')
     candidates: int = Field(ge=1, description="number of soups evaluated")
     image_forwards: int = Field(ge=0, description="images through the network, all evaluations included")
     seconds: float = Field(ge=0, description="wall-clock time, preparation of the base set included")

@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from adapt.archive import Limits
-from adapt.soup import Promote, SupportSummary
+from adapt.soup import Promote, Strategy, SupportSummary
 from adapt.support import Support, SupportError, from_archive, from_images
 from service.decoding import decode_in_order
 from service.jobs import JobQueue
@@ -20,7 +20,6 @@ from service.uploads import Part, parse_json, too_many_images
 from training.images import Pixels
 from training.manifest import Manifest
 
-Strategy = Literal["auto", "grid"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 PROMOTES: tuple[str, ...] = get_args(Promote)
 MAX_WAIT_SECONDS = 50

@@ -135,7 +135,7 @@ def _adapt() -> Json:
         "summary": "Find a better soup for a few labelled images",
         "parameters": [
             _DEPLOYMENT,
-            _query("strategy", "how to search", {"enum": ["auto", "grid"], "default": "auto"}),
+            _query("strategy", "how to search", {"enum": ["auto", "grid", "surrogate"], "default": "auto"}),
             _query(
                 "promote",
                 "auto: only what beats the current soup on images it was not chosen on",

@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable, Mapping
 
 from adapt.evaluation import Cancelled, PreparedBase, pick_device
-from adapt.search import Strategy, find_soup
-from adapt.soup import Outcome, Promote, Soup
+from adapt.search import find_soup
+from adapt.soup import Outcome, Promote, Soup, Strategy
 from adapt.support import Support
 from deploy.bundle import build_bundle
 from service.catalog import Base

@@ -149,7 +149,7 @@ def test_grids_fit_or_say_what_to_do(pool: Pool, kind):
         lattice(kind).points(count)
     except GridTooLarge as refused:
         assert count > 4
-        named = re.search(r"more than 2000; use a coarser step, e\.g\. ([0-9.]+) \(the default of", str(refused))
+        named = re.search(r"more than 2000; use strategy surrogate, or a coarser step, e\.g\. ([0-9.]+)", str(refused))
         assert named is not None
         assert len(lattice(kind, float(named[1])).points(count)) == len(rows)
     else:
