@@ -1,13 +1,16 @@
 """Weights made elsewhere: read from a checkpoint, unwrapped, fitted to a timm network. The only reader of pickle."""
 
+import argparse
+import codecs
 import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -26,6 +29,16 @@ WRAPPERS = (
 PREFIXES = {"module", "model", "net", "_orig_mod", "attacker", "0", "1"}
 MEANS, STDS = {"mean", "mu", "new_mean"}, {"std", "sigma", "new_std"}
 COUNTERS = {"num_batches_tracked", "n_averaged"}
+_numpy_scalar = np.float64(0).__reduce__()[0]
+# Data that training scripts often save beside the weights. Unpickling these calls nothing but their constructors.
+HARMLESS: tuple[Any, ...] = (
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),  # its name before numpy 2
+    _numpy_scalar,
+    codecs.encode,  # bytes of a scalar, in pickles of protocol 2
+)
 _CONVERT = "where you trust the file, load it there and write its tensors with safetensors.torch.save_file"
 
 
@@ -78,7 +91,10 @@ def _read(path: Path) -> object:
     if path.suffix not in PICKLED:
         raise ValueError(f"expected a checkpoint named *.safetensors or one of *{', *'.join(PICKLED)}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's own, on the way to an error that says more
+        with (
+            warnings.catch_warnings(action="ignore"),  # torch's own, on the way to an error that says more
+            torch.serialization.safe_globals([*HARMLESS]),
+        ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))

@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import pickle
@@ -278,6 +279,21 @@ def test_pickles_with_code_are_refused_and_not_run(
     if kind != "new protocol":
         assert "posix.mkdir" in message
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_scalars_and_options_beside_the_weights_are_no_code(tmp_path: Path, new_format: bool) -> None:
+    content = {
+        "state_dict": {"weight": torch.ones(2)},
+        "best_acc": np.float64(0.5),
+        "epoch": np.int64(3),
+        "args": argparse.Namespace(lr=0.1, layers=[1, 2]),
+    }
+    path = tmp_path / "model.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=new_format)
+    net = torch.nn.Module()
+    net.weight = torch.nn.Parameter(torch.zeros(2))
+    assert torch.equal(load_weights(path, net).state_dict["weight"], torch.ones(2))
 
 
 def test_whole_modules_and_scripts_are_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
