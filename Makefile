@@ -9,10 +9,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := check
-.PHONY: check demo serve install lint format test test-slow bench clean help
+.PHONY: check demo serve install lint format test test-slow test-reference bench clean help
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 check: lint test ## lint, types, import contracts, tests
 
@@ -43,10 +43,13 @@ format: $(STAMP) ## format, and mend what ruff can mend
 	@$(BIN)/ruff format
 
 test: $(STAMP) ## tests, without those that take more than a minute
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow and not reference"
 
 test-slow: $(STAMP) ## the rest of the tests
 	@$(BIN)/python -m pytest -q -m slow
+
+test-reference: $(STAMP) ## attacks against those of other libraries, on digits
+	@$(BIN)/python -m pytest -q -m reference
 
 bench: $(STAMP) ## speed of search, predictions and swaps
 	@$(BIN)/python -m benchmarks.search
