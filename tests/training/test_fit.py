@@ -90,6 +90,15 @@ train(short(), Path({str(tmp_path)!r}) / "bf16", compute=Compute(device="cpu", p
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
 
 
+@pytest.mark.slow  # the compiler takes a minute
+def test_a_compiled_net_has_the_losses_of_an_eager_one(tmp_path: Path) -> None:
+    for name, compiled in (("eager", False), ("compiled", True)):
+        train(short(), tmp_path / name, compute=Compute(device="cpu", compiled=compiled))
+    ours, theirs = (rows(tmp_path / name)[0]["loss"] for name in ("eager", "compiled"))
+    assert ours == pytest.approx(theirs, abs=0.02)
+    assert load_base_set(tmp_path / "compiled").manifest.ingredient_names == ("linf",)
+
+
 def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     """Through `accelerate launch`, without BatchNorm and noise: gradients are averaged, batches shared out."""
     recipe = tiny_recipe(
