@@ -1,4 +1,4 @@
-"""`python -m adapt search|evaluate|default|plot|fronts`."""
+"""`python -m adapt search|evaluate|default|plot|fronts|attack`."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from adapt import report as reports
 from adapt import support as supports
+from adapt.attack import Attack
 from adapt.evaluation import PreparedBase, evaluate_soups, pick_device, thread_count
 from adapt.fronts import FrontsCommand
 from adapt.grid import GridKind, finest, lattice
@@ -268,7 +269,7 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line (default: the process's own arguments); returns the exit code."""
     return run(
-        [SearchCommand, EvaluateCommand, DefaultCommand, PlotCommand, FrontsCommand],
+        [SearchCommand, EvaluateCommand, DefaultCommand, PlotCommand, FrontsCommand, Attack],
         prog="python -m adapt",
         description="Find the soup that suits a few labelled images.",
         args=args,

@@ -1,7 +1,6 @@
-"""`python -m adapt.attack`: clean, robust and union accuracy of soups, by the attacks of `training evaluate`."""
+"""`python -m adapt attack`: clean, robust and union accuracy of soups, by the attacks of `training evaluate`."""
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +13,6 @@ from adapt.bn import folded_state_dicts
 from adapt.mixing import mix
 from adapt.soup import BnMode, Soup, check_soup, default_soup, make_soup, read_soup
 from training.bases import BaseSet
-from training.cli import run
 from training.evaluate import Evaluate
 from training.manifest import Manifest
 
@@ -22,7 +20,7 @@ from training.manifest import Manifest
 class Attack(Evaluate):
     """Attack soups of a base set: the default one, any coefficients, any soup.json; `--only` adds ingredients.
 
-    Example: python -m adapt.attack bases/cifar10-small --data .data/cifar10 --coefficients linf=-0.25,nominal=1.25
+    Example: python -m adapt attack bases/cifar10-small --data .data/cifar10 --coefficients linf=-0.25,nominal=1.25
     """
 
     name: ClassVar[str] = "attack"
@@ -82,7 +80,3 @@ def classifier_of(base: BaseSet, soup: Soup) -> nn.Module:
     row = torch.tensor(soup.vector(base.manifest), dtype=torch.float64)
     classifier.net.load_state_dict(mix(list(state_dicts.values()), row))
     return classifier
-
-
-if __name__ == "__main__":
-    sys.exit(run([Attack], prog="python -m adapt.attack", description="Attack soups."))
