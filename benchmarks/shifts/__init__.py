@@ -1,0 +1,1 @@
+"""Shifted test sets: corruptions, renditions, natural photographs, the ImageNet family."""
