@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from training.documents import one_line
+
 SMALL = 16 * 2**20  # bytes that any archive may unpack to, whatever its ratio
 ZIP_ENTRY = b"PK\x01\x02"  # signature of one entry of the central directory
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -65,9 +67,9 @@ def read_archive(data: bytes, limits: Limits, *, ignored: Callable[[str], bool])
     except ArchiveError:
         raise
     except tarfile.ReadError as error:
-        raise ArchiveError(f"expected a .zip, .tar or .tar.gz archive: {_one_line(error)}", "unreadable") from None
+        raise ArchiveError(f"expected a .zip, .tar or .tar.gz archive: {one_line(error)}", "unreadable") from None
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
-        raise ArchiveError(f"the archive is damaged: {_one_line(error)}", "unreadable") from None
+        raise ArchiveError(f"the archive is damaged: {one_line(error)}", "unreadable") from None
 
 
 def _read_zip(data: bytes, limits: Limits, ignored: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -145,7 +147,3 @@ def _check_name(name: str) -> str:
     if ".." in parts or parts[0] == "" or parts[0][1:2] == ":":
         raise ArchiveError(f"{name!r}: expected a relative name inside the archive", "unsafe", name)
     return "/".join(part for part in parts if part not in ("", "."))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

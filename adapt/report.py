@@ -10,7 +10,7 @@ from pydantic import Field
 from adapt.score import TEMPERATURES, Scores, temp_ce
 from adapt.search import Search
 from adapt.soup import BnMode, Outcome, Soup, write_soup
-from training.manifest import Frozen
+from training.documents import Frozen
 
 NUM_SHOWN = 5  # best candidates in the table and the plot
 

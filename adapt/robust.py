@@ -17,9 +17,10 @@ from adapt.grid import simplex
 from adapt.soup import BnMode
 from training.attacks import apgd
 from training.data import ImageSet
+from training.documents import Frozen
 from training.evaluate import APGD_LOSSES
 from training.images import to_input
-from training.manifest import NORMS, Frozen, Manifest, Norm, ThreatModel
+from training.manifest import NORMS, Manifest, Norm, ThreatModel
 from training.models import Classifier
 from training.threat import union
 

@@ -1,14 +1,14 @@
 """The soup: coefficients by ingredient name, the base set they belong to, and the evidence. Imports no torch."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from training.manifest import Frozen, Manifest, check_coefficients, first_error
+from training.documents import Frozen, read_document
+from training.manifest import Manifest, check_coefficients
 
 FORMAT_VERSION = 1
 
@@ -137,17 +137,7 @@ def read_soup(path: Path) -> Soup:
     Raises:
         SoupError: missing or malformed, in one line that names the file.
     """
-    try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SoupError(f"{path}: expected a soup in JSON, {' '.join(str(error).split())}") from None
-    found = raw.get("format_version") if isinstance(raw, dict) else None
-    if found != FORMAT_VERSION:
-        raise SoupError(f"{path}: expected format_version {FORMAT_VERSION}, got {found!r}")
-    try:
-        return Soup.model_validate(raw)
-    except ValidationError as error:
-        raise SoupError(f"{path}: {first_error(error)}") from None
+    return read_document(path, Soup, version=FORMAT_VERSION, what="a soup", error=SoupError)
 
 
 def write_soup(path: Path, soup: Soup) -> None:

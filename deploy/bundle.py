@@ -19,15 +19,14 @@ from deploy.layout import (
     SKELETON_NAME,
     BundleError,
     BundleInfo,
-    one_line,
-    signed,
 )
 from deploy.parity import Comparison, TorchReference, compare, parity_cases, probe_pixels, require
 from deploy.runtime import Bundle
 from deploy.skeleton import Skeleton, make_skeleton
 from training.bases import load_base_set
+from training.documents import file_sha256, one_line, signed
 from training.images import to_input
-from training.manifest import check_mixable, file_sha256
+from training.manifest import check_mixable
 
 logger = logging.getLogger(__name__)
 

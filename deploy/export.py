@@ -12,11 +12,12 @@ import onnxruntime as ort
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from adapt.soup import Soup, check_soup
-from deploy.layout import INPUT_NAME, OUTPUT_NAME, BundleError, one_line
+from deploy.layout import INPUT_NAME, OUTPUT_NAME, BundleError
 from deploy.parity import Case, Comparison, TorchReference, compare, require
 from deploy.session import CPU, Floats
 from deploy.skeleton import embed, make_skeleton
 from training.bases import BaseSet
+from training.documents import one_line
 
 Precision = Literal["fp32", "fp16"]
 

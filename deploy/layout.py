@@ -1,14 +1,13 @@
 """The serving bundle on disk: `bundle.json`, the graph without weights, flat rows. Imports no torch and no ONNX."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from adapt.soup import BnMode
-from training.manifest import Frozen, InputSpec, Manifest, check_coefficients, file_sha256, first_error
+from training.documents import Frozen, Signed, check_file, read_document
+from training.manifest import InputSpec, Manifest, check_coefficients
 
 FORMAT_VERSION = 1
 BUNDLE_NAME = "bundle.json"
@@ -53,7 +52,7 @@ class TensorSlot(Frozen):
         return slice(start, start + self.num_floats)
 
 
-class BundleInfo(Frozen):
+class BundleInfo(Signed):
     """`bundle.json`: what the bundle serves, how its rows are laid out, and the SHA-256 of every other file."""
 
     format_version: Literal[1] = 1
@@ -70,7 +69,6 @@ class BundleInfo(Frozen):
     num_probe_images: int = Field(ge=1)
     files: dict[_FileName, _Sha256] = Field(description="SHA-256 of every file but this one")
     versions: dict[str, str] = Field(description="libraries that wrote the bundle")
-    digest: str = Field(default="", description="sha256 of this file without this field, as canonical JSON")
 
     @model_validator(mode="after")
     def _check(self) -> "BundleInfo":
@@ -112,16 +110,6 @@ class BundleInfo(Frozen):
         }
 
 
-def signed(info: BundleInfo) -> BundleInfo:
-    """Return the description with its digest set."""
-    return info.model_copy(update={"digest": _digest(info)})
-
-
-def _digest(info: BundleInfo) -> str:
-    content = info.model_dump(mode="json", exclude={"digest"})
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def read_info(folder: Path, *, verify: bool = True) -> BundleInfo:
     """Read and check `bundle.json` and the files it names.
 
@@ -133,21 +121,15 @@ def read_info(folder: Path, *, verify: bool = True) -> BundleInfo:
         BundleError: missing, malformed, edited or corrupt; one line that names the file and what was expected.
     """
     path = folder / BUNDLE_NAME
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{path}: expected the description of a serving bundle, found no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BundleError(f"{path}: expected JSON, {one_line(error)}") from None
-    found = raw.get("format_version") if isinstance(raw, dict) else None
-    if found != FORMAT_VERSION:
-        raise BundleError(f"{path}: expected format_version {FORMAT_VERSION}, got {found!r}: build the bundle again")
-    try:
-        info = BundleInfo.model_validate(raw)
-    except ValidationError as error:
-        raise BundleError(f"{path}: {first_error(error)}") from None
-    if info.digest != (expected := _digest(info)):
-        raise BundleError(f"{path}: edited after it was written (digest {info.digest[:12]}, expected {expected[:12]})")
+    info = read_document(
+        path,
+        BundleInfo,
+        version=FORMAT_VERSION,
+        what="the description of a serving bundle",
+        error=BundleError,
+        hint=": build the bundle again",
+    )
+    info.check_digest(path, BundleError)
     _check_files(folder, info, verify=verify)
     return info
 
@@ -156,19 +138,10 @@ def _check_files(folder: Path, info: BundleInfo, *, verify: bool) -> None:
     sizes = info.sizes()
     for name, expected in info.files.items():
         path = folder / name
-        try:
-            size = path.stat().st_size
-            if size != sizes.get(name, size):
-                raise BundleError(f"{path}: expected {sizes[name]} bytes, got {size}: the file is corrupt")
-            found = file_sha256(path) if verify else expected
-        except FileNotFoundError:
-            raise BundleError(f"{path}: expected a file with sha256 {expected[:12]}, found no such file") from None
-        except OSError as error:
-            raise BundleError(f"{path}: cannot be read, {one_line(error)}") from None
-        if found != expected:
-            raise BundleError(
-                f"{path}: expected sha256 {expected[:12]}, got {found[:12]}: the file is corrupt or was edited"
-            )
+        if path.is_file() and (size := path.stat().st_size) != sizes.get(name, size):
+            raise BundleError(f"{path}: expected {sizes[name]} bytes, got {size}: the file is corrupt")
+        if verify or not path.is_file():
+            check_file(path, expected, BundleError)
 
 
 def find_bundle(base_folder: Path, manifest: Manifest, home: Path | None) -> Path | None:
@@ -186,8 +159,3 @@ def find_bundle(base_folder: Path, manifest: Manifest, home: Path | None) -> Pat
         if (root / manifest.digest / BUNDLE_NAME).is_file():
             return root / manifest.digest
     return None
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's text on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -11,11 +11,11 @@ from pydantic import Field
 from adapt.bn import folded_state_dicts
 from adapt.mixing import mix
 from adapt.soup import BnMode
-from deploy.layout import one_line
 from deploy.session import Floats
 from training.bases import BaseSet, StateDict
+from training.documents import Frozen, one_line
 from training.images import Pixels, to_input
-from training.manifest import Frozen, InputSpec
+from training.manifest import InputSpec
 
 BATCHES = (1, 7)
 TOLERANCE = 1e-4

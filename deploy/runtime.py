@@ -22,10 +22,10 @@ from deploy.layout import (
     BundleError,
     BundleInfo,
     find_bundle,
-    one_line,
     read_info,
 )
 from deploy.session import Device, Floats, SoupSession, build_inference
+from training.documents import one_line
 from training.manifest import check_coefficients
 
 __all__ = ["Bundle", "BundleError", "BundleInfo", "Device", "SoupSession", "UnusableSoup", "find_bundle"]

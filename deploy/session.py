@@ -13,7 +13,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from adapt.soup import BnMode
-from deploy.layout import INPUT_NAME, OUTPUT_NAME, WEIGHTS_LOCATION, BundleError, one_line
+from deploy.layout import INPUT_NAME, OUTPUT_NAME, WEIGHTS_LOCATION, BundleError
+from training.documents import one_line
 
 logger = logging.getLogger(__name__)
 

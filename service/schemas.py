@@ -7,7 +7,8 @@ from pydantic import Field
 
 from adapt.soup import AccuracySummary, BnMode, SearchSummary, Soup, SupportSummary
 from service.tables import Deployment, Job, SoupVersion, Worker
-from training.manifest import Frozen, Ingredient, InputSpec, Manifest
+from training.documents import Frozen
+from training.manifest import Ingredient, InputSpec, Manifest
 
 DEPLOYMENT_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_COEFFICIENT = 2.0  # of the dial, either sign

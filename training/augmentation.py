@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from training.data import ImageFiles, Images
+from training.documents import Frozen
 from training.images import decode, prepare
-from training.manifest import Frozen
 
 MAX_WORKERS = 16
 

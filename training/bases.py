@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from training.manifest import MANIFEST_NAME, BaseSetError, Ingredient, Manifest, file_sha256, read_manifest, signed
+from training.documents import file_sha256, signed
+from training.manifest import MANIFEST_NAME, BaseSetError, Ingredient, Manifest, read_manifest
 from training.models import Classifier, create_classifier
 
 StateDict = dict[str, Tensor]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from training.manifest import first_error
+from training.documents import first_error
 
 _BOX = re.compile("[\u2500-\u257f]+|-{4,}")  # what boxes are drawn with
 

@@ -9,7 +9,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import Field
 
 from training.augmentation import Part
-from training.manifest import Frozen
+from training.documents import Frozen
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 

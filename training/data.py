@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from training.documents import Frozen
 from training.images import Pixels, decode, pixel_hash, prepare
-from training.manifest import Frozen, InputSpec
+from training.manifest import InputSpec
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from torch import nn
 from training.bases import BaseSet, load_base_set
 from training.cli import Command, Result
 from training.data import DataSpec, ImageSet, balanced_indices, load_folder, load_splits
+from training.documents import first_error
 from training.images import to_input
 from training.journal import Journal
-from training.manifest import Manifest, first_error
+from training.manifest import Manifest
 from training.record import check_record, write_record
 from training.robustness import (
     APGD_LOSSES,

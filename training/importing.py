@@ -13,19 +13,18 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 from training.bases import save_base_set
 from training.cli import Command, Result
 from training.data import ImageSet, balanced_indices, find_files
+from training.documents import Frozen, file_sha256
 from training.foreign import Channels, Fitted, load_weights
 from training.manifest import (
     NORMS,
     Architecture,
     BaseSetName,
-    Frozen,
     Ingredient,
     InputSpec,
     Manifest,
     Metric,
     Name,
     ThreatModel,
-    file_sha256,
 )
 from training.measure import accuracy_of, metrics_of
 from training.models import Classifier, create_classifier

@@ -1,13 +1,13 @@
 """The base-set manifest: what a folder of ingredients says about itself. Imports no torch: predictors read it too."""
 
-import hashlib
-import json
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
+
+from training.documents import Frozen, Signed, check_file, read_document
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -21,12 +21,6 @@ BaseSetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 class BaseSetError(ValueError):
     """A base set that is corrupt, incomplete, edited, or of another format. The message names the file."""
-
-
-class Frozen(BaseModel):
-    """Base of everything that crosses a process: immutable, unknown fields refused, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _fraction(value: object) -> object:
@@ -142,7 +136,7 @@ class Provenance(Frozen):
     seconds: float = Field(ge=0, description="wall-clock training time")
 
 
-class Manifest(Frozen):
+class Manifest(Signed):
     """`manifest.json` of a base set: one architecture, one input rule, M ingredients with digests."""
 
     format_version: Literal[1] = 1
@@ -156,7 +150,6 @@ class Manifest(Frozen):
     default_coefficients: dict[str, float]
     default_temperature: float = Field(default=1.0, gt=0, description="divides the logits of the default soup")
     provenance: Provenance
-    digest: str = Field(default="", description="sha256 of this manifest without this field, as canonical JSON")
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -200,22 +193,6 @@ def check_coefficients(coefficients: dict[str, float], names: tuple[str, ...]) -
         )
 
 
-def signed(manifest: Manifest) -> Manifest:
-    """Return the manifest with its digest set."""
-    return manifest.model_copy(update={"digest": _digest(manifest)})
-
-
-def _digest(manifest: Manifest) -> str:
-    content = manifest.model_dump(mode="json", exclude={"digest"})
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_manifest(folder: Path, *, check_files: bool = True) -> Manifest:
     """Read and verify the manifest of a base set.
 
@@ -227,48 +204,11 @@ def read_manifest(folder: Path, *, check_files: bool = True) -> Manifest:
         BaseSetError: missing, malformed, edited or corrupt; one line that names the file and what was expected.
     """
     path = folder / MANIFEST_NAME
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BaseSetError(f"{path}: expected the manifest of a base set, found no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BaseSetError(f"{path}: expected a JSON manifest, {_one_line(error)}") from None
-    found = raw.get("format_version") if isinstance(raw, dict) else None
-    if found != FORMAT_VERSION:
-        raise BaseSetError(f"{path}: expected format_version {FORMAT_VERSION}, got {found!r}")
-    try:
-        manifest = Manifest.model_validate(raw)
-    except ValidationError as error:
-        raise BaseSetError(f"{path}: {first_error(error)}") from None
-    if manifest.digest != (expected := _digest(manifest)):
-        raise BaseSetError(
-            f"{path}: edited after it was written (digest {manifest.digest[:12]}, expected {expected[:12]})"
-        )
+    manifest = read_document(
+        path, Manifest, version=FORMAT_VERSION, what="the manifest of a base set", error=BaseSetError
+    )
+    manifest.check_digest(path, BaseSetError)
     if check_files:
         for ingredient in manifest.ingredients:
-            _check_file(folder / ingredient.file, ingredient.sha256)
+            check_file(folder / ingredient.file, ingredient.sha256, BaseSetError, what="an ingredient")
     return manifest
-
-
-def _check_file(path: Path, expected: str) -> None:
-    try:
-        found = file_sha256(path)
-    except FileNotFoundError:
-        raise BaseSetError(f"{path}: expected an ingredient with sha256 {expected[:12]}, found no such file") from None
-    except OSError as error:
-        raise BaseSetError(f"{path}: cannot be read, {_one_line(error)}") from None
-    if found != expected:
-        raise BaseSetError(
-            f"{path}: expected sha256 {expected[:12]}, got {found[:12]}: the file is corrupt or was edited"
-        )
-
-
-def first_error(error: ValidationError) -> str:
-    """Return the first problem of a pydantic error in one line, with its field."""
-    problem: Any = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(str(part) for part in problem["loc"]) or "top level"
-    return f"{field}: {problem['msg'].removeprefix('Value error, ')}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

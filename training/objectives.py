@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from training.attacks import apgd, eval_mode, fgsm
-from training.manifest import Frozen, Norm, ThreatModel
+from training.documents import Frozen
+from training.manifest import Norm, ThreatModel
 from training.multi_norm import msd as msd_attack
 from training.pyramid import pyramid_attack
 from training.split_norm import auxiliary_norms, merge_norms, split_norms

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from training.data import Images
-from training.manifest import Frozen, Provenance
+from training.documents import Frozen
+from training.manifest import Provenance
 
 PACKAGES = ("saucier", "torch", "timm", "numpy")
 

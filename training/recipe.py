@@ -8,7 +8,8 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 
 from training.augmentation import Augmentation
 from training.data import DataSpec
-from training.manifest import Architecture, Frozen, InputSpec, Name, ThreatModel, first_error
+from training.documents import Frozen, first_error
+from training.manifest import Architecture, InputSpec, Name, ThreatModel
 from training.objectives import OBJECTIVES, AttackSpec
 
 RECIPES = Path(__file__).parent / "recipes"

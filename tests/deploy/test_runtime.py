@@ -277,7 +277,7 @@ def test_truncated_rows_are_refused_even_unverified(copied: Path, verify: bool) 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "expected JSON"),
+        ("{", "in JSON"),
         ("[]", "expected format_version 1, got None"),
         ('{"format_version": 2}', "expected format_version 1, got 2"),
         ('{"format_version": 1}', "Field required"),

@@ -7,7 +7,8 @@ import torch
 
 from tests.conftest import INPUT, LAYERNORM_NET
 from training.bases import StateDictMismatch, check_like, load_base_set, rewrite_manifest, save_base_set
-from training.manifest import Architecture, BaseSetError, file_sha256
+from training.documents import file_sha256
+from training.manifest import Architecture, BaseSetError
 from training.models import create_classifier
 
 

@@ -17,10 +17,11 @@ from tests.conftest import BATCHNORM_NET, CLASSES, INPUT, LAYERNORM_NET, shake
 from training.__main__ import COMMANDS
 from training.bases import load_base_set
 from training.cli import run
+from training.documents import file_sha256
 from training.foreign import CheckpointError, load_weights
 from training.images import to_input
 from training.importing import parse_threat
-from training.manifest import Architecture, file_sha256
+from training.manifest import Architecture
 from training.models import Classifier, create_classifier
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)

@@ -190,7 +190,7 @@ def call(capsys: pytest.CaptureFixture[str], commands: Callable[[], int]) -> tup
     [
         (
             ["run", "nothing", "--out", "x"],
-            "no bundled recipe has this name: ['cifar10', 'cifar10-short', 'cifar10-small', 'cifar10-wrn28-10', 'digits', ",
+            "no bundled recipe has this name: ['cifar10', 'cifar10-short', 'cifar10-small', 'cifar10-wrn28-10', ",
         ),
         (["list", "nowhere"], "expected a folder of base sets"),
         (["evaluate", "nowhere"], "expected the manifest of a base set"),
