@@ -22,21 +22,22 @@ class Preview(Command):
     name: ClassVar[str] = "preview"
     data: Path = Field(description="folder with test/<class>/<file>, or torchvision's CIFAR-10")
     out: Path = Field(description="folder for shifts.png")
-    shifts: tuple[str, ...] = Field(default=tuple(SUITE), description="names of shifts; default: all")
+    shifts: tuple[str, ...] | None = Field(default=None, description="names of shifts; all if not given")
     n: int = Field(default=3, ge=1, le=20, description="pictures side by side")
     size: int = Field(default=32, ge=8, le=512, description="height and width that pictures are brought to")
     scale: int = Field(default=2, ge=1, le=8, description="enlargement")
 
     def execute(self) -> Result:
         """Draw."""
-        rows = [find_shift(name) for name in self.shifts]
+        rows = [find_shift(name) for name in self.shifts or SUITE]
         spec = InputSpec(height=self.size, width=self.size, mean=(0, 0, 0), std=(1, 1, 1))
         images = clean_images(self.data, spec, n=self.n, seed=self.seed).images
         sheet = contact_sheet(images, rows, seed=self.seed, scale=self.scale)
         self.out.mkdir(parents=True, exist_ok=True)
         file = self.out / "shifts.png"
         sheet.save(file)
-        return Result({"file": str(file), "shifts": list(self.shifts), "n": len(images)}, f"{file}: {len(rows)} shifts")
+        data = {"file": str(file), "shifts": [shift.name for shift in rows], "n": len(images)}
+        return Result(data, f"{file}: {len(rows)} shifts")
 
 
 class List(Command):

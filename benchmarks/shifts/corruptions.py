@@ -22,7 +22,6 @@ from benchmarks.shifts.pixels import (
     Unit,
     line_blur,
     luminance,
-    magnifier,
     magnify,
     picture_by_picture,
     smooth,
@@ -128,9 +127,7 @@ def zoom_blur(x: Unit, most: float, generator: np.random.Generator) -> Unit:
     factors = 1 + np.arange(round(100 * (most - 1)) + 1) / 100
     total = x.copy()
     for factor in factors:
-        total += np.einsum(
-            "ij,njkc,lk->nilc", magnifier(x.shape[1], factor), x, magnifier(x.shape[2], factor), optimize=True
-        )
+        total += magnify(x, factor)
     return np.asarray(total / (len(factors) + 1), dtype=np.float32)
 
 
@@ -168,7 +165,7 @@ def brightness(x: Unit, more: float, generator: np.random.Generator) -> Unit:
     """Add to the value of HSV: a pixel's colours grow together until the largest of them is 1."""
     value = x.max(axis=3, keepdims=True)
     brighter = (value + more).clip(0, 1)
-    return np.asarray(np.where(value > 0, x * (brighter / np.maximum(value, (1e-6))), brighter), dtype=np.float32)
+    return np.asarray(np.where(value > 0, x * (brighter / np.maximum(value, 1e-6)), brighter), dtype=np.float32)
 
 
 def contrast(x: Unit, share: float, generator: np.random.Generator) -> Unit:
