@@ -19,7 +19,7 @@ check: lint test ## lint, types, import contracts, tests
 demo: $(STAMP) ## train digits, serve, shift, adapt: the whole idea in a minute or two
 	@$(BIN)/python -m examples.demo
 
-serve: $(STAMP) ## serve bases/cifar10-small on http://127.0.0.1:3000
+serve: $(STAMP) ## serve the bundled base sets on http://127.0.0.1:3000
 	@$(BIN)/bentoml serve
 
 install: $(STAMP) ## make .venv and install into it

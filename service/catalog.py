@@ -10,7 +10,7 @@ from training.manifest import MANIFEST_NAME, BaseSetError, Manifest, check_mixab
 
 logger = logging.getLogger(__name__)
 
-USUAL_BASE_SET = "cifar10-small"
+USUAL_BASE_SET = "cifar10"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from training.manifest import first_error
+from training.documents import first_error
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     )
     base_set: str | None = Field(
         default=None,
-        description="base set of the deployment `default`; by default the only one there is, else `cifar10-small`",
+        description="base set of the deployment `default`; by default the only one there is, else `cifar10`",
     )
     database_url: str | None = Field(
         default=None, description="SQLAlchemy URL of the registry; by default SQLite in `registry.db` below the home"

@@ -24,7 +24,7 @@ def test_the_tour_works_as_printed(tmp_path: Path) -> None:
     with serve(tmp_path, ROOT / "bases") as server:
         answers = [_run(line.replace(ADDRESS, server.url)) for line in lines]
     shown, predicted, adapted, dialled, back = answers
-    assert (shown["base_set"], shown["version"]) == ("cifar10-small", 1)
+    assert (shown["base_set"], shown["version"]) == ("cifar10", 1)
     assert len(predicted["predictions"][0]["top_k"]) == 3
     assert (adapted["state"], adapted["support"]["n"]) == ("kept", 20)  # as the README says
     assert adapted["version"] == 1
