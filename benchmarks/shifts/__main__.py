@@ -1,16 +1,147 @@
-"""`python -m benchmarks.shifts preview|list`."""
+"""`python -m benchmarks.shifts`, and `python -m benchmarks.shifts preview|list`."""
 
+import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
+import tyro
 from pydantic import Field
 
+from adapt.evaluation import PreparedBase, thread_count
+from benchmarks.shifts.harness import known_methods, run_methods
+from benchmarks.shifts.report import markdown, write_report
+from benchmarks.shifts.results import Results, Settings, contract
 from benchmarks.shifts.sets import clean_images
 from benchmarks.shifts.sheet import contact_sheet
 from benchmarks.shifts.suite import SUITE, find_shift
+from training.bases import load_base_set
 from training.cli import Command, Result, run
-from training.manifest import InputSpec
+from training.data import ImageSet
+from training.manifest import InputSpec, check_mixable
+
+logger = logging.getLogger(__name__)
+
+
+class Plan(NamedTuple):
+    """What is measured where the command line does not say."""
+
+    n: tuple[int, ...]
+    seeds: int
+    n_test: int
+    shifts: tuple[str, ...]
+
+
+FULL = Plan(n=(20, 50, 100, 300, 1000), seeds=5, n_test=1000, shifts=tuple(SUITE))
+QUICK = Plan(
+    n=(20, 100),
+    seeds=3,
+    n_test=400,
+    shifts=(
+        *("gaussian_noise", "impulse_noise", "defocus_blur", "motion_blur", "fog", "low_light", "contrast"),
+        *("jpeg_compression", "sketch", "inversion"),
+    ),
+)
+
+
+class Shifts(Command):
+    """Compare ways to adapt to shifted pictures from few labelled ones, on unseen ones. `preview`, `list`: the shifts.
+
+    A run that was interrupted goes on where it stopped; one that is done is only reported again.
+
+    Example: python -m benchmarks.shifts --quick --data .data/cifar10 --out runs/shifts --json
+    """
+
+    name: ClassVar[str] = "shifts"
+    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    data: Path = Field(default=Path(".data/cifar10"), description="CIFAR-10, or a folder with test/<class>/<file>")
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+        default=False,
+        description=f"two shifts of each of five families, n {' and '.join(map(str, QUICK.n))}, {QUICK.seeds} draws, "
+        f"{QUICK.n_test} unseen pictures: at most 10 minutes on 2 cores. Other options overrule it",
+    )
+    n: tuple[str, ...] | None = Field(
+        default=None, description=f"labelled pictures; {','.join(map(str, FULL.n))} if not given"
+    )
+    seeds: int | None = Field(default=None, ge=1, description=f"draws, from --seed on; {FULL.seeds} if not given")
+    shifts: tuple[str, ...] | None = Field(default=None, description="names, with commas; all if not given")
+    methods: tuple[str, ...] | None = Field(default=None, description="names, with commas; all if not given")
+    n_test: int | None = Field(default=None, ge=1, description=f"unseen pictures; {FULL.n_test} if not given")
+    out: Path | None = Field(
+        default=None, description="folder of the results and of REPORT.md; runs/shifts[-quick]-<base set> if not given"
+    )
+    threads: int = Field(default=2, ge=1, description="torch CPU threads")
+
+    def execute(self) -> Result:
+        """Measure what is missing, and report."""
+        base = load_base_set(self.base)
+        check_mixable(base.manifest)
+        prepared = PreparedBase(base)
+        plan = self._plan()
+        methods = _known("methods", self.methods, known_methods(prepared))
+        size = max(plan.n) + plan.n_test
+        clean = clean_images(self.data, base.manifest.input, n=size, seed=self.seed)
+        _check_pictures(clean, size, base.manifest.class_names, self.data)
+        settings = Settings(
+            base_set=base.manifest.name,
+            base_digest=base.manifest.digest,
+            data=clean.digest,
+            seed=self.seed,
+            methods=methods,
+            **plan._asdict(),
+        )
+        quick = "-quick" if self.quick else ""
+        out = self.out or Path(f"runs/shifts{quick}-{base.manifest.name}")
+        results = Results(out, settings)
+        with thread_count(self.threads):
+            run_methods(prepared, clean, results)
+        accuracies = results.accuracies()
+        if missing := [name for name in methods if name not in accuracies]:
+            logger.info("left out, as all shifts are of one family: %s", ", ".join(missing))
+        written = write_report(out, results, accuracies)
+        logger.info("wrote %s", ", ".join(str(path) for path in written))
+        return Result(contract(accuracies, settings), markdown(results, accuracies))
+
+    def _plan(self) -> Plan:
+        """Return what to measure: the options, and where they are silent the full or the quick plan."""
+        plan = QUICK if self.quick else FULL
+        return Plan(
+            n=plan.n if self.n is None else _counts(self.n),
+            seeds=self.seeds or plan.seeds,
+            n_test=self.n_test or plan.n_test,
+            shifts=plan.shifts if self.shifts is None else _known("shifts", self.shifts, tuple(SUITE)),
+        )
+
+
+def _counts(words: Sequence[str]) -> tuple[int, ...]:
+    """Return different numbers from 1, ascending."""
+    parts = _split(words)
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"n: expected whole numbers from 1, as 20,100, got {','.join(words)!r}")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _known(option: str, words: Sequence[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names asked for in the order of `known`; all if none were."""
+    names = known if words is None else _split(words)
+    if not names or (unknown := [name for name in names if name not in known]):
+        raise ValueError(f"{option}: expected some of {', '.join(known)}, got {unknown if names else 'none'}")
+    return tuple(name for name in known if name in names)
+
+
+def _split(words: Sequence[str]) -> list[str]:
+    """Return what stands between commas and blanks."""
+    return [part for word in words for part in word.replace(",", " ").split()]
+
+
+def _check_pictures(clean: ImageSet, size: int, class_names: tuple[str, ...], root: Path) -> None:
+    if clean.class_names != class_names:
+        raise ValueError(
+            f"{root}: expected the classes of the base set, {list(class_names)}, got {list(clean.class_names)}"
+        )
+    if len(clean) < size:
+        raise ValueError(f"{root}: expected {size} pictures, the most of --n and --n-test, got {len(clean)}")
 
 
 class Preview(Command):
@@ -55,5 +186,12 @@ class List(Command):
         return Result({"shifts": rows}, "\n".join(lines))
 
 
+def main(args: Sequence[str]) -> int:
+    """Run a subcommand if there is one, else the comparison."""
+    if args and args[0] in (Preview.name, List.name):
+        return run([Preview, List], prog="python -m benchmarks.shifts", description="The shift suite.", args=args)
+    return run([Shifts], prog="python -m benchmarks.shifts", description="Methods on shifts.", args=args)
+
+
 if __name__ == "__main__":
-    sys.exit(run([Preview, List], prog="python -m benchmarks.shifts", description="The shift suite."))
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""Every soup that methods choose among, run once on the pictures of a shift: what follows is arithmetic on arrays."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adapt.evaluation import PreparedBase, score_logits, soup_logits
+from adapt.grid import Grid, finest
+from adapt.score import Scores
+from adapt.soup import default_soup
+from adapt.strategies import SAME, nodes
+from training.data import ImageSet
+from training.manifest import Manifest
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Soups:
+    """The soups of a base set that are compared, none twice.
+
+    Attributes:
+        coefficients: (C, M): the default soup, the affine grid, every ingredient, the uniform soup, the nodes of the
+            surrogate.
+        num_searched: the first so many are what a grid search looks at, in its order.
+    """
+
+    coefficients: Grid
+    num_searched: int
+
+    def find(self, row: Sequence[float] | npt.NDArray[np.float64]) -> int | None:
+        """Return the position of a soup, None if it is not among these."""
+        close = np.flatnonzero(np.abs(self.coefficients - np.asarray(row)).max(axis=1) < SAME)
+        return int(close[0]) if len(close) else None
+
+    def position(self, row: Sequence[float] | npt.NDArray[np.float64]) -> int:
+        """Return the position of a soup that is known to be there."""
+        found = self.find(row)
+        assert found is not None, "the default soup, ingredients and the uniform soup are always in the table"
+        return found
+
+    def ingredients(self) -> list[int]:
+        """Return the positions of the ingredients alone, in order."""
+        return [self.position(row) for row in np.eye(self.coefficients.shape[1])]
+
+    def uniform(self) -> int:
+        """Return the position of the soup of equal parts."""
+        num_ingredients = self.coefficients.shape[1]
+        return self.position(np.full(num_ingredients, 1 / num_ingredients))
+
+
+def soups_of(manifest: Manifest) -> Soups:
+    """Return the soups to compare; of a large pool the finest grid that is not too large."""
+    num_ingredients = len(manifest.ingredients)
+    default = np.asarray([default_soup(manifest).vector(manifest)])
+    grid = finest("affine", num_ingredients).points(num_ingredients)
+    searched = _distinct(np.concatenate([default, grid, np.eye(num_ingredients)]))
+    uniform = np.full((1, num_ingredients), 1 / num_ingredients)
+    return Soups(_distinct(np.concatenate([searched, uniform, nodes(num_ingredients)])), len(searched))
+
+
+def _distinct(rows: Grid) -> Grid:
+    """Return the rows without repeats, in order of first appearance."""
+    return rows[np.sort(np.unique(rows.round(9), axis=0, return_index=True)[1])]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What C soups say about n labelled pictures.
+
+    Attributes:
+        soups: which soups.
+        logits: float32 (C, n, K); NaN for a soup that is not usable.
+        scores: losses and hits.
+        seconds_per_forward: what one picture through the network took.
+    """
+
+    soups: Soups
+    logits: Tensor
+    scores: Scores
+    seconds_per_forward: float
+
+    def at(self, positions: Positions) -> "Table":
+        """Return the table of some of the pictures."""
+        scores = Scores(self.scores.losses[:, :, positions], self.scores.correct[:, positions])
+        return replace(self, logits=self.logits[:, torch.from_numpy(positions)], scores=scores)
+
+
+def tabulate(prepared: PreparedBase, soups: Soups, data: ImageSet) -> Table:
+    """Run every soup on every picture."""
+    started = time.perf_counter()
+    logits = soup_logits(prepared, soups.coefficients, data.images)
+    seconds = time.perf_counter() - started
+    scores = score_logits(logits, data.labels)
+    return Table(soups, logits, scores, seconds / (len(soups.coefficients) * len(data)))

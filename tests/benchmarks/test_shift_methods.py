@@ -1,0 +1,299 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adapt.evaluation import PreparedBase, thread_count
+from adapt.search import search
+from adapt.soup import default_soup
+from benchmarks.pictures import jpegs
+from benchmarks.shifts.__main__ import FULL, QUICK, main
+from benchmarks.shifts.harness import draw_pictures, known_methods
+from benchmarks.shifts.methods import Context, Landscape, Unseen, fit_mixture, methods_of, soup_oracle, soup_single
+from benchmarks.shifts.results import LandscapeRow, Lines, Row, Settings
+from benchmarks.shifts.sets import as_support, clean_images
+from benchmarks.shifts.suite import FAMILIES, SUITE, find_shift
+from benchmarks.shifts.table import Table, soups_of, tabulate
+from tests.conftest import CLASSES
+from training.bases import load_base_set
+from training.cli import EXIT_BAD_INPUT, EXIT_DONE
+from training.data import ImageSet
+from training.images import decode
+
+PER_CLASS = 24
+SHIFTS = "gaussian_noise,fog,contrast"
+SMALL = ["--n", "4,12", "--seeds", "2", "--n-test", "40", "--threads", "1"]
+FIXED = {"fixed_linf", "fixed_nominal", "fixed_l2", "fixed_l1"}
+OURS = {"soup_grid", "soup_auto", "soup_single", "soup_uniform", "soup_oracle"}
+RIVALS = {"picked", "ensemble", "ensemble_weighted"} | FIXED
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 pictures in test/<class>/<file>, a colour cast for each class so that there is something to tell apart."""
+    root = tmp_path_factory.mktemp("pictures")
+    for index, file in enumerate(jpegs(PER_CLASS * len(CLASSES), 16, 16, seed=3)):
+        label, number = divmod(index, PER_CLASS)
+        pixels = decode(file).copy()
+        pixels[:, :, label] = 128 + pixels[:, :, label] // 2
+        folder = root / "test" / CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_base_set: Path) -> PreparedBase:
+    return PreparedBase(load_base_set(tiny_base_set))
+
+
+@pytest.fixture(scope="module")
+def shifted(data_folder: Path, prepared: PreparedBase) -> ImageSet:
+    return find_shift("fog").of(clean_images(data_folder, prepared.manifest.input), seed=0)
+
+
+@pytest.fixture(scope="module")
+def table(prepared: PreparedBase, shifted: ImageSet) -> Table:
+    with thread_count(1):
+        return tabulate(prepared, soups_of(prepared.manifest), shifted)
+
+
+def make_settings(**changes: object) -> Settings:
+    values = {
+        "base_set": "tiny",
+        "base_digest": "0",
+        "data": "0",
+        "n": (4, 12),
+        "seed": 0,
+        "seeds": 2,
+        "shifts": ("fog",),
+        "methods": ("picked",),
+        "n_test": 40,
+    }
+    return Settings.model_validate(values | changes)
+
+
+def run_small(
+    capsys: pytest.CaptureFixture[str], base: Path, data: Path, out: Path, *more: str
+) -> tuple[int, str, str]:
+    code = main([str(base), "--data", str(data), "--out", str(out), *SMALL, "--shifts", SHIFTS, *more])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base_set: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run. Read only."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    assert main([str(tiny_base_set), "--data", str(data_folder), "--out", str(out), *SMALL, "--shifts", SHIFTS]) == 0
+    return out
+
+
+def test_a_run_needs_no_subcommand_and_prints_the_agreed_object(
+    tiny_base_set: Path, data_folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run_small(capsys, tiny_base_set, data_folder, finished, "--json")
+    assert code == EXIT_DONE
+    data = json.loads(out)
+    assert set(data) == {"mean", "shifts", "seeds", "n_test"}
+    assert (data["seeds"], data["n_test"]) == (2, 40)
+    assert set(data["shifts"]) == set(SHIFTS.split(","))
+    for methods in (data["mean"], *data["shifts"].values()):
+        assert set(methods) == OURS | RIVALS
+        assert all(set(by_n) == {"4", "12"} for by_n in methods.values())
+    for method, by_n in data["mean"].items():
+        for n, mean in by_n.items():
+            assert mean == pytest.approx(np.mean([shift[method][n] for shift in data["shifts"].values()]), abs=2e-6)
+
+
+def test_preview_and_list_stay_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == EXIT_DONE
+    assert len(json.loads(capsys.readouterr().out)["shifts"]) == len(SUITE)
+
+
+def test_the_quick_plan_has_two_shifts_of_every_computed_family() -> None:
+    families = [find_shift(name).family for name in QUICK.shifts]
+    assert all(families.count(family) == 2 for family in FAMILIES if family != "natural")
+    assert set(QUICK.n) <= set(FULL.n)
+
+
+def test_the_report_has_every_method_and_a_picture(finished: Path) -> None:
+    text = (finished / "REPORT.md").read_text()
+    assert all(f"| {method} |" in text for method in OURS | RIVALS)
+    assert "+-" in text
+    with Image.open(finished / "accuracy.png") as picture:
+        assert picture.width > 400
+
+
+def test_no_choice_of_a_soup_beats_the_oracle_on_its_own_test_pictures(finished: Path) -> None:
+    landscapes = {row.key: max(row.test) for row in Lines(finished / "landscapes.jsonl", LandscapeRow).records.values()}
+    rows = Lines(finished / "results.jsonl", Row).records.values()
+    soups = [(row, found) for row in rows for found in row.methods.values() if found.coefficients is not None]
+    assert len(soups) == 3 * 2 * 2 * 8
+    assert all(found.accuracy <= landscapes[row.shift, row.seed] + 1e-9 for row, found in soups)
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(
+    tiny_base_set: Path, data_folder: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.json").write_bytes((finished / "settings.json").read_bytes())
+    results = (finished / "results.jsonl").read_text().splitlines(keepends=True)
+    landscapes = (finished / "landscapes.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "results.jsonl").write_text("".join(results[:5]) + results[5][:50])
+    (tmp_path / "landscapes.jsonl").write_text("".join(landscapes[:3]))
+    code, out, _ = run_small(capsys, tiny_base_set, data_folder, tmp_path, "--json")
+    assert code == EXIT_DONE
+    kept = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
+    assert kept[:5] == results[:5]
+    assert len(kept) == len(results)
+    assert len((tmp_path / "landscapes.jsonl").read_text().splitlines()) == len(landscapes)
+    assert json.loads(out) == json.loads(run_small(capsys, tiny_base_set, data_folder, finished, "--json")[1])
+
+
+def test_a_finished_run_is_not_repeated(
+    tiny_base_set: Path, data_folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "results.jsonl").read_bytes()
+    code, _, _ = run_small(capsys, tiny_base_set, data_folder, finished)
+    assert code == EXIT_DONE
+    assert (finished / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--seeds", "3"], "seeds 2, got 3"), (["--n", "4,8"], r"n \[4, 12\], got"), (["--methods", "picked"], "methods")],
+)
+def test_other_settings_are_refused_in_one_line(
+    options: list[str],
+    named: str,
+    tiny_base_set: Path,
+    data_folder: Path,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = run_small(capsys, tiny_base_set, data_folder, finished, *options)
+    assert (code, out) == (EXIT_BAD_INPUT, "")
+    line = err.strip().splitlines()
+    assert len(line) == 1
+    assert re.search(named, line[0])
+    assert "choose another folder" in line[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--n", "0,20"], "n: expected whole numbers from 1"),
+        (["--n", "many"], "n: expected whole numbers from 1"),
+        (["--seeds", "0"], "greater than or equal to 1"),
+        (["--shifts", "fog,rain"], "shifts: expected some of"),
+        (["--methods", "magic"], "methods: expected some of"),
+        (["--n-test", "1000"], "expected 1012 pictures"),
+        (["--data", "/nowhere"], "no such folder"),
+        (["--threads", "none"], "none"),
+    ],
+)
+def test_bad_options_are_one_line(
+    options: list[str],
+    named: str,
+    tiny_base_set: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = run_small(capsys, tiny_base_set, data_folder, tmp_path, *options)
+    assert (code, out) == (EXIT_BAD_INPUT, "")
+    assert len(err.strip().splitlines()) == 1
+    assert named in err
+
+
+def test_a_damaged_line_is_named(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text('{"shift": "fog"}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        Lines(tmp_path / "results.jsonl", Row)
+
+
+def test_labelled_and_unseen_pictures_share_none(data_folder: Path, prepared: PreparedBase) -> None:
+    clean = clean_images(data_folder, prepared.manifest.input)
+    for seed in range(4):
+        draw = draw_pictures(clean, make_settings(), seed)
+        assert not {clean.hashes[i] for i in draw.pool} & {clean.hashes[i] for i in draw.test}
+        assert all(len(positions) == n for n, positions in draw.support.items())
+        assert all(set(positions) <= set(draw.pool) for positions in draw.support.values())
+        assert len(draw.test) == 40
+
+
+def test_too_few_different_pictures_are_refused(data_folder: Path, prepared: PreparedBase) -> None:
+    clean = clean_images(data_folder, prepared.manifest.input)
+    with pytest.raises(ValueError, match="expected 1012 different pictures"):
+        draw_pictures(clean, make_settings(n_test=1000), 0)
+
+
+def context_at(prepared: PreparedBase, shifted: ImageSet, table: Table, n: int, seed: int) -> Context:
+    positions = draw_pictures(shifted, make_settings(n=(n,)), seed).support[n]
+    return Context(prepared, as_support(shifted.subset(positions)), seed, table.at(positions))
+
+
+@pytest.mark.parametrize(("n", "seed"), [(4, 0), (20, 1), (30, 2)])
+def test_looked_up_soups_are_those_of_a_real_search(
+    n: int, seed: int, prepared: PreparedBase, shifted: ImageSet, table: Table
+) -> None:
+    context = context_at(prepared, shifted, table, n, seed)
+    methods = methods_of(prepared.manifest)
+    for name, strategy in (("soup_auto", "auto"), ("soup_grid", "grid")):
+        found = search(prepared, context.support, current=default_soup(prepared.manifest), strategy=strategy, seed=seed)
+        answer = methods[name](context)
+        assert answer.coefficients == pytest.approx(found.soup.vector(prepared.manifest))
+        assert answer.forwards == found.outcome.search.image_forwards
+
+
+def test_every_method_answers_with_logits_of_its_own_soup(
+    prepared: PreparedBase, shifted: ImageSet, table: Table
+) -> None:
+    context = context_at(prepared, shifted, table, 12, 0)
+    unseen = Unseen(shifted.images, table.logits)
+    for name, method in methods_of(prepared.manifest).items():
+        answer = method(context)
+        logits = answer.predict(unseen)
+        assert logits.shape == (len(shifted), len(CLASSES))
+        assert answer.passes == (4 if name.startswith("ensemble") else 1)
+        if answer.coefficients is not None:
+            position = table.soups.position(answer.coefficients)
+            assert torch.equal(logits, table.logits[position])
+    assert set(known_methods(prepared)) == OURS | RIVALS
+
+
+def test_the_weighted_ensemble_is_no_worse_than_any_other_on_its_labels() -> None:
+    generator = np.random.default_rng(0)
+    logs = np.log(generator.dirichlet(np.ones(3), (4, 30))[:, :, 0])
+
+    def log_likelihood(weights: np.ndarray) -> float:
+        return float(np.log(weights @ np.exp(logs)).sum())
+
+    best = fit_mixture(logs)
+    assert best.sum() == pytest.approx(1)
+    assert (best >= 0).all()
+    for other in (*np.eye(4), np.full(4, 0.25), *generator.dirichlet(np.ones(4), 200)):
+        assert log_likelihood(best) >= log_likelihood(other) - 1e-5
+
+
+def test_the_single_soup_is_chosen_on_other_families() -> None:
+    noise = Landscape("noise", np.asarray([1.0, 0.0]), np.asarray([0.9, 0.2]))
+    blur = Landscape("blur", np.asarray([0.0, 1.0]), np.asarray([0.1, 0.7]))
+    assert soup_single(noise, [noise, blur]) == 0.2
+    assert soup_single(noise, [noise, noise]) is None
+    assert soup_oracle(noise, [noise, blur]) == 0.9
+
+
+def test_a_grid_too_large_for_many_ingredients_becomes_coarser(
+    base_set_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    names = tuple(f"i{number}" for number in range(7))
+    base = load_base_set(base_set_factory(tmp_path / "seven", names=names))
+    soups = soups_of(base.manifest)
+    assert soups.num_searched <= len(soups.coefficients) < 2100
+    assert soups.find(np.full(7, 1 / 7)) == soups.uniform()
