@@ -132,17 +132,19 @@ class Fit:
             bar.set_postfix(loss=f"{progress.losses[-1]:.3f}", refresh=False)
             if progress.step % TRACK_STEPS == 0:
                 self._track({"loss": progress.losses[-1]})
+            if progress.step == self.num_steps or progress.step % self.steps_per_epoch == 0:
+                break  # no checkpoint here: it would pass over the end of the epoch
             if self._must_stop(interrupted):
                 self._save()
                 raise KeyboardInterrupt
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save()
                 saved = time.monotonic()
-            if progress.step == self.num_steps:
-                break
         self._end_epoch(epoch + 1)
         progress.losses, progress.seconds = [], 0.0
         self._save()
+        if self._must_stop(interrupted):
+            raise KeyboardInterrupt
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         device = self.place.accelerator.device
