@@ -89,13 +89,13 @@ def _run_draw(
             LandscapeRow(shift=shift.name, seed=draw.seed, pool=tuple(pool.tolist()), test=tuple(unseen.tolist()))
         )
     for n, positions in draw.support.items():
-        if (shift.name, n, draw.seed) in results.rows.records:
+        if not (missing := results.missing(shift.name, n, draw.seed)):
             continue
         support = as_support(data.subset(positions))
         check_disjoint(support, test.hashes)
         context = Context(prepared, support, draw.seed, table.at(positions))
         unseen_pictures = Unseen(test.images, tested.logits)
-        found = dict(_answers(context, unseen_pictures, test.labels, methods))
+        found = dict(_answers(context, unseen_pictures, test.labels, {name: methods[name] for name in missing}))
         results.rows.add(Row(shift=shift.name, n=n, seed=draw.seed, methods=found))
 
 

@@ -1,5 +1,6 @@
 """Tables and a picture of what a run found."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,34 @@ def plot_accuracy(accuracies: Accuracies, settings: Settings, path: Path) -> Non
     figure.savefig(path, dpi=120)
 
 
+def command(settings: Settings) -> str:
+    """Return what was asked for, with every default spelled out."""
+    options = {
+        "n": ",".join(map(str, settings.n)),
+        "seeds": settings.seeds,
+        "seed": settings.seed,
+        "n-test": settings.n_test,
+        "shifts": ",".join(settings.shifts),
+        "methods": ",".join(settings.methods),
+    }
+    spelled = " ".join(f"--{name} {value}" for name, value in options.items())
+    return f"python -m benchmarks.shifts bases/{settings.base_set} {spelled}"
+
+
+def _commit() -> str:
+    """Return the checkout's commit, marked if files differ from it."""
+    try:
+        git = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+        done = subprocess.run(git, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
 def _description(settings: Settings) -> list[str]:
     return [
+        f"Command: `{command(settings)}`, at commit {_commit()}.",
+        "",
         f"Base set `{settings.base_set}` ({settings.base_digest[:12]}), {settings.seeds} draws from seed "
         f"{settings.seed} on, {settings.n_test} unseen pictures of each shift and draw, none of them labelled in any "
         "shift. All methods see the same draws.",

@@ -1,7 +1,7 @@
 """What a run has found so far, on disk: JSON lines that a second run continues, and the tables made of them."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -15,7 +15,7 @@ from training.documents import Frozen, first_error
 
 
 class Settings(Frozen):
-    """Whatever the numbers depend on: a folder of results belongs to one of these."""
+    """What is measured. A folder of results belongs to one of these, but methods may be added to it."""
 
     base_set: str
     base_digest: str
@@ -53,8 +53,12 @@ class Row(Frozen):
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What no two rows share."""
+        """Which draw. Rows of the same one are of different methods."""
         return self.shift, self.n, self.seed
+
+    def joined(self, other: "Row") -> "Row":
+        """Return both rows' methods."""
+        return self.model_copy(update={"methods": {**self.methods, **other.methods}})
 
 
 class LandscapeRow(Frozen):
@@ -67,8 +71,12 @@ class LandscapeRow(Frozen):
 
     @property
     def key(self) -> tuple[str, int]:
-        """What no two rows share."""
+        """Which draw."""
         return self.shift, self.seed
+
+    def joined(self, other: "LandscapeRow") -> "LandscapeRow":
+        """Return the later one."""
+        return other
 
     def landscape(self) -> Landscape:
         """Return it as methods read it."""
@@ -98,13 +106,17 @@ class Lines(Generic[Record]):
                 record = model.model_validate_json(line)
             except ValidationError as error:
                 raise ValueError(f"{path}, line {number}: {first_error(error)}") from None
-            self.records[record.key] = record
+            self._keep(record)
 
     def add(self, record: Record) -> None:
         """Append a record."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(record.model_dump_json() + "\n")
-        self.records[record.key] = record
+        self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        before = self.records.get(record.key)
+        self.records[record.key] = record if before is None else before.joined(record)
 
 
 class Results:
@@ -124,15 +136,21 @@ class Results:
         elif (folder / "results.jsonl").exists():
             raise ValueError(f"{folder}: has results but no settings.json; choose another folder")
         else:
-            file.write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(_binding(settings), indent=2) + "\n", encoding="utf-8")
         self.rows = Lines(folder / "results.jsonl", Row)
         self.landscapes = Lines(folder / "landscapes.jsonl", LandscapeRow)
 
     def is_done(self, shift: str) -> bool:
         """Say whether nothing is left to do for a shift."""
         draws = self.settings.draws
-        rows = all((shift, n, seed) in self.rows.records for n in self.settings.n for seed in draws)
+        rows = not any(self.missing(shift, n, seed) for n in self.settings.n for seed in draws)
         return rows and all((shift, seed) in self.landscapes.records for seed in draws)
+
+    def missing(self, shift: str, n: int, seed: int) -> list[str]:
+        """Return the methods that a draw has yet to see."""
+        row = self.rows.records.get((shift, n, seed))
+        there = set() if row is None else set(row.methods)
+        return [name for name in self.settings.methods if name not in there and name not in HINDSIGHT]
 
     def accuracies(self) -> "Accuracies":
         """Return the accuracies of all methods, the hindsight ones too; every shift must be done."""
@@ -142,8 +160,9 @@ class Results:
         for i, shift in enumerate(settings.shifts):
             for k, seed in enumerate(settings.draws):
                 for j, n in enumerate(settings.n):
-                    for method, value in self.rows.records[shift, n, seed].methods.items():
-                        found[method][i, j, k] = value.accuracy
+                    row = self.rows.records[shift, n, seed].methods
+                    for method in row.keys() & found:
+                        found[method][i, j, k] = row[method].accuracy
         for k, seed in enumerate(settings.draws):
             landscapes = [self.landscapes.records[shift, seed].landscape() for shift in settings.shifts]
             for method in HINDSIGHT.keys() & found:
@@ -178,15 +197,20 @@ def _by_n(values: Iterable[float], counts: tuple[int, ...]) -> dict[str, float]:
     return {str(n): round(float(value), 6) for n, value in zip(counts, values, strict=True)}
 
 
+def _binding(settings: Settings) -> dict[str, Any]:
+    """Return what may not differ within a folder, as JSON."""
+    return settings.model_dump(mode="json", exclude={"methods"})
+
+
 def _refuse_others(file: Path, settings: Settings) -> None:
     try:
-        found: Mapping[str, Any] = Settings.model_validate_json(file.read_text(encoding="utf-8")).model_dump()
-    except ValidationError as error:
-        raise ValueError(f"{file}: expected the settings of a run: {first_error(error)}") from None
-    wanted = settings.model_dump()
-    if differing := [name for name in wanted if wanted[name] != found[name]]:
-        name = differing[0]
-        raise ValueError(
-            f"{file}: has results with {name} {json.dumps(found[name])}, got {json.dumps(wanted[name])}; choose "
-            "another folder with --out, or remove this one"
-        )
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: expected the settings of a run in JSON: {error}") from None
+    for name, wanted in _binding(settings).items():
+        if not isinstance(found, dict) or found.get(name) != wanted:
+            was = json.dumps(found.get(name)) if isinstance(found, dict) else "none"
+            raise ValueError(
+                f"{file}: has results with {name} {was}, got {json.dumps(wanted)}; choose another folder with --out, "
+                "or remove this one"
+            )

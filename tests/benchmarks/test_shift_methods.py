@@ -164,9 +164,23 @@ def test_a_finished_run_is_not_repeated(
     assert (finished / "results.jsonl").read_bytes() == before
 
 
+def test_methods_may_be_added_to_a_run(
+    tiny_base_set: Path, data_folder: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for methods in ("picked,soup_oracle", "picked,soup_oracle,ensemble", "picked"):
+        code, out, _ = run_small(capsys, tiny_base_set, data_folder, tmp_path, "--methods", methods, "--json")
+        assert code == EXIT_DONE
+        found = json.loads(out)["mean"]
+        assert set(found) == set(methods.split(","))
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [list(row["methods"]) for row in rows] == [["picked"]] * 12 + [["ensemble"]] * 12
+    whole = json.loads(run_small(capsys, tiny_base_set, data_folder, finished, "--json")[1])["mean"]
+    assert found["picked"] == whole["picked"]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
-    [(["--seeds", "3"], "seeds 2, got 3"), (["--n", "4,8"], r"n \[4, 12\], got"), (["--methods", "picked"], "methods")],
+    [(["--seeds", "3"], "seeds 2, got 3"), (["--n", "4,8"], r"n \[4, 12\], got"), (["--seed", "1"], "seed 0, got 1")],
 )
 def test_other_settings_are_refused_in_one_line(
     options: list[str],
