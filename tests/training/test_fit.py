@@ -62,6 +62,48 @@ def test_the_validation_attack_is_real(tmp_path: Path) -> None:
     assert 0 < row["validation_robust_accuracy"] < row["validation_accuracy"]
 
 
+SEVERAL = [{"norm": "Linf", "eps": 0.1}, {"norm": "L2", "eps": 1}, {"norm": "L1", "eps": 10}]
+ONE = SEVERAL[:1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "threats", "changes"),
+    [
+        ("eat", [SEVERAL[0], SEVERAL[2]], {}),
+        ("max", SEVERAL, {"attack": {"kind": "apgd", "num_steps": {"Linf": 1, "L2": 2, "L1": 3}}}),
+        ("trades", ONE, {"attack": {"kind": "apgd", "num_steps": 2, "loss": "kl"}, "options": {"beta": 3}}),
+        ("advprop", ONE, {"selection": {"n": 20, "num_steps": 1}}),
+        ("pyramid-at", ONE, {"options": {"scales": [8, 4, 1]}}),
+    ],
+)
+def test_objectives_train_to_a_base_set_and_through_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, threats: list[Any], changes: dict[str, Any]
+) -> None:
+    settings = {
+        "objective": objective,
+        "threat_models": threats,
+        "attack": {"kind": "apgd", "num_steps": 2},
+        "epochs": 0.3,
+    }
+    recipe = short(**(settings | changes))
+    train(recipe, tmp_path / "whole", compute=CPU)
+    update, calls = Fit.update, []
+
+    def update_then_interrupt(fit: Fit, *batch: torch.Tensor) -> float:
+        calls.append(update(fit, *batch))
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return calls[-1]
+
+    monkeypatch.setattr(Fit, "update", update_then_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "parts", compute=CPU)
+    train(recipe, tmp_path / "parts", compute=CPU)
+    whole, parts = (load_base_set(tmp_path / name).state_dicts["linf"] for name in ("whole", "parts"))
+    assert whole.keys() == load_base_set(tmp_path / "whole").model().net.state_dict().keys()
+    assert all(torch.equal(parts[key], tensor) for key, tensor in whole.items())
+
+
 def test_micro_batches_sum_up_to_the_batch(tmp_path: Path) -> None:
     """Without BatchNorm and noise, a batch in parts is the batch."""
     recipe = tiny_recipe(
