@@ -15,10 +15,10 @@ from benchmarks.shifts.report import markdown, write_report
 from benchmarks.shifts.results import Results, Settings, contract
 from benchmarks.shifts.sets import clean_images
 from benchmarks.shifts.sheet import contact_sheet
+from benchmarks.shifts.sources import find_sources
 from benchmarks.shifts.suite import SUITE, find_shift
 from training.bases import load_base_set
 from training.cli import Command, Result, run
-from training.data import ImageSet
 from training.manifest import InputSpec, check_mixable
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,9 @@ class Shifts(Command):
     name: ClassVar[str] = "shifts"
     base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=Path(".data/cifar10"), description="CIFAR-10, or a folder with test/<class>/<file>")
+    folders: Path | None = Field(
+        default=None, description="folder of real sets (natural4, ...): those with enough pictures are added"
+    )
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
         default=False,
         description=f"two shifts of each of five families, n {' and '.join(map(str, QUICK.n))}, {QUICK.seeds} draws, "
@@ -78,15 +81,15 @@ class Shifts(Command):
         base = load_base_set(self.base)
         check_mixable(base.manifest)
         prepared = PreparedBase(base)
-        plan = self._plan()
         methods = _known("methods", self.methods, known_methods(prepared))
+        plan = self._plan()
         size = max(plan.n) + plan.n_test
-        clean = clean_images(self.data, base.manifest.input, n=size, seed=self.seed)
-        _check_pictures(clean, size, base.manifest.class_names, self.data)
+        sources = find_sources(self.data, self.folders, base.manifest, size=size, seed=self.seed)
+        plan = plan._replace(shifts=_known("shifts", self.shifts or (*plan.shifts, *sources.folders), sources.names))
         settings = Settings(
             base_set=base.manifest.name,
             base_digest=base.manifest.digest,
-            data=clean.digest,
+            data=sources.digests(plan.shifts),
             seed=self.seed,
             methods=methods,
             **plan._asdict(),
@@ -95,7 +98,7 @@ class Shifts(Command):
         out = self.out or Path(f"runs/shifts{quick}-{base.manifest.name}")
         results = Results(out, settings)
         with thread_count(self.threads):
-            run_methods(prepared, clean, results)
+            run_methods(prepared, sources, results)
         accuracies = results.accuracies()
         if missing := [name for name in methods if name not in accuracies]:
             logger.info("left out, as all shifts are of one family: %s", ", ".join(missing))
@@ -110,7 +113,7 @@ class Shifts(Command):
             n=plan.n if self.n is None else _counts(self.n),
             seeds=self.seeds or plan.seeds,
             n_test=self.n_test or plan.n_test,
-            shifts=plan.shifts if self.shifts is None else _known("shifts", self.shifts, tuple(SUITE)),
+            shifts=plan.shifts,
         )
 
 
@@ -133,15 +136,6 @@ def _known(option: str, words: Sequence[str] | None, known: tuple[str, ...]) -> 
 def _split(words: Sequence[str]) -> list[str]:
     """Return what stands between commas and blanks."""
     return [part for word in words for part in word.replace(",", " ").split()]
-
-
-def _check_pictures(clean: ImageSet, size: int, class_names: tuple[str, ...], root: Path) -> None:
-    if clean.class_names != class_names:
-        raise ValueError(
-            f"{root}: expected the classes of the base set, {list(class_names)}, got {list(clean.class_names)}"
-        )
-    if len(clean) < size:
-        raise ValueError(f"{root}: expected {size} pictures, the most of --n and --n-test, got {len(clean)}")
 
 
 class Preview(Command):

@@ -13,7 +13,7 @@ from adapt.support import check_disjoint
 from benchmarks.shifts.methods import HINDSIGHT, Context, Method, Unseen, methods_of
 from benchmarks.shifts.results import Found, LandscapeRow, Results, Row, Settings
 from benchmarks.shifts.sets import as_support, draw_positions
-from benchmarks.shifts.suite import Shift, find_shift
+from benchmarks.shifts.sources import Sources
 from benchmarks.shifts.table import Positions, Table, soups_of, tabulate
 from training.data import ImageSet, balanced_indices
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Draw(NamedTuple):
-    """Positions of one draw's pictures in the clean set, the same for all shifts."""
+    """Positions of one draw's pictures in their set."""
 
     seed: int
     pool: Positions  # those that may be labelled
@@ -29,12 +29,12 @@ class Draw(NamedTuple):
     test: Positions
 
 
-def run_methods(prepared: PreparedBase, clean: ImageSet, results: Results) -> None:
+def run_methods(prepared: PreparedBase, sources: Sources, results: Results) -> None:
     """Add to the results what is missing.
 
     Args:
         prepared: the base set.
-        clean: pictures to shift; at least `n_test` more different ones than the most labelled ones.
+        sources: of each set, at least `n_test` more different pictures than the most labelled ones.
         results: of these settings, so far.
 
     Raises:
@@ -42,7 +42,6 @@ def run_methods(prepared: PreparedBase, clean: ImageSet, results: Results) -> No
     """
     settings = results.settings
     methods = {name: method for name, method in methods_of(prepared.manifest).items() if name in settings.methods}
-    draws = [draw_pictures(clean, settings, seed) for seed in settings.draws]
     soups = soups_of(prepared.manifest)
     prepared.model("folded")
     for number, name in enumerate(settings.shifts, 1):
@@ -50,31 +49,34 @@ def run_methods(prepared: PreparedBase, clean: ImageSet, results: Results) -> No
             logger.info("%s: done before", name)
             continue
         started = time.perf_counter()
-        shift = find_shift(name)
-        data = shift.of(clean, seed=settings.seed)
+        data = sources.load(name, seed=settings.seed)
+        draws = [draw_pictures(data, settings, seed) for seed in settings.draws]
         table = tabulate(prepared, soups, data)
         for draw in draws:
-            _run_draw(prepared, shift, data, table, draw, methods, results)
+            _run_draw(prepared, name, data, table, draw, methods, results)
         seconds = time.perf_counter() - started
         logger.info("%s: %.0f s, %d of %d shifts", name, seconds, number, len(settings.shifts))
 
 
-def draw_pictures(clean: ImageSet, settings: Settings, seed: int) -> Draw:
-    """Draw unseen pictures and a pool of others; smaller numbers of labelled pictures are drawn from the pool."""
+def draw_pictures(data: ImageSet, settings: Settings, seed: int) -> Draw:
+    """Draw unseen pictures and a pool of others; smaller numbers of labelled pictures are drawn from the pool.
+
+    The draw depends on the hashes of the clean pictures, so it is the same for all shifts of them.
+    """
     most = max(settings.n)
-    pool, test = draw_positions(clean.labels, clean.hashes, n_support=most, n_test=settings.n_test, seed=seed)
+    pool, test = draw_positions(data.labels, data.hashes, n_support=most, n_test=settings.n_test, seed=seed)
     if len(test) < settings.n_test:
         raise ValueError(
             f"expected {most + settings.n_test} different pictures for n = {most} and {settings.n_test} unseen ones, "
             f"got {most + len(test)}"
         )
-    support = {n: pool[balanced_indices(clean.labels[pool], n, seed=seed)] for n in settings.n}
+    support = {n: pool[balanced_indices(data.labels[pool], n, seed=seed)] for n in settings.n}
     return Draw(seed, pool, support, test)
 
 
 def _run_draw(
     prepared: PreparedBase,
-    shift: Shift,
+    shift: str,
     data: ImageSet,
     table: Table,
     draw: Draw,
@@ -83,20 +85,20 @@ def _run_draw(
 ) -> None:
     test = data.subset(draw.test)
     tested = table.at(draw.test)
-    if (shift.name, draw.seed) not in results.landscapes.records:
+    if (shift, draw.seed) not in results.landscapes.records:
         pool, unseen = table.at(draw.pool).scores.accuracy, tested.scores.accuracy
         results.landscapes.add(
-            LandscapeRow(shift=shift.name, seed=draw.seed, pool=tuple(pool.tolist()), test=tuple(unseen.tolist()))
+            LandscapeRow(shift=shift, seed=draw.seed, pool=tuple(pool.tolist()), test=tuple(unseen.tolist()))
         )
     for n, positions in draw.support.items():
-        if not (missing := results.missing(shift.name, n, draw.seed)):
+        if not (missing := results.missing(shift, n, draw.seed)):
             continue
         support = as_support(data.subset(positions))
         check_disjoint(support, test.hashes)
         context = Context(prepared, support, draw.seed, table.at(positions))
         unseen_pictures = Unseen(test.images, tested.logits)
         found = dict(_answers(context, unseen_pictures, test.labels, {name: methods[name] for name in missing}))
-        results.rows.add(Row(shift=shift.name, n=n, seed=draw.seed, methods=found))
+        results.rows.add(Row(shift=shift, n=n, seed=draw.seed, methods=found))
 
 
 def _answers(

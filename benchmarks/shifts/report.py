@@ -10,6 +10,7 @@ import numpy.typing as npt
 from adapt.plots import COLOURS
 from benchmarks.machine import machine
 from benchmarks.shifts.results import Accuracies, Results, Settings
+from benchmarks.shifts.sets import FOLDER_SETS
 
 Floats = npt.NDArray[np.float64]
 
@@ -89,7 +90,7 @@ def plot_accuracy(accuracies: Accuracies, settings: Settings, path: Path) -> Non
 
 def command(settings: Settings) -> str:
     """Return what was asked for, with every default spelled out."""
-    options = {
+    options: dict[str, object] = {
         "n": ",".join(map(str, settings.n)),
         "seeds": settings.seeds,
         "seed": settings.seed,
@@ -97,6 +98,8 @@ def command(settings: Settings) -> str:
         "shifts": ",".join(settings.shifts),
         "methods": ",".join(settings.methods),
     }
+    if any(name in FOLDER_SETS for name in settings.shifts):
+        options["folders"] = "FOLDER"
     spelled = " ".join(f"--{name} {value}" for name, value in options.items())
     return f"python -m benchmarks.shifts bases/{settings.base_set} {spelled}"
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import Field, ValidationError
 
 from benchmarks.shifts.methods import HINDSIGHT, Landscape
-from benchmarks.shifts.suite import find_shift
+from benchmarks.shifts.sources import family_of
 from training.documents import Frozen, first_error
 
 
@@ -25,7 +25,7 @@ class Settings(Frozen):
     shifts: tuple[str, ...]
     methods: tuple[str, ...]
     n_test: int
-    data: str = Field(description="digest of the clean pictures; it follows from some of the others")
+    data: dict[str, str] = Field(description="digests of the pictures")
 
     @property
     def draws(self) -> range:
@@ -80,7 +80,7 @@ class LandscapeRow(Frozen):
 
     def landscape(self) -> Landscape:
         """Return it as methods read it."""
-        return Landscape(find_shift(self.shift).family, np.asarray(self.pool), np.asarray(self.test))
+        return Landscape(family_of(self.shift), np.asarray(self.pool), np.asarray(self.test))
 
 
 Record = TypeVar("Record", Row, LandscapeRow)

@@ -67,7 +67,7 @@ def make_settings(**changes: object) -> Settings:
     values = {
         "base_set": "tiny",
         "base_digest": "0",
-        "data": "0",
+        "data": {"clean": "0"},
         "n": (4, 12),
         "seed": 0,
         "seeds": 2,
@@ -223,6 +223,28 @@ def test_bad_options_are_one_line(
     assert (code, out) == (EXIT_BAD_INPUT, "")
     assert len(err.strip().splitlines()) == 1
     assert named in err
+
+
+def test_real_sets_join_the_shifts(
+    tiny_base_set: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("natural4", 30), ("tinyimagenet7", 5)):
+        for label in ("cat", "dog"):
+            folder = tmp_path / name / "test" / label
+            folder.mkdir(parents=True)
+            for index, file in enumerate(jpegs(count, 20, 20, seed=ord(label[0]) + count)):
+                (folder / f"{index}.jpg").write_bytes(file)
+    more = ["--folders", str(tmp_path), "--quick", "--methods", "soup_single,picked", "--json"]
+    more += ["--shifts", "fog,contrast,natural4"]
+    code, out, _ = run_small(capsys, tiny_base_set, data_folder, tmp_path / "out", *more)
+    assert code == EXIT_DONE
+    assert set(json.loads(out)["shifts"]) == {"fog", "contrast", "natural4"}
+    refused = run_small(capsys, tiny_base_set, data_folder, tmp_path / "out", *more[:-1], "natural4,tinyimagenet7")
+    assert refused[0] == EXIT_BAD_INPUT
+    assert "got ['tinyimagenet7']" in refused[2]
+    empty = run_small(capsys, tiny_base_set, data_folder, tmp_path / "out", "--folders", str(data_folder))
+    assert empty[0] == EXIT_BAD_INPUT
+    assert "expected one of the folders" in empty[2]
 
 
 def test_a_damaged_line_is_named(finished: Path, tmp_path: Path) -> None:
