@@ -74,7 +74,7 @@ class Shifts(Command):
     out: Path | None = Field(
         default=None, description="folder of the results and of REPORT.md; runs/shifts[-quick]-<base set> if not given"
     )
-    threads: int = Field(default=2, ge=1, description="torch CPU threads")
+    threads: int = Field(default=1, ge=1, description="torch CPU threads; beside other work, more may be far slower")
 
     def execute(self) -> Result:
         """Measure what is missing, and report."""

@@ -12,6 +12,8 @@ from benchmarks.machine import machine
 from benchmarks.shifts.results import Accuracies, Results, Settings
 from benchmarks.shifts.sets import FOLDER_SETS
 
+OURS = "soup_auto"  # what the others are compared with
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -46,6 +48,7 @@ def markdown(results: Results, accuracies: Accuracies) -> str:
             "",
             *_table(["method", *heads], [[name, *_cells(values)] for name, values in accuracies.items()]),
             "",
+            *_gains(accuracies, heads),
             "## Cost of adapting: pictures through the network, and seconds",
             "",
             "Of what was looked up, the seconds are those that the same forwards took when the table was made.",
@@ -133,12 +136,21 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
-def _cells(values: Floats) -> list[str]:
+def _cells(values: Floats, *, signed: bool = False) -> list[str]:
     means, errors = spread(values)
     return [
-        f"{100 * mean:.2f}" + ("" if np.isnan(error) else f" +- {100 * error:.2f}")
+        f"{100 * mean:{'+' if signed else ''}.2f}" + ("" if np.isnan(error) else f" +- {100 * error:.2f}")
         for mean, error in zip(means, errors, strict=True)
     ]
+
+
+def _gains(accuracies: Accuracies, heads: list[str]) -> list[str]:
+    """Return a table of how far `OURS` is above every other method, draw by draw."""
+    if OURS not in accuracies or len(accuracies) < 2:
+        return []
+    others = {name: accuracies[OURS] - values for name, values in accuracies.items() if name != OURS}
+    rows = [[name, *_cells(values, signed=True)] for name, values in others.items()]
+    return [f"## Points by which {OURS} is above, paired by draw", "", *_table(["method", *heads], rows), ""]
 
 
 def _costs(results: Results) -> list[list[str]]:

@@ -126,6 +126,9 @@ def test_the_report_has_every_method_and_a_picture(finished: Path) -> None:
     text = (finished / "REPORT.md").read_text()
     assert all(f"| {method} |" in text for method in OURS | RIVALS)
     assert "+-" in text
+    gains = text.partition("## Points by which soup_auto is above")[2].partition("##")[0]
+    oracle = next(line for line in gains.splitlines() if line.startswith("| soup_oracle |"))
+    assert all(float(cell.split()[0]) <= 0 for cell in oracle.split("|")[2:-1])
     with Image.open(finished / "accuracy.png") as picture:
         assert picture.width > 400
 
