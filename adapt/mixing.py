@@ -3,10 +3,13 @@
 import copy
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from adapt.patch import PatchError
 from training.bases import StateDict, check_like
 
 ALIGNMENT = 16  # float32 elements: every tensor starts on a 64-byte line
@@ -101,17 +104,33 @@ class FlatModel:
         tensors = dict(self.net.named_parameters(remove_duplicate=False)) | dict(
             self.net.named_buffers(remove_duplicate=False)
         )
-        for key, offset in offsets.items():
-            tensors[key].data = _view(self.flat, offset, state_dicts[0][key])
+        self._views = {key: _view(self.flat, offset, state_dicts[0][key]) for key, offset in offsets.items()}
+        for key, view in self._views.items():
+            tensors[key].data = view
 
     @torch.no_grad()
-    def set(self, coefficients: Sequence[float]) -> None:
-        """Give the network the weights of this soup; those of an ingredient bit for bit where one-hot."""
+    def set(self, coefficients: Sequence[float], patch: Mapping[str, npt.NDArray[np.float32]] | None = None) -> None:
+        """Give the network the weights of this soup; those of an ingredient bit for bit where one-hot.
+
+        Args:
+            coefficients: M numbers.
+            patch: tensors by state-dict key that take the place of mixed ones; a layout without one of them (folded
+                and fused, where no statistics are left) refuses it.
+
+        Raises:
+            PatchError: a key or shape that the network does not have.
+        """
         numbers = [float(number) for number in coefficients]
         if (position := _one_hot(numbers)) is not None:
             self.flat.copy_(self.rows[position])
         else:
             torch.mv(self.rows.T, torch.tensor(numbers, dtype=self.rows.dtype, device=self.rows.device), out=self.flat)
+        for key, array in (patch or {}).items():
+            view = self._views.get(key)
+            if view is None or tuple(view.shape) != array.shape:
+                has = "no such tensor" if view is None else f"one of shape {tuple(view.shape)}"
+                raise PatchError(f"patch: {key!r} of shape {array.shape} does not fit the network, which has {has}")
+            view.copy_(torch.from_numpy(array))
 
     @torch.no_grad()
     def usable(self, coefficients: Float[Tensor, "C M"]) -> list[bool]:

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from training.documents import Frozen, read_document
+from adapt.patch import Patch, PatchSummary
+from training.documents import Frozen, one_line, read_document
 from training.manifest import Manifest, check_coefficients
 
 FORMAT_VERSION = 1
@@ -26,7 +27,8 @@ class SoupError(ValueError):
 class SupportSummary(Frozen):
     """The labelled images a search was given."""
 
-    n: int = Field(ge=1, description="number of images, exact repeats counted once")
+    n: int = Field(ge=0, description="number of labelled images, exact repeats counted once")
+    unlabelled: int = Field(default=0, ge=0, description="number of images without a label, for recalibration only")
     per_class: dict[str, int] = Field(description="number of images by class name; classes without images left out")
 
 
@@ -57,6 +59,7 @@ class Outcome(Frozen):
     coefficients: dict[str, float] = Field(description="the candidate, by ingredient name")
     temperature: float = Field(gt=0, description="divides the candidate's logits; chosen on the support images")
     bn_mode: BnMode
+    patch: PatchSummary | None = Field(default=None, description="what the candidate replaces after mixing")
     support: SupportSummary
     accuracy: AccuracySummary | None = Field(description="null where there are too few images to hold any out")
     search: SearchSummary
@@ -64,9 +67,10 @@ class Outcome(Frozen):
 
 
 class Soup(Frozen):
-    """`soup.json`: what to serve. A handful of numbers on top of one base set.
+    """`soup.json`: what to serve. A handful of numbers on top of one base set, and perhaps a small patch.
 
-    The served logits are those of the network with weights `sum_m c_m * theta_m`, divided by `temperature`.
+    The served logits are those of the network with weights `sum_m c_m * theta_m`, then with the tensors of the patch
+    put in the place of the mixed ones, divided by `temperature`.
     """
 
     format_version: Literal[1] = 1
@@ -77,11 +81,14 @@ class Soup(Frozen):
         default="folded", description="mix BatchNorm folded into each ingredient's weights, or raw with its statistics"
     )
     temperature: float = Field(default=1.0, gt=0, description="divides the logits, so that confidences are calibrated")
+    patch: Patch | None = Field(default=None, description="tensors that replace mixed ones; `patch.safetensors`")
     evidence: Outcome | None = Field(default=None, description="the search that found it; null for the default soup")
 
     @model_validator(mode="after")
     def _check(self) -> "Soup":
         check_coefficients(self.coefficients, tuple(self.coefficients))
+        if self.patch is not None and self.patch.recalibrated and self.bn_mode != "raw":
+            raise ValueError(f"patch: recalibrated statistics belong to bn_mode raw, got {self.bn_mode}")
         return self
 
     def vector(self, manifest: Manifest) -> list[float]:
@@ -95,6 +102,7 @@ def make_soup(
     *,
     bn_mode: BnMode = "folded",
     temperature: float = 1.0,
+    patch: Patch | None = None,
     evidence: Outcome | None = None,
 ) -> Soup:
     """Return a soup over the ingredients of `manifest`.
@@ -109,6 +117,7 @@ def make_soup(
         coefficients={name: float(coefficients[name]) for name in manifest.ingredient_names},
         bn_mode=bn_mode,
         temperature=temperature,
+        patch=patch,
         evidence=evidence,
     )
 
@@ -131,21 +140,57 @@ def check_soup(soup: Soup, manifest: Manifest) -> None:
         raise SoupError(f"coefficients: {error}") from None
 
 
+def soup_from_parts(document: Any, patch_data: bytes | None) -> Soup:
+    """Return the soup of a JSON document and the bytes of its patch, which stand beside it.
+
+    Raises:
+        ValidationError: malformed, or the bytes are not those the document names.
+    """
+    if isinstance(document, dict) and isinstance(patch := document.get("patch"), dict):
+        document = document | {"patch": patch | {"data": patch_data}}
+    return Soup.model_validate(document)
+
+
+def patch_path(path: Path) -> Path:
+    """Return where the patch of the soup in this file lies: `patch.safetensors` beside `soup.json`."""
+    return path.with_name("patch.safetensors" if path.stem == "soup" else f"{path.stem}.patch.safetensors")
+
+
 def read_soup(path: Path) -> Soup:
-    """Read a soup.
+    """Read a soup and its patch.
 
     Raises:
         SoupError: missing or malformed, in one line that names the file.
     """
-    return read_document(path, Soup, version=FORMAT_VERSION, what="a soup", error=SoupError)
+
+    def build(document: Any) -> Soup:
+        patch = document.get("patch")
+        return soup_from_parts(document, None if patch is None else _read_patch(patch_path(path)))
+
+    return read_document(path, Soup, version=FORMAT_VERSION, what="a soup", error=SoupError, build=build)
+
+
+def _read_patch(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SoupError(f"{path}: expected the patch of the soup beside it, {one_line(error)}") from None
 
 
 def write_soup(path: Path, soup: Soup) -> None:
-    """Write a soup; an older file stays intact until the new one is whole on disk."""
+    """Write a soup and its patch; older files stay intact until the new ones are whole on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if soup.patch is not None:
+        _replace(patch_path(path), soup.patch.data)
+    _replace(path, (soup.model_dump_json(indent=2) + "\n").encode())
+    if soup.patch is None:
+        patch_path(path).unlink(missing_ok=True)
+
+
+def _replace(path: Path, content: bytes) -> None:
     partial = path.parent / f".{path.name}.{os.getpid()}"
     try:
-        partial.write_text(soup.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

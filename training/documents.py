@@ -5,6 +5,7 @@ Imports no torch: predictors read them too.
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +44,14 @@ def signed(document: SignedDocument) -> SignedDocument:
 
 
 def read_document(
-    path: Path, model: type[Document], *, version: int, what: str, error: type[ValueError], hint: str = ""
+    path: Path,
+    model: type[Document],
+    *,
+    version: int,
+    what: str,
+    error: type[ValueError],
+    hint: str = "",
+    build: Callable[[dict[str, Any]], Document] | None = None,
 ) -> Document:
     """Read a JSON document.
 
@@ -54,6 +62,7 @@ def read_document(
         what: what is expected, for messages: "the manifest of a base set".
         error: raised with one line that names the file.
         hint: what to do about another format version.
+        build: makes the document of the JSON object, where that alone does not; None for `model.model_validate`.
     """
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -65,7 +74,7 @@ def read_document(
     if found != version:
         raise error(f"{path}: expected format_version {version}, got {found!r}{hint}")
     try:
-        return model.model_validate(raw)
+        return (build or model.model_validate)(raw)
     except ValidationError as problem:
         raise error(f"{path}: {first_error(problem)}") from None
 

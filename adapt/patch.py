@@ -1,0 +1,99 @@
+"""The patch: the few tensors a soup replaces after mixing, BatchNorm statistics and the last layer. No torch.
+
+A patch is kilobytes. It is applied to the mixed weights by name, whatever the BatchNorm mode: in the raw mode
+recalibrated statistics take the place of the mixed ones, in every mode a re-fitted last layer takes the place of the
+mixed one.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from pydantic import Field, model_validator
+from safetensors import SafetensorError
+
+from training.documents import Frozen
+
+Floats = npt.NDArray[np.float32]
+Tensors = Mapping[str, Floats]
+
+STATISTICS = (".running_mean", ".running_var")
+
+
+class PatchError(ValueError):
+    """A patch that is damaged or does not fit the network. One line that says what was expected."""
+
+
+class PatchSummary(Frozen):
+    """What a patch changes."""
+
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of `patch.safetensors`")]
+    recalibrated: int = Field(
+        default=0, ge=0, description="images the BatchNorm statistics were estimated on; 0 where they were not"
+    )
+    head: bool = Field(default=False, description="the last layer was fitted again")
+
+    @model_validator(mode="after")
+    def _check(self) -> "PatchSummary":
+        if not self.recalibrated and not self.head:
+            raise ValueError("patch: expected recalibrated statistics, a last layer or both, got neither")
+        return self
+
+
+class Patch(PatchSummary):
+    """A patch with its tensors: `data` is the content of `patch.safetensors`, float32 by state-dict key.
+
+    `data` stands beside the JSON document of a soup, not in it: a file of its own, or a column of its own.
+    """
+
+    data: bytes = Field(exclude=True, repr=False)
+
+    @model_validator(mode="after")
+    def _check_data(self) -> "Patch":
+        if (found := hashlib.sha256(self.data).hexdigest()) != self.digest:
+            raise ValueError(f"patch: expected tensors with SHA-256 {self.digest[:12]}, got {found[:12]}")
+        return self
+
+    def tensors(self) -> dict[str, Floats]:
+        """Return the tensors by state-dict key.
+
+        Raises:
+            PatchError: not safetensors, another dtype than float32, or a number that is not finite.
+        """
+        try:
+            found = safetensors.numpy.load(self.data)
+        except SafetensorError as error:
+            raise PatchError(f"patch: expected safetensors: {error}") from None
+        for key, array in found.items():
+            if array.dtype != np.float32:
+                raise PatchError(f"patch: expected float32 for {key!r}, got {array.dtype}")
+            if not np.isfinite(array).all():
+                raise PatchError(f"patch: {key!r} has numbers that are not finite")
+        return found
+
+    @property
+    def summary(self) -> PatchSummary:
+        """The patch without its tensors."""
+        return PatchSummary(digest=self.digest, recalibrated=self.recalibrated, head=self.head)
+
+
+def make_patch(tensors: Tensors, *, recalibrated: int = 0, head: bool = False) -> Patch:
+    """Return the patch of these tensors; the same tensors give the same digest.
+
+    Args:
+        tensors: float32 by state-dict key.
+        recalibrated: images the statistics were estimated on.
+        head: the last layer is among the tensors.
+
+    Raises:
+        PatchError: no tensors, another dtype, not finite.
+    """
+    if not tensors:
+        raise PatchError("patch: expected at least one tensor, got none")
+    data = safetensors.numpy.save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)})
+    patch = Patch(digest=hashlib.sha256(data).hexdigest(), recalibrated=recalibrated, head=head, data=data)
+    patch.tensors()
+    return patch
