@@ -172,7 +172,7 @@ def test_bad_recipes_name_the_field(tmp_path: Path, changes: dict[str, object], 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10-small", "cifar10"])
+@pytest.mark.parametrize("name", ["digits", "cifar10-small", "cifar10-small-ln", "cifar10"])
 def test_bundled_recipes_load_by_name(name: str) -> None:
     recipe = load_recipe(Path(name))
     assert recipe.name == name
@@ -190,7 +190,7 @@ def call(capsys: pytest.CaptureFixture[str], commands: Callable[[], int]) -> tup
     [
         (
             ["run", "nothing", "--out", "x"],
-            "no bundled recipe has this name: ['cifar10', 'cifar10-short', 'cifar10-small', 'cifar10-wrn28-10', ",
+            "no bundled recipe has this name: ['cifar10', 'cifar10-short', 'cifar10-small', 'cifar10-small-ln', ",
         ),
         (["list", "nowhere"], "expected a folder of base sets"),
         (["evaluate", "nowhere"], "expected the manifest of a base set"),
