@@ -48,7 +48,7 @@ class ExportCommand(Command):
 
     bases: tyro.conf.Positional[Path] = Field(description="folder of the base set")
     out: Path = Field(description="the file to write")
-    soup: Path | None = Field(default=None, description="soup.json, as `adapt search` writes it")
+    soup: Path | None = Field(default=None, description="soup.json, as `adapt search` writes it; its patch beside it")
     coefficients: str | None = Field(default=None, description="name=number,...; ingredients left out get 0")
     bn_mode: BnMode = Field(default="folded", description="BatchNorm mode for --coefficients")
     temperature: float = Field(default=1.0, gt=0, description="divides the logits, for --coefficients; metadata only")
@@ -65,6 +65,7 @@ class ExportCommand(Command):
             "coefficients": soup.coefficients,
             "bn_mode": soup.bn_mode,
             "temperature": soup.temperature,
+            "patch": None if soup.patch is None else soup.patch.summary.model_dump(),
             "precision": self.precision,
             **_report(comparisons),
         }

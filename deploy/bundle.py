@@ -76,7 +76,8 @@ def check_bundle(bundle: Bundle, reference: TorchReference, *, seed: int = 0) ->
     has_modes = len(bundle.info.distinct_rows) > 1
     comparisons = []
     for case in parity_cases(reference.base, has_modes=has_modes, seed=seed):
-        session = bundle.session(case.coefficients, bn_mode=case.bn_mode, verify=False)
+        patch = None if case.patch is None else case.patch.tensors()
+        session = bundle.session(case.coefficients, bn_mode=case.bn_mode, patch=patch, verify=False)
         comparisons += compare(reference, case, session.run)
     return comparisons
 

@@ -1,5 +1,6 @@
 """`soup.onnx`: one self-contained classifier for any coefficients, for any ONNX runtime."""
 
+import base64
 import json
 import uuid
 from importlib.metadata import version
@@ -10,14 +11,16 @@ import onnx
 import onnx_ir
 import onnxruntime as ort
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from pydantic import ValidationError
 
+from adapt.patch import Patch, PatchSummary
 from adapt.soup import Soup, check_soup
 from deploy.layout import INPUT_NAME, OUTPUT_NAME, BundleError
 from deploy.parity import Case, Comparison, TorchReference, compare, require
 from deploy.session import CPU, Floats
 from deploy.skeleton import embed, make_skeleton
 from training.bases import BaseSet
-from training.documents import one_line
+from training.documents import first_error, one_line
 
 Precision = Literal["fp32", "fp16"]
 
@@ -37,11 +40,12 @@ def export(base: BaseSet, soup: Soup, out: Path, precision: Precision = "fp32") 
 
     Input `images` float32 (batch, 3, H, W), RGB in [0, 1] at the input size; output `logits` float32 (batch, K), not
     yet divided by the temperature. Metadata: class_names, input, base_set, base_digest, coefficients, bn_mode,
-    temperature, precision, saucier_version; all but plain strings in JSON.
+    temperature, precision, saucier_version; all but plain strings in JSON. With a patch also patch (its SHA-256 and
+    what it changes) and patch_tensors (`patch.safetensors` in base64), so that the file says all of its soup.
 
     Args:
         base: the soup's base set.
-        soup: coefficients, BatchNorm mode and temperature.
+        soup: coefficients, BatchNorm mode, temperature and patch.
         out: the file; replaced if it exists.
         precision: "fp16" stores and computes in half precision; input and output stay float32.
 
@@ -51,6 +55,7 @@ def export(base: BaseSet, soup: Soup, out: Path, precision: Precision = "fp32") 
 
     Raises:
         SoupError: the soup is of another base set.
+        PatchError: the patch has a tensor that the network has not.
         ValueError: raw BatchNorm with coefficients that make a variance negative.
         ExportError: torch cannot export the network, or it exceeds 2 GiB.
         ParityError: the file's logits are not torch's; no file is written.
@@ -59,7 +64,7 @@ def export(base: BaseSet, soup: Soup, out: Path, precision: Precision = "fp32") 
     check_soup(soup, base.manifest)
     reference = TorchReference(base)
     skeleton = make_skeleton(base.model(), (3, base.manifest.input.height, base.manifest.input.width))
-    model = embed(skeleton, skeleton.flatten(reference.mix(soup.coefficients, soup.bn_mode)))
+    model = embed(skeleton, skeleton.flatten(reference.mix(soup.coefficients, soup.bn_mode, soup.patch)))
     if precision == "fp16":
         model = _halve(model)
     onnx.helper.set_model_props(model, _metadata(base, soup, precision))
@@ -103,16 +108,26 @@ def read_exported_soup(path: Path) -> ExportedSoup:
             bn_mode=metadata["bn_mode"],
             temperature=json.loads(metadata["temperature"]),
             precision=metadata["precision"],
+            patch=_read_patch(metadata),
         )
     except KeyError as error:
         raise BundleError(f"{path}: expected a file of `deploy export`, found no {error} in its metadata") from None
+    except ValidationError as error:
+        raise BundleError(f"{path}: malformed metadata, {first_error(error)}") from None
     except ValueError as error:
         raise BundleError(f"{path}: malformed metadata, {one_line(error)}") from None
 
 
+def _read_patch(metadata: dict[str, str]) -> Patch | None:
+    if "patch" not in metadata:
+        return None
+    summary = PatchSummary.model_validate_json(metadata["patch"])
+    return Patch(**dict(summary), data=base64.b64decode(metadata["patch_tensors"], validate=True))
+
+
 def _metadata(base: BaseSet, soup: Soup, precision: Precision) -> dict[str, str]:
     manifest = base.manifest
-    return {
+    metadata = {
         "class_names": json.dumps(manifest.class_names),
         "input": manifest.input.model_dump_json(),
         "base_set": manifest.name,
@@ -123,6 +138,10 @@ def _metadata(base: BaseSet, soup: Soup, precision: Precision) -> dict[str, str]
         "precision": precision,
         "saucier_version": version("saucier"),
     }
+    if soup.patch is not None:
+        metadata["patch"] = soup.patch.summary.model_dump_json()
+        metadata["patch_tensors"] = base64.b64encode(soup.patch.data).decode("ascii")
+    return metadata
 
 
 def _halve(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -139,7 +158,7 @@ def _compare(path: Path, soup: Soup, precision: Precision, reference: TorchRefer
         logits: Floats = session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
         return logits
 
-    case = Case(name="soup", coefficients=soup.coefficients, bn_mode=soup.bn_mode)
+    case = Case(name="soup", coefficients=soup.coefficients, bn_mode=soup.bn_mode, patch=soup.patch)
     return compare(reference, case, run, relative=FP16_TOLERANCE if precision == "fp16" else None)
 
 

@@ -10,7 +10,9 @@ from pydantic import Field
 
 from adapt.bn import folded_state_dicts
 from adapt.mixing import mix
+from adapt.patch import Patch
 from adapt.soup import BnMode
+from deploy.layout import check_patch
 from deploy.session import Floats
 from training.bases import BaseSet, StateDict
 from training.documents import Frozen, one_line
@@ -35,6 +37,7 @@ class Case(Frozen):
     name: str = Field(description="ingredient, `default` or `random`")
     coefficients: dict[str, float]
     bn_mode: BnMode
+    patch: Patch | None = None
 
 
 class Comparison(Frozen):
@@ -68,10 +71,23 @@ class TorchReference:
         """The ingredients that are mixed in this mode."""
         return self.folded if bn_mode == "folded" else self.base.state_dicts
 
-    def mix(self, coefficients: Mapping[str, float], bn_mode: BnMode) -> StateDict:
-        """Return the soup's state dict; ValueError where a raw running variance came out negative."""
+    def mix(self, coefficients: Mapping[str, float], bn_mode: BnMode, patch: Patch | None = None) -> StateDict:
+        """Return the soup's state dict.
+
+        What the patch replaces is not mixed at all, so its variances may stand where mixed ones would be negative.
+
+        Raises:
+            PatchError: the patch has a tensor that the network has not.
+            ValueError: a raw running variance came out negative.
+        """
         vector = torch.tensor(self.base.manifest.vector(dict(coefficients)), dtype=torch.float64)
-        return mix(list(self.state_dicts(bn_mode).values()), vector)
+        state_dicts = list(self.state_dicts(bn_mode).values())
+        if patch is None:
+            return mix(state_dicts, vector)
+        tensors = patch.tensors()
+        check_patch(tensors, {key: tuple(tensor.shape) for key, tensor in state_dicts[0].items()})
+        mixed = mix([{key: one[key] for key in one if key not in tensors} for one in state_dicts], vector)
+        return mixed | {key: torch.from_numpy(array).to(state_dicts[0][key].dtype) for key, array in tensors.items()}
 
     @torch.no_grad()
     def logits(self, state_dict: StateDict, images: Floats) -> Floats:
@@ -132,7 +148,7 @@ def compare(reference: TorchReference, case: Case, run: Run, *, relative: float 
         ParityError: the session does not run at all, say because its graph has a fixed batch size.
     """
     images = to_input(probe_pixels(reference.base.manifest.input))
-    state_dict = reference.mix(case.coefficients, case.bn_mode)
+    state_dict = reference.mix(case.coefficients, case.bn_mode, case.patch)
     comparisons = []
     for batch in BATCHES:
         expected = reference.logits(state_dict, images[-batch:])

@@ -1,7 +1,7 @@
 """A serving bundle and coefficients in, a running classifier out: numpy and ONNX Runtime only, no torch.
 
-A swap is: mix the memory-mapped rows into one flat buffer, hand it to a new session as the skeleton's external weights,
-check the session against a reference, use it.
+A swap is: mix the memory-mapped rows into one flat buffer, lay the soup's patch over it, hand it to a new session as
+the skeleton's external weights, check the session against a reference, use it.
 """
 
 import logging
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adapt.patch import PatchError, Tensors
 from adapt.soup import BnMode
 from deploy.layout import (
     BUNDLE_NAME,
@@ -21,6 +22,7 @@ from deploy.layout import (
     SKELETON_NAME,
     BundleError,
     BundleInfo,
+    check_patch,
     find_bundle,
     read_info,
 )
@@ -37,7 +39,7 @@ MIX_CHUNK = 1 << 16  # floats mixed at a time: the float64 accumulator stays in 
 
 
 class UnusableSoup(ValueError):
-    """Coefficients whose network cannot serve: a negative BatchNorm variance or logits that are not finite."""
+    """A soup whose network cannot serve: a negative variance, logits that are not finite, a patch that does not fit."""
 
 
 @dataclass(frozen=True)
@@ -91,27 +93,32 @@ class Bundle:
             probe_logits=logits.reshape(len(MODES), num_soups, num_probes, len(info.class_names)),
         )
 
-    def mix(self, coefficients: Mapping[str, float], *, bn_mode: BnMode = "folded") -> Floats:
+    def mix(
+        self, coefficients: Mapping[str, float], *, bn_mode: BnMode = "folded", patch: Tensors | None = None
+    ) -> Floats:
         """Return the soup's weights as one flat float32 row (row_floats,).
 
         Accumulates in float64; an ingredient with coefficient 0 is not read, so a one-hot soup is that ingredient bit
-        for bit.
+        for bit, but for what the patch replaces.
 
         Args:
             coefficients: one finite number per ingredient; they sum to 1.
             bn_mode: "folded" mixes ingredients whose BatchNorm statistics are folded away, "raw" mixes statistics too.
+            patch: tensors by state-dict key that take the place of mixed ones.
 
         Raises:
             ValueError: a coefficient is missing, unknown or not finite, or they do not sum to 1 within 1e-6.
-            UnusableSoup: a running variance came out negative (raw, coefficients outside [0, 1]), or a weight
-                overflowed.
+            UnusableSoup: a running variance came out negative (raw, coefficients outside [0, 1]) and the patch does
+                not replace it; a weight overflowed; or the patch has a tensor that the network has not.
         """
         mixed = mix_rows(self.rows[bn_mode], self._vector(coefficients))
+        if patch is not None:
+            self._lay_over(mixed, patch)
         for slot in self.info.tensors:
             if slot.is_variance and (lowest := mixed[slot.floats].min(initial=0.0)) < 0:
                 raise UnusableSoup(
                     f"the variance {slot.name} came out at {lowest:.3g} with raw BatchNorm: expected coefficients "
-                    "within [0, 1], or the folded mode"
+                    "within [0, 1], statistics in the patch, or the folded mode"
                 )
         return mixed
 
@@ -120,19 +127,21 @@ class Bundle:
         coefficients: Mapping[str, float],
         *,
         bn_mode: BnMode = "folded",
+        patch: Tensors | None = None,
         device: Device = "cpu",
         intra_op_threads: int = 1,
         verify: bool = True,
     ) -> SoupSession:
         """Build a session that serves the soup, and check it before anyone uses it.
 
-        A one-hot or the default soup must agree with the logits torch gave when the bundle was built. For any other
-        soup, the same weights run through a second session with every graph optimisation off (built in a tenth of the
-        time): weights that an optimiser pass mistook are found there.
+        A one-hot or the default soup without a patch must agree with the logits torch gave when the bundle was built.
+        For any other soup, the same weights run through a second session with every graph optimisation off (built in a
+        tenth of the time): weights that an optimiser pass mistook are found there.
 
         Args:
             coefficients: one finite number per ingredient; they sum to 1.
             bn_mode: see `mix`.
+            patch: see `mix`.
             device: "cuda" never falls back; "auto" takes CUDA where a device and its libraries are found.
             intra_op_threads: threads per `run`; more workers with one thread each serve more than the reverse.
             verify: run the check.
@@ -143,17 +152,17 @@ class Bundle:
             BundleError: CUDA was asked for and is not to be had, or the session's logits are wrong.
         """
         start = time.perf_counter()
-        weights = self.mix(coefficients, bn_mode=bn_mode)
+        weights = self.mix(coefficients, bn_mode=bn_mode, patch=patch)
         inference = build_inference(self.skeleton, weights, device=device, threads=intra_op_threads)
         session = SoupSession(inference, dict(coefficients), bn_mode, image_shape=self.probe_images.shape[1:])
         if verify:
-            self._verify(session, weights)
+            self._verify(session, weights, is_patched=patch is not None)
         seconds = time.perf_counter() - start
         logger.debug("built a session for %s (%s) on %s in %.3f s", coefficients, bn_mode, session.provider, seconds)
         return session
 
     def reference_logits(self, coefficients: Mapping[str, float], *, bn_mode: BnMode) -> Floats | None:
-        """Return the stored probe logits (n, K) of torch if the soup is one of `info.reference_soups`, else None."""
+        """Return torch's probe logits (n, K) if the soup, without a patch, is in `info.reference_soups`, else None."""
         vector = self._vector(coefficients)
         for position, soup in enumerate(self.info.reference_soups):
             if self._vector(soup) == vector:
@@ -166,11 +175,22 @@ class Bundle:
         check_coefficients(dict(coefficients), names)
         return [float(coefficients[name]) for name in names]
 
-    def _verify(self, session: SoupSession, weights: Floats) -> None:
+    def _lay_over(self, mixed: Floats, patch: Tensors) -> None:
+        slots = {slot.name: slot for slot in self.info.tensors}
+        try:
+            check_patch(patch, {name: slot.shape for name, slot in slots.items()})
+        except PatchError as error:
+            raise UnusableSoup(str(error)) from None
+        for key, array in patch.items():
+            mixed[slots[key].floats] = array.reshape(-1)
+
+    def _verify(self, session: SoupSession, weights: Floats, *, is_patched: bool) -> None:
         found = session.run(self.probe_images)
         if not np.isfinite(found).all():
             raise UnusableSoup("the soup's logits on the probe images are not finite")
-        expected = self.reference_logits(session.coefficients, bn_mode=session.bn_mode)
+        expected = None
+        if not is_patched:
+            expected = self.reference_logits(session.coefficients, bn_mode=session.bn_mode)
         if expected is None:
             plain = build_inference(self.skeleton, weights, device="cpu", threads=1, optimise=False)
             expected = SoupSession(plain, session.coefficients, session.bn_mode, session.image_shape).run(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from adapt.patch import Patch, make_patch
 from deploy.bundle import build_bundle
 from deploy.parity import TorchReference
 from deploy.runtime import Bundle
@@ -34,6 +35,27 @@ def bundle(tiny_bundle_folder: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def reference(tiny_base_set: Path) -> TorchReference:
     return TorchReference(load_base_set(tiny_base_set))
+
+
+@pytest.fixture(scope="session")
+def patches(reference: TorchReference) -> dict[str, Patch]:
+    """A patch of statistics, one of the last layer, and one of both; made up, but of the right size."""
+    generator = np.random.default_rng(5)
+    like = {key: tensor.numpy() for key, tensor in reference.base.state_dicts["nominal"].items()}
+    statistics = {
+        key: (array * np.exp(0.3 * generator.normal(size=array.shape))).astype(np.float32)
+        for key, array in like.items()
+        if key.endswith((".running_mean", ".running_var"))
+    }
+    head = {
+        key: generator.normal(scale=0.5, size=like[key].shape).astype(np.float32)
+        for key in ("head.weight", "head.bias")
+    }
+    return {
+        "statistics": make_patch(statistics, recalibrated=64),
+        "head": make_patch(head, head=True),
+        "both": make_patch(statistics | head, recalibrated=64, head=True),
+    }
 
 
 @pytest.fixture(scope="session")

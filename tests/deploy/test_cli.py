@@ -5,6 +5,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from adapt.patch import Patch
 from adapt.soup import make_soup, write_soup
 from deploy.__main__ import main, parse_coefficients
 from training.manifest import read_manifest
@@ -47,6 +48,24 @@ def test_export_takes_a_soup_file_or_coefficients(
     assert (code, data["bn_mode"], data["coefficients"]) == (0, "raw", coefficients)
     assert main(["check", out, str(tiny_base_set)]) == 0
     assert "soup" in capsys.readouterr().out
+
+
+def test_export_and_check_take_the_patch_along(
+    tiny_base_set: Path, tmp_path: Path, patches: dict[str, Patch], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = read_manifest(tiny_base_set)
+    coefficients = {"linf": 1.25, "nominal": -0.25, "l2": 0.0, "l1": 0.0}
+    soup = make_soup(manifest, coefficients, bn_mode="raw", patch=patches["statistics"])
+    write_soup(tmp_path / "soup.json", soup)
+    out = str(tmp_path / "soup.onnx")
+    code, data = run_json(capsys, "export", str(tiny_base_set), "--out", out, "--soup", str(tmp_path / "soup.json"))
+    assert (code, data["holds"]) == (0, True)
+    assert data["patch"] == {"digest": patches["statistics"].digest, "recalibrated": 64, "head": False}
+    code, data = run_json(capsys, "check", out, str(tiny_base_set))
+    assert (code, data["holds"]) == (0, True)
+    (tmp_path / "patch.safetensors").unlink()
+    assert main(["export", str(tiny_base_set), "--out", out, "--soup", str(tmp_path / "soup.json")]) == 2
+    assert "patch.safetensors: expected the patch of the soup" in capsys.readouterr().err
 
 
 def test_check_exits_with_1_where_parity_does_not_hold(

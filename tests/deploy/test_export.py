@@ -1,3 +1,4 @@
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,8 @@ import onnxruntime as ort
 import pytest
 
 import deploy.export
-from adapt.soup import SoupError, default_soup, make_soup
+from adapt.patch import Patch, PatchError, make_patch
+from adapt.soup import BnMode, SoupError, default_soup, make_soup
 from deploy.export import check_export, export, read_exported_soup
 from deploy.layout import BundleError
 from deploy.parity import ParityError, TorchReference
@@ -91,6 +93,63 @@ def test_half_precision_halves_the_file_and_stays_within_one_percent(
     assert found.dtype == np.float32
     assert np.abs(found - expected).max() <= 0.01 * max(1, np.abs(expected).max())
     assert all(one.holds for one in check_export(tmp_path / "half.onnx", base))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bn_mode", "coefficients"),
+    [("head", "folded", AFFINE), ("statistics", "raw", AFFINE), ("both", "raw", AFFINE)],
+)
+def test_exported_file_carries_the_patch(
+    base: BaseSet,
+    reference: TorchReference,
+    patches: dict[str, Patch],
+    tmp_path: Path,
+    batch: Callable[[int], np.ndarray],
+    kind: str,
+    bn_mode: BnMode,
+    coefficients: dict[str, float],
+) -> None:
+    out = tmp_path / "soup.onnx"
+    soup = make_soup(base.manifest, coefficients, bn_mode=bn_mode, patch=patches[kind])
+    export(base, soup, out)
+    onnx.checker.check_model(out, full_check=True)
+    for size in (1, 7):
+        expected = reference.logits(reference.mix(coefficients, bn_mode, patches[kind]), batch(size))
+        assert np.abs(run_plain(out, batch(size)) - expected).max() <= 1e-4
+    metadata = ort.InferenceSession(out, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["patch"]) == patches[kind].summary.model_dump()
+    assert read_exported_soup(out).patch == patches[kind]
+    assert all(one.holds for one in check_export(out, base))
+
+
+def test_patch_survives_half_precision(base: BaseSet, patches: dict[str, Patch], tmp_path: Path) -> None:
+    soup = make_soup(base.manifest, CONVEX, bn_mode="raw", patch=patches["both"])
+    export(base, soup, tmp_path / "half.onnx", "fp16")
+    assert read_exported_soup(tmp_path / "half.onnx").patch == patches["both"]
+    assert all(one.holds for one in check_export(tmp_path / "half.onnx", base))
+
+
+def test_check_notices_another_patch(base: BaseSet, patches: dict[str, Patch], tmp_path: Path) -> None:
+    path = tmp_path / "soup.onnx"
+    export(base, make_soup(base.manifest, CONVEX, patch=patches["head"]), path)
+    model = onnx.load(path)
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    other = make_patch({key: 2 * array for key, array in patches["head"].tensors().items()}, head=True)
+    tensors = base64.b64encode(other.data).decode()
+    onnx.helper.set_model_props(model, props | {"patch_tensors": tensors})
+    onnx.save(model, path)
+    with pytest.raises(BundleError, match=r"malformed metadata, .*patch: expected tensors with SHA-256"):
+        check_export(path, base)
+    onnx.helper.set_model_props(model, props | {"patch_tensors": tensors, "patch": other.summary.model_dump_json()})
+    onnx.save(model, path)
+    assert not any(one.holds for one in check_export(path, base))
+
+
+def test_patch_that_does_not_fit_is_not_exported(base: BaseSet, tmp_path: Path) -> None:
+    patch = make_patch({"neck.weight": np.zeros(3, dtype=np.float32)}, head=True)
+    with pytest.raises(PatchError, match=r"'neck.weight' of shape \(3,\) does not fit"):
+        export(base, make_soup(base.manifest, CONVEX, patch=patch), tmp_path / "soup.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_layernorm_net_exports(tiny_ln_base_set: Path, tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+import torch
 
 import deploy.runtime
+from adapt.evaluation import PreparedBase
+from adapt.patch import Patch
 from adapt.soup import BnMode
 from deploy.layout import BUNDLE_NAME, MODES
 from deploy.parity import TorchReference
@@ -171,6 +174,94 @@ def test_negative_variance_is_refused_in_raw_mode_only(bundle: Bundle) -> None:
     with pytest.raises(UnusableSoup, match=r"variance .*running_var came out at -"):
         bundle.session(far, bn_mode="raw")
     assert bundle.session(far, bn_mode="folded").coefficients == far
+
+
+PATCHED: list[tuple[str, BnMode, dict[str, float]]] = [
+    ("head", "folded", AFFINE),
+    ("head", "raw", CONVEX),
+    ("statistics", "raw", AFFINE),
+    ("both", "raw", AFFINE),
+    ("both", "raw", one_hot("linf")),  # one-hot: torch's stored logits are those without the patch
+]
+
+
+@pytest.mark.parametrize(("kind", "bn_mode", "coefficients"), PATCHED)
+def test_patched_soup_agrees_with_torch(
+    bundle: Bundle,
+    reference: TorchReference,
+    batch: Batch,
+    patches: dict[str, Patch],
+    kind: str,
+    bn_mode: BnMode,
+    coefficients: dict[str, float],
+) -> None:
+    session = bundle.session(coefficients, bn_mode=bn_mode, patch=patches[kind].tensors())
+    for size in (1, 7):
+        expected = reference.logits(reference.mix(coefficients, bn_mode, patches[kind]), batch(size))
+        assert_same_logits(session.run(batch(size)), expected)
+    if coefficients == CONVEX:
+        assert np.abs(bundle.session(CONVEX, bn_mode="raw").run(batch(7)) - session.run(batch(7))).max() > 1e-2
+
+
+@pytest.mark.parametrize(("kind", "bn_mode", "coefficients"), PATCHED)
+def test_patched_soup_is_the_one_that_a_search_evaluates(
+    bundle: Bundle,
+    reference: TorchReference,
+    batch: Batch,
+    patches: dict[str, Patch],
+    kind: str,
+    bn_mode: BnMode,
+    coefficients: dict[str, float],
+) -> None:
+    prepared = PreparedBase(reference.base)
+    model = prepared.model(bn_mode)
+    model.set([coefficients[name] for name in NAMES], patches[kind].tensors())
+    with torch.inference_mode():
+        expected = model.net(prepared.normalise(torch.from_numpy(batch(7)))).numpy()
+    session = bundle.session(coefficients, bn_mode=bn_mode, patch=patches[kind].tensors())
+    assert_same_logits(session.run(batch(7)), expected)
+
+
+def test_statistics_of_a_patch_make_raw_batchnorm_usable_outside_the_simplex(
+    bundle: Bundle, patches: dict[str, Patch]
+) -> None:
+    far = dict(zip(NAMES, (30.0, -29.0, 0.0, 0.0), strict=True))
+    with pytest.raises(UnusableSoup, match="statistics in the patch, or the folded mode"):
+        bundle.mix(far, bn_mode="raw", patch=patches["head"].tensors())
+    tensors = patches["statistics"].tensors()
+    mixed = bundle.mix(far, bn_mode="raw", patch=tensors)
+    for slot in bundle.info.tensors:
+        if slot.name in tensors:
+            assert np.array_equal(mixed[slot.floats], tensors[slot.name])
+    key = next(slot.name for slot in bundle.info.tensors if slot.is_variance)
+    with pytest.raises(UnusableSoup, match=rf"variance {key} came out at -1"):
+        bundle.mix(far, bn_mode="raw", patch=tensors | {key: -np.ones_like(tensors[key])})
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("neck.weight", (3,), r"'neck.weight' of shape \(3,\) does not fit the network, which has no such tensor"),
+        ("head.bias", (4,), r"'head.bias' of shape \(4,\) does not fit the network, which has one of shape \(3,\)"),
+    ],
+)
+def test_patch_that_does_not_fit_is_refused(bundle: Bundle, key: str, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UnusableSoup, match=message):
+        bundle.session(CONVEX, patch={key: np.zeros(shape, dtype=np.float32)})
+
+
+def test_session_of_a_patch_is_checked_too(
+    bundle: Bundle, patches: dict[str, Patch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = deploy.runtime.build_inference
+
+    def mistaken(skeleton: bytes, weights: np.ndarray, **options: object) -> ort.InferenceSession:
+        wrong = weights * np.float32(1.05) if options.get("optimise", True) else weights
+        return real(skeleton, wrong, **options)
+
+    monkeypatch.setattr(deploy.runtime, "build_inference", mistaken)
+    with pytest.raises(BundleError, match="probe logits are off"):
+        bundle.session(one_hot("linf"), patch=patches["head"].tensors())
 
 
 @pytest.mark.parametrize("large", [2.0**40, 2.0**53])
