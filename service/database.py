@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from service.tables import Table
+from service.tables import SoupVersion, Table
 
+# Columns that came after their tables; all may be null. A registry made without them gets them at the next start.
+ADDED = ((SoupVersion.__tablename__, SoupVersion.__table__.c.patch),)
 BUSY_SECONDS = 10  # how long a writer waits for another one's transaction (SQLite)
 
 
@@ -20,9 +22,11 @@ class Database:
         self._engine = _engine(url)
 
     def create(self) -> None:
-        """Make the tables that are missing."""
+        """Make the tables and columns that are missing; whatever is there stays as it is."""
         with self.write() as session:
-            Table.metadata.create_all(session.connection())
+            connection = session.connection()
+            Table.metadata.create_all(connection)
+            _add_columns(connection)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -44,6 +48,14 @@ class Database:
         engine = self._engine.execution_options(is_write=True, is_durable=is_durable)
         with Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
+
+
+def _add_columns(connection: Connection) -> None:
+    """Bring a registry of an earlier version up to date."""
+    for table, column in ADDED:
+        if column.name not in {known["name"] for known in inspect(connection).get_columns(table)}:
+            kind = column.type.compile(connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {column.name} {kind}")
 
 
 def _engine(url: str) -> Engine:

@@ -130,7 +130,10 @@ def _check_servable(context: Context, base: Base, soup: Soup) -> None:
 
 
 def _dialled(base: Base, coefficients: dict[str, float], current: Soup) -> Soup:
-    """Return the soup of coefficients set by hand; the rest stays as in the current one.
+    """Return the soup of coefficients set by hand; BatchNorm mode and temperature stay as in the current one.
+
+    Its patch does not: statistics and last layer were estimated for other coefficients. Without its statistics, the raw
+    mode would mix those of the ingredients, so the soup is folded then.
 
     Raises:
         Problem: 422 naming the coefficient.
@@ -140,7 +143,9 @@ def _dialled(base: Base, coefficients: dict[str, float], current: Soup) -> Soup:
             limit = f"expected a value within [-{MAX_COEFFICIENT:g}, {MAX_COEFFICIENT:g}], got {value:g}"
             raise invalid(f"coefficients.{name[:80]}", limit)
     try:
-        return make_soup(base.manifest, coefficients, bn_mode=current.bn_mode, temperature=current.temperature)
+        is_recalibrated = current.patch is not None and current.patch.recalibrated > 0
+        bn_mode = "folded" if is_recalibrated else current.bn_mode
+        return make_soup(base.manifest, coefficients, bn_mode=bn_mode, temperature=current.temperature)
     except ValueError as error:
         raise invalid("coefficients", str(error)) from None
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from adapt.soup import Outcome, Soup, SupportSummary
 from service.database import Database
-from service.registry import add_soup, get_deployment, get_soup, move
+from service.registry import add_soup, get_deployment, get_soup, move, soup_of
 from service.tables import ACTIVE_STATES, Deployment, Job
 
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
@@ -161,7 +161,7 @@ class JobQueue:
             if mine is None:
                 return None
             found = get_deployment(session, mine.deployment, lock=True)
-            current = Soup.model_validate(get_soup(session, mine.deployment, mine.base_version).soup)
+            current = soup_of(get_soup(session, mine.deployment, mine.base_version))
             is_new = not _serves_the_same(candidate, current)
             version = mine.base_version
             if is_new:

@@ -198,12 +198,17 @@ class Predictor:
 
         Raises:
             SoupError: the soup was made for other weights.
-            UnusableSoup: its logits are not finite.
+            UnusableSoup: its logits are not finite, or its patch does not fit.
             BundleError: the bundle is corrupt.
             NotReady: there is no bundle yet.
         """
         check_soup(soup, base.manifest)
-        return self._bundle(base).session(soup.coefficients, bn_mode=soup.bn_mode, device=self._settings.device)
+        return self._bundle(base).session(
+            soup.coefficients,
+            bn_mode=soup.bn_mode,
+            patch=None if soup.patch is None else soup.patch.tensors(),
+            device=self._settings.device,
+        )
 
     def _bundle(self, base: Base) -> Bundle:
         digest = base.manifest.digest

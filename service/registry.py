@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from adapt.soup import Soup
+from adapt.soup import Soup, soup_from_parts
 from service.database import Database
 from service.tables import ACTIVE_STATES, Deployment, Event, Job, SoupVersion, Worker
 
@@ -90,7 +90,7 @@ class Registry:
             if found is None:
                 session.add(Deployment(name=name, base_set=default.base_set, version=1))
                 session.flush()
-                session.add(SoupVersion(deployment=name, version=1, soup=_dump(default), source="default"))
+                add_soup(session, name, default, source="default")
                 session.add(Event(deployment=name, kind="created", to_version=1))
                 return True
             if found.base_set != default.base_set:
@@ -122,7 +122,7 @@ class Registry:
             UnknownVersion: the deployment has no such version.
         """
         with self._database.read() as session:
-            return Soup.model_validate(get_soup(session, deployment, version).soup)
+            return soup_of(get_soup(session, deployment, version))
 
     def soups(self, deployment: str) -> Sequence[SoupVersion]:
         """Return all versions, newest first.
@@ -224,10 +224,24 @@ def get_soup(session: Session, deployment: str, version: int) -> SoupVersion:
     return found
 
 
+def soup_of(row: SoupVersion) -> Soup:
+    """Return the soup of a row, within the transaction that read it: the tensors of a patch are read only now."""
+    return soup_from_parts(row.soup, None if row.soup.get("patch") is None else row.patch)
+
+
 def add_soup(session: Session, deployment: str, soup: Soup, *, source: str, job: str | None = None) -> int:
     """Insert a version; the caller holds the deployment's lock, so numbers are not given twice."""
     latest = session.scalar(select(func.max(SoupVersion.version)).where(SoupVersion.deployment == deployment)) or 0
-    session.add(SoupVersion(deployment=deployment, version=latest + 1, soup=_dump(soup), source=source, job=job))
+    session.add(
+        SoupVersion(
+            deployment=deployment,
+            version=latest + 1,
+            soup=soup.model_dump(mode="json"),
+            patch=None if soup.patch is None else soup.patch.data,
+            source=source,
+            job=job,
+        )
+    )
     return latest + 1
 
 
@@ -251,7 +265,3 @@ def move(
 def _check_expected(found: Deployment, expected: int | None) -> None:
     if expected is not None and found.version != expected:
         raise Conflict(f"deployment {found.name!r} is at version {found.version}, expected {expected}")
-
-
-def _dump(soup: Soup) -> dict[str, Any]:
-    return soup.model_dump(mode="json")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from adapt.patch import PatchSummary
 from adapt.soup import AccuracySummary, BnMode, SearchSummary, Soup, SupportSummary
 from service.tables import Deployment, Job, SoupVersion, Worker
 from training.documents import Frozen
@@ -48,6 +49,7 @@ class JobView(Frozen):
     previous_version: int | None = Field(description="what was served before a promotion")
     candidate_version: int | None = Field(description="the version that holds what was found")
     coefficients: dict[str, float] | None = Field(description="of what was found, by ingredient")
+    patch: PatchSummary | None = Field(description="what replaces mixed tensors in what was found")
     support: SupportSummary | None
     accuracy: AccuracySummary | None
     search: SearchSummary | None
@@ -79,6 +81,7 @@ class DeploymentView(Frozen):
     coefficients: dict[str, float]
     bn_mode: BnMode
     temperature: float
+    patch: PatchSummary | None = Field(description="what replaces mixed tensors; null for a plain soup")
     created_at: datetime
     is_rolled_out: bool = Field(description="every live worker serves the current version")
     workers: list[WorkerView]
@@ -108,6 +111,7 @@ class SoupView(Frozen):
     coefficients: dict[str, float]
     bn_mode: BnMode
     temperature: float
+    patch: PatchSummary | None
     base_digest: str
     evidence: dict[str, Any] | None
     created_at: datetime
@@ -173,6 +177,7 @@ def job_view(job: Job) -> JobView:
         previous_version=job.previous_version,
         candidate_version=job.candidate_version,
         coefficients=outcome.get("coefficients"),
+        patch=outcome.get("patch"),
         support=SupportSummary.model_validate(outcome.get("support") or job.support),
         accuracy=outcome.get("accuracy"),
         search=outcome.get("search"),
@@ -194,6 +199,7 @@ def deployment_view(found: Deployment, soup: Soup, workers: list[WorkerView]) ->
         coefficients=soup.coefficients,
         bn_mode=soup.bn_mode,
         temperature=soup.temperature,
+        patch=None if soup.patch is None else soup.patch.summary,
         created_at=moment(found.created_at),
         is_rolled_out=bool(workers) and all(worker.version == found.version for worker in workers),
         workers=workers,
@@ -214,17 +220,18 @@ def worker_view(worker: Worker, deployment: str) -> WorkerView:
 
 def soup_view(row: SoupVersion, current: int) -> SoupView:
     """Return a soup version as clients see it."""
-    soup = Soup.model_validate(row.soup)
+    soup = row.soup
     return SoupView(
         version=row.version,
         is_current=row.version == current,
         source=row.source,
         job=row.job,
-        coefficients=soup.coefficients,
-        bn_mode=soup.bn_mode,
-        temperature=soup.temperature,
-        base_digest=soup.base_digest,
-        evidence=row.soup["evidence"],
+        coefficients=soup["coefficients"],
+        bn_mode=soup["bn_mode"],
+        temperature=soup["temperature"],
+        patch=soup.get("patch"),
+        base_digest=soup["base_digest"],
+        evidence=soup["evidence"],
         created_at=moment(row.created_at),
     )
 

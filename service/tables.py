@@ -4,7 +4,7 @@ import time
 import uuid
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKeyConstraint, Index, MetaData, String
+from sqlalchemy import JSON, ForeignKeyConstraint, Index, LargeBinary, MetaData, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 ACTIVE_STATES = ("queued", "running")
@@ -50,6 +50,7 @@ class SoupVersion(Table):
     deployment: Mapped[str] = mapped_column(String(63), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     soup: Mapped[dict[str, Any]]  # adapt.soup.Soup, evidence included
+    patch: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)  # its tensors; not read for a list
     source: Mapped[str] = mapped_column(String(16))  # default, adapt, dial
     job: Mapped[str | None] = mapped_column(String(32))
     created_at: Mapped[float] = mapped_column(default=time.time)

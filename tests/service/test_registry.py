@@ -1,26 +1,36 @@
 """The registry and its queue, on a real SQLite file."""
 
+import json
 import multiprocessing
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from adapt.patch import Patch, make_patch
 from adapt.soup import Outcome, SearchSummary, Soup, SupportSummary
 from service.database import Database
 from service.jobs import SUPERSEDED, JobQueue, QueueFull
 from service.registry import Conflict, Registry, UnknownDeployment, UnknownVersion
+from service.schemas import soup_view
 from service.tables import Job
 
 SUPPORT = SupportSummary(n=2, per_class={"cat": 1, "dog": 1})
 STALE = 30.0
 
 
-def soup(share: float, *, digest: str = "a" * 64, base_set: str = "tiny") -> Soup:
-    return Soup(base_set=base_set, base_digest=digest, coefficients={"linf": share, "nominal": 1 - share})
+def soup(share: float, *, digest: str = "a" * 64, base_set: str = "tiny", patch: Patch | None = None) -> Soup:
+    coefficients = {"linf": share, "nominal": 1 - share}
+    return Soup(base_set=base_set, base_digest=digest, coefficients=coefficients, patch=patch)
+
+
+def head(bias: float) -> Patch:
+    return make_patch({"head.bias": np.full(3, bias, dtype=np.float32)}, head=True)
 
 
 def outcome(found: Soup, state: str = "promoted") -> Outcome:
@@ -31,6 +41,7 @@ def outcome(found: Soup, state: str = "promoted") -> Outcome:
             "coefficients": found.coefficients,
             "temperature": found.temperature,
             "bn_mode": found.bn_mode,
+            "patch": found.patch and found.patch.summary,
             "support": SUPPORT,
             "accuracy": None,
             "search": SearchSummary(strategy="grid", candidates=3, image_forwards=6, seconds=0.1),
@@ -96,6 +107,73 @@ def test_new_weights_move_a_deployment_on_and_keep_its_history(registry: Registr
     assert registry.deployment("default").version == 3
     assert registry.soup("default", 2) == soup(0.5)
     assert registry.events("default")[-1].kind == "rebased"
+
+
+def test_patch_comes_back_with_its_soup(registry: Registry, jobs: JobQueue) -> None:
+    registry.dial("default", soup(0.5, patch=head(1)))
+    assert registry.soup("default", 2) == soup(0.5, patch=head(1))
+    assert registry.soup("default", 1).patch is None
+    add(jobs, "one")
+    finished = jobs.finish(claimed(jobs), soup(0.5, patch=head(2)), outcome(soup(0.5, patch=head(2))))
+    assert finished is not None
+    assert (finished.state, finished.candidate_version) == ("promoted", 3)
+    assert registry.soup("default", 3).patch == head(2)
+    registry.point_at("default", 2)
+    assert registry.soup("default", registry.deployment("default").version).patch == head(1)
+    digests = [(row.soup["patch"] or {}).get("digest") for row in registry.soups("default")]
+    assert digests == [head(2).digest, head(1).digest, None]
+
+
+def test_candidate_with_the_patch_of_the_current_soup_makes_no_version(registry: Registry, jobs: JobQueue) -> None:
+    registry.dial("default", soup(0.5, patch=head(1)))
+    for name, found, version in (("one", soup(0.5, patch=head(1)), 2), ("two", soup(0.5), 3)):
+        add(jobs, name)
+        finished = jobs.finish(claimed(jobs), found, outcome(found, "kept"))
+        assert finished is not None
+        assert finished.candidate_version == version
+
+
+# What `Database.create` made before soups had patches.
+EARLIER_TABLES = """
+CREATE TABLE deployments (
+    name VARCHAR(63) NOT NULL, uid VARCHAR(32) NOT NULL, base_set VARCHAR(63) NOT NULL, version INTEGER NOT NULL,
+    created_at DOUBLE NOT NULL, CONSTRAINT pk_deployments PRIMARY KEY (name)
+);
+CREATE TABLE soups (
+    deployment VARCHAR(63) NOT NULL, version INTEGER NOT NULL, soup JSON NOT NULL, source VARCHAR(16) NOT NULL,
+    job VARCHAR(32), created_at DOUBLE NOT NULL, CONSTRAINT pk_soups PRIMARY KEY (deployment, version),
+    CONSTRAINT fk_soups_deployment FOREIGN KEY(deployment) REFERENCES deployments (name)
+);
+"""
+
+
+def test_registry_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    document = {
+        "format_version": 1,
+        "base_set": "tiny",
+        "base_digest": "a" * 64,
+        "coefficients": {"linf": 0.25, "nominal": 0.75},
+        "bn_mode": "folded",
+        "temperature": 1.5,
+        "evidence": None,
+    }
+    with sqlite3.connect(path) as connection:
+        connection.executescript(EARLIER_TABLES)
+        connection.execute("INSERT INTO deployments VALUES ('default', 'u', 'tiny', 1, 7.0)")
+        connection.execute("INSERT INTO soups VALUES ('default', 1, ?, 'default', NULL, 7.0)", (json.dumps(document),))
+    connection.close()
+    for _ in range(2):  # nothing is left to do the second time
+        database = Database(f"sqlite:///{path}")
+        database.create()
+        registry = Registry(database)
+        assert not registry.ensure_deployment("default", soup(1.0))
+        assert registry.soup("default", 1) == soup(0.25).model_copy(update={"temperature": 1.5})
+        database.close()
+    registry.dial("default", soup(0.5, patch=head(1)))
+    assert registry.soup("default", 2).patch == head(1)
+    assert soup_view(registry.soups("default")[1], 2).patch is None
+    database.close()
 
 
 def test_unknown_names_are_said_so(registry: Registry) -> None:
