@@ -14,13 +14,20 @@ from tqdm import tqdm
 from adapt import report as reports
 from adapt import support as supports
 from adapt.attack import Attack
-from adapt.evaluation import PreparedBase, evaluate_soups, pick_device, thread_count
+from adapt.evaluation import (
+    PreparedBase,
+    evaluate_soups,
+    pick_device,
+    score_logits,
+    soup_logits,
+    thread_count,
+)
 from adapt.fronts import FrontsCommand
 from adapt.grid import GridKind, finest, lattice
 from adapt.plots import plot_report
 from adapt.score import P_THRESHOLD, TEMPERATURES, choose
 from adapt.search import Search, search
-from adapt.soup import BnMode, Promote, Soup, Strategy, check_soup, default_soup, make_soup, read_soup
+from adapt.soup import RUNGS, BnMode, Promote, Rung, Soup, Strategy, check_soup, default_soup, make_soup, read_soup
 from training.bases import load_base_set, rewrite_manifest
 from training.cli import Command, Result, run
 from training.data import DataSpec, ImageSet, balanced_indices, load_folder, load_splits
@@ -51,6 +58,14 @@ class SearchCommand(Command):
     strategy: Strategy = Field(
         default="auto", description="grid: every soup; surrogate: those a prediction calls best; auto: the cheaper"
     )
+    rungs: tuple[Rung, ...] = Field(
+        default=RUNGS,
+        description="tried beside the coefficients: batchnorm statistics of the images, a last layer (head) fitted to "
+        "them; give none for coefficients alone",
+    )
+    unlabelled: Path | None = Field(
+        default=None, description="folder of more images of the shift, without labels, for the batchnorm statistics"
+    )
     grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
     step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")
     bn_mode: BnMode = Field(default="folded", description="mix BatchNorm folded into the weights, or raw")
@@ -72,13 +87,18 @@ class SearchCommand(Command):
         test = None if self.test is None else _load_images(self.test, manifest)
         if test is not None:
             supports.check_disjoint(support, test.hashes)
+        unlabelled = None
+        if self.unlabelled is not None:
+            unlabelled = supports.load_unlabelled(self.unlabelled, manifest, known=support.hashes)
         prepared = PreparedBase(base, device=pick_device(self.device))
         with _progress() as progress:
             found = search(
                 prepared,
                 support,
                 current=current,
+                unlabelled=unlabelled,
                 strategy=self.strategy,
+                rungs=self.rungs,
                 grid=self.grid,
                 step=self.step,
                 bn_mode=self.bn_mode,
@@ -247,9 +267,9 @@ def _measure(prepared: PreparedBase, soups: dict[str, Soup], images: ImageSet) -
     found = {}
     for name, soup in soups.items():
         row = np.asarray([soup.vector(prepared.manifest)])
-        scores = evaluate_soups(
-            prepared, row, images.images, images.labels, bn_mode=soup.bn_mode, temperatures=[soup.temperature]
-        )
+        patch = None if soup.patch is None else soup.patch.tensors()
+        logits = soup_logits(prepared, row, images.images, bn_mode=soup.bn_mode, patch=patch)
+        scores = score_logits(logits, images.labels, temperatures=[soup.temperature])
         found[name] = (float(scores.accuracy[0]), float(scores.losses.mean(dtype=np.float64)))
     return found
 

@@ -4,14 +4,19 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapt.bn import Folded, check_same_logits, fold_base, fuse, fused_state_dict, has_batchnorm, probe_images
+from adapt.head import Head
 from adapt.mixing import FlatModel
+from adapt.patch import Tensors
+from adapt.recalibration import Recalibrator
 from adapt.score import TEMPERATURES, Scores
 from adapt.soup import BnMode
 from training.bases import BaseSet
@@ -25,6 +30,8 @@ BLOCK_BYTES = 256 * 2**20  # float32 inputs kept ready at a time; the candidates
 # about 200 images on they do not and the rate drops by 40 %.
 BATCH_PIXELS = {"cpu": 64 * 32 * 32, "cuda": 4096 * 32 * 32}
 MIN_BATCH = 8
+# Pixels per batch of a recalibration. Statistics of one batch are exact, so it is as large as memory allows.
+RECALIBRATION_PIXELS = 2048 * 32 * 32
 
 
 class Cancelled(RuntimeError):
@@ -49,6 +56,35 @@ class PreparedBase:
     def manifest(self) -> Manifest:
         """The base set's manifest."""
         return self.base.manifest
+
+    @property
+    def has_batchnorm(self) -> bool:
+        """Whether there are BatchNorm statistics to fold or to recalibrate."""
+        return self._has_batchnorm
+
+    @cached_property
+    def head_key(self) -> str | None:
+        """The last layer's name in the state dict, if it is a linear layer on one vector per image, else None."""
+        return find_head(self._classifier.net)
+
+    def head(self, coefficients: Sequence[float], patch: Tensors | None = None) -> Head | None:
+        """Return the last layer of a soup; None where it is not linear."""
+        if self.head_key is None:
+            return None
+        parts = []
+        for part in ("weight", "bias"):
+            key = f"{self.head_key}.{part}"
+            if patch is not None and key in patch:
+                parts.append(torch.from_numpy(patch[key]).double())
+            else:
+                own = [state_dict[key].double() for state_dict in self.base.state_dicts.values()]
+                parts.append(torch.einsum("m,m...->...", torch.tensor(list(coefficients)).double(), torch.stack(own)))
+        return Head(*parts)
+
+    @cached_property
+    def recalibrator(self) -> Recalibrator:
+        """What gives the network of `model("raw")` the statistics of images; ValueError without BatchNorm."""
+        return Recalibrator(self.model("raw"))
 
     def canonical(self, bn_mode: BnMode) -> BnMode:
         """Return the mode; always "folded" for a network without BatchNorm, where both are the same."""
@@ -126,6 +162,26 @@ def thread_count(num_threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class Run(NamedTuple):
+    """What soups say about n images.
+
+    Attributes:
+        logits: (C, n, K) float32 on the CPU; NaN for a soup that is not usable.
+        features: of each soup float32 (n, D) on the CPU, what the last layer is given; None where there is no such
+            layer, or the soup is not usable.
+        statistics: of each soup, by state-dict key; None where they were not recalibrated.
+        image_forwards: images through the network.
+    """
+
+    logits: Tensor
+    features: tuple[Tensor | None, ...]
+    statistics: tuple[Tensors | None, ...]
+    image_forwards: int
+
+
+Visit = Callable[[int, slice, Tensor, Tensor | None], None]  # soup, images, logits, features
+
+
 def evaluate_soups(
     prepared: PreparedBase,
     coefficients: npt.NDArray[np.float64],
@@ -163,10 +219,19 @@ def evaluate_soups(
     targets = torch.from_numpy(labels).to(prepared.device)
     scale = torch.tensor(temperatures, dtype=torch.float32, device=prepared.device).view(-1, 1, 1)
 
-    def judge(soup: int, span: slice, logits: Tensor) -> None:
+    def judge(soup: int, span: slice, logits: Tensor, _: Tensor | None) -> None:
         losses[soup, :, span], correct[soup, span] = _judge(logits, targets[span], scale)
 
-    _pass(prepared, coefficients, images, bn_mode, judge, batch_size, progress, should_stop)
+    _pass(
+        prepared,
+        coefficients,
+        images,
+        bn_mode,
+        judge,
+        batch_size=batch_size,
+        progress=progress,
+        should_stop=should_stop,
+    )
     return Scores(losses.cpu().numpy(), correct.cpu().numpy())
 
 
@@ -176,21 +241,186 @@ def soup_logits(
     images: npt.NDArray[np.uint8],
     *,
     bn_mode: BnMode = "folded",
+    patch: Tensors | None = None,
     progress: Callable[[float], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Tensor:
     """Return every soup's logits on every image, float32 (C, n, K) on the CPU; NaN for a soup that is not usable.
 
-    Arguments and errors as for `evaluate_soups`.
+    Arguments and errors as for `evaluate_soups`; `patch` has tensors that take the place of every soup's mixed ones.
     """
     shape = (len(coefficients), len(images), len(prepared.manifest.class_names))
     kept = torch.full(shape, math.nan, device=prepared.device)
 
-    def keep(soup: int, span: slice, logits: Tensor) -> None:
+    def keep(soup: int, span: slice, logits: Tensor, _: Tensor | None) -> None:
         kept[soup, span] = logits
 
-    _pass(prepared, coefficients, images, bn_mode, keep, None, progress, should_stop)
+    _pass(prepared, coefficients, images, bn_mode, keep, patch=patch, progress=progress, should_stop=should_stop)
     return kept.cpu()
+
+
+def run_soups(
+    prepared: PreparedBase,
+    coefficients: npt.NDArray[np.float64],
+    images: npt.NDArray[np.uint8],
+    *,
+    bn_mode: BnMode = "folded",
+    patch: Tensors | None = None,
+    recalibrate: bool = False,
+    unlabelled: npt.NDArray[np.uint8] | None = None,
+    progress: Callable[[float], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Run:
+    """Return the logits, the last layer's inputs and, where asked for, the new statistics of every soup.
+
+    Args:
+        prepared: the base set.
+        coefficients: (C, M), in ingredient order.
+        images: uint8 (n, H, W, 3) at the network's input size.
+        bn_mode: how BatchNorm is mixed; recalibration mixes it raw, whatever this says.
+        patch: tensors that take the place of every soup's mixed ones; not with `recalibrate`.
+        recalibrate: estimate each soup's BatchNorm statistics on the images and the unlabelled ones.
+        unlabelled: uint8 (m, H, W, 3) more images to recalibrate on.
+        progress: called with the fraction done, after each soup.
+        should_stop: asked before each soup.
+
+    Raises:
+        Cancelled: `should_stop` said so.
+        ValueError: recalibration of a network without BatchNorm.
+    """
+    num_soups, n = len(coefficients), len(images)
+    logits = torch.full((num_soups, n, len(prepared.manifest.class_names)), math.nan)
+    features: list[Tensor | None] = [None] * num_soups
+    statistics: list[Tensors | None] = [None] * num_soups
+
+    def keep(soup: int, span: slice, found: Tensor, seen: Tensor | None) -> None:
+        logits[soup, span] = found.cpu()
+        if seen is not None:
+            room = features[soup]
+            if room is None:
+                room = features[soup] = torch.zeros(n, seen.shape[1])
+            room[span] = seen.cpu()
+
+    tap = _Tap(prepared, "raw" if recalibrate else bn_mode)
+    with tap:
+        if recalibrate:
+            pool = images if unlabelled is None else np.concatenate([images, unlabelled])
+            forwards = _recalibrated_pass(prepared, coefficients, pool, n, keep, statistics, tap, progress, should_stop)
+        else:
+            _pass(
+                prepared,
+                coefficients,
+                images,
+                bn_mode,
+                keep,
+                patch=patch,
+                tap=tap,
+                progress=progress,
+                should_stop=should_stop,
+            )
+            forwards = num_soups * n
+    return Run(logits, tuple(features), tuple(statistics), forwards)
+
+
+class _Tap:
+    """Catches what the last layer is given."""
+
+    def __init__(self, prepared: PreparedBase, bn_mode: BnMode) -> None:
+        key = prepared.head_key
+        self._layer = None if key is None else prepared.model(bn_mode).net.get_submodule(key)
+        self.features: Tensor | None = None
+
+    def _catch(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.features = inputs[0] if inputs[0].dim() == 2 else None
+
+    def __enter__(self) -> "_Tap":
+        self._handle = None if self._layer is None else self._layer.register_forward_pre_hook(self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.features = None
+        if self._handle is not None:
+            self._handle.remove()
+
+
+def find_head(net: nn.Module) -> str | None:
+    """Return the name of a timm network's last layer if it is linear with a bias, else None."""
+    get = getattr(net, "get_classifier", None)
+    layer = get() if callable(get) else None
+    if not isinstance(layer, nn.Linear) or layer.bias is None:
+        return None
+    names = [name for name, module in net.named_modules() if module is layer]
+    return names[0] if names else None
+
+
+def _pass(
+    prepared: PreparedBase,
+    coefficients: npt.NDArray[np.float64],
+    images: npt.NDArray[np.uint8],
+    bn_mode: BnMode,
+    visit: Visit,
+    *,
+    patch: Tensors | None = None,
+    tap: _Tap | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[float], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> None:
+    """Run every usable soup on every image and show `visit` the soup's position, the images' and what came out."""
+    model = prepared.model(bn_mode)
+    # Statistics of a patch take the place of mixed ones, whatever these are.
+    usable = [True] * len(coefficients) if patch else model.usable(torch.from_numpy(coefficients))
+    blocks = _blocks(images)
+    with torch.inference_mode(), exact_convolutions():
+        for number, block in enumerate(blocks):
+            batches = _batches(prepared, images, block, batch_size)
+            for soup, row in enumerate(coefficients):
+                _check_stop(should_stop)
+                if usable[soup]:
+                    model.set(row.tolist(), patch)
+                    for span, batch in batches:
+                        logits = model.net(batch)
+                        visit(soup, span, logits, None if tap is None else tap.features)
+                if progress is not None:
+                    progress((number * len(coefficients) + soup + 1) / (len(blocks) * len(coefficients)))
+
+
+def _recalibrated_pass(
+    prepared: PreparedBase,
+    coefficients: npt.NDArray[np.float64],
+    pool: npt.NDArray[np.uint8],
+    n: int,
+    visit: Visit,
+    statistics: list[Tensors | None],
+    tap: _Tap,
+    progress: Callable[[float], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> int:
+    """Recalibrate every soup on the pool, show `visit` what comes out for its first n images; return the forwards.
+
+    Where the pool is one batch, the pass that estimates the statistics has the final logits too.
+    """
+    batch_size = max(MIN_BATCH, RECALIBRATION_PIXELS // (pool.shape[1] * pool.shape[2]))
+    recalibrator, model = prepared.recalibrator, prepared.model("raw")
+    batches = [batch for _, batch in _batches(prepared, pool, slice(0, len(pool)), batch_size)]
+    parts = _batches(prepared, pool, slice(0, n), None) if n and len(batches) > 1 else []
+    with torch.inference_mode(), exact_convolutions():
+        for soup, row in enumerate(coefficients):
+            _check_stop(should_stop)
+            logits = recalibrator.run(row.tolist(), batches)
+            if logits is not None and n:
+                visit(soup, slice(0, n), logits[:n], None if tap.features is None else tap.features[:n])
+            for span, batch in parts:
+                visit(soup, span, model.net(batch), tap.features)
+            statistics[soup] = recalibrator.statistics()
+            if progress is not None:
+                progress((soup + 1) / len(coefficients))
+    return len(coefficients) * (len(pool) + (n if parts else 0))
+
+
+def _check_stop(should_stop: Callable[[], bool] | None) -> None:
+    if should_stop is not None and should_stop():
+        raise Cancelled("the search was stopped before it was done")
 
 
 def score_logits(
@@ -203,34 +433,6 @@ def score_logits(
     return Scores(
         torch.stack([losses for losses, _ in judged]).numpy(), torch.stack([correct for _, correct in judged]).numpy()
     )
-
-
-def _pass(
-    prepared: PreparedBase,
-    coefficients: npt.NDArray[np.float64],
-    images: npt.NDArray[np.uint8],
-    bn_mode: BnMode,
-    visit: Callable[[int, slice, Tensor], None],
-    batch_size: int | None,
-    progress: Callable[[float], None] | None,
-    should_stop: Callable[[], bool] | None,
-) -> None:
-    """Run every usable soup on every image and show `visit` the soup's position, the images' and the logits."""
-    model = prepared.model(bn_mode)
-    usable = model.usable(torch.from_numpy(coefficients))
-    blocks = _blocks(images)
-    with torch.inference_mode(), exact_convolutions():
-        for number, block in enumerate(blocks):
-            batches = _batches(prepared, images, block, batch_size)
-            for soup, row in enumerate(coefficients):
-                if should_stop is not None and should_stop():
-                    raise Cancelled("the search was stopped before it was done")
-                if usable[soup]:
-                    model.set(row.tolist())
-                    for span, batch in batches:
-                        visit(soup, span, model.net(batch))
-                if progress is not None:
-                    progress((number * len(coefficients) + soup + 1) / (len(blocks) * len(coefficients)))
 
 
 def _judge(logits: Tensor, labels: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adapt.patch import PatchError
+from adapt.patch import STATISTICS, PatchError
 from training.bases import StateDict, check_like
 
 ALIGNMENT = 16  # float32 elements: every tensor starts on a 64-byte line
@@ -94,6 +94,7 @@ class FlatModel:
         self.net.load_state_dict(state_dicts[0])
         self.net.to(device)
         offsets, size = _layout(state_dicts[0])
+        self._offsets = offsets
         self.rows = torch.zeros(len(state_dicts), size)
         for row, state_dict in zip(self.rows, state_dicts, strict=True):
             for key, offset in offsets.items():
@@ -131,6 +132,15 @@ class FlatModel:
                 has = "no such tensor" if view is None else f"one of shape {tuple(view.shape)}"
                 raise PatchError(f"patch: {key!r} of shape {array.shape} does not fit the network, which has {has}")
             view.copy_(torch.from_numpy(array))
+
+    @torch.no_grad()
+    def set_statistics(self, coefficients: Sequence[float]) -> None:
+        """Give the network the running means and variances of this soup, and leave all else as it is."""
+        numbers = torch.tensor([float(number) for number in coefficients], dtype=self.rows.dtype)
+        for key, view in self._views.items():
+            if key.endswith(STATISTICS):
+                rows = [_view(row, self._offsets[key], view) for row in self.rows]
+                view.copy_(torch.einsum("m,m...->...", numbers.to(view.device), torch.stack(rows)))
 
     @torch.no_grad()
     def usable(self, coefficients: Float[Tensor, "C M"]) -> list[bool]:

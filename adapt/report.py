@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from adapt.score import TEMPERATURES, Scores, temp_ce
+from adapt.candidates import Pool
+from adapt.score import TEMPERATURES, temp_ce
 from adapt.search import Search
 from adapt.soup import BnMode, Outcome, Soup, write_soup
 from training.documents import Frozen
@@ -22,6 +23,7 @@ class CandidateReport(Frozen):
     accuracy: float = Field(description="plain: too high for the chosen one, which was picked on these images")
     temp_ce: float | None = Field(description="cross-entropy at its own best temperature; null if not usable")
     temperature: float
+    recalibrated: bool = Field(default=False, description="with BatchNorm statistics of the images")
 
 
 class UnseenAccuracy(Frozen):
@@ -58,22 +60,30 @@ def make_report(search: Search, current: Soup, *, duplicates: int = 0, test: Uns
         current_bn_mode=current.bn_mode,
         outcome=search.outcome,
         duplicates=duplicates,
-        candidates=_candidates(search.coefficients.tolist(), search.scores),
+        candidates=_candidates(search.pool),
         test=test,
     )
 
 
-def _candidates(coefficients: list[list[float]], scores: Scores) -> tuple[CandidateReport, ...]:
-    values, temperatures = temp_ce(scores.losses)
-    rows = zip(coefficients, scores.accuracy.tolist(), values.tolist(), temperatures.tolist(), strict=True)
+def _candidates(pool: Pool) -> tuple[CandidateReport, ...]:
+    values, temperatures = temp_ce(pool.scores.losses)
+    rows = zip(
+        pool.coefficients.tolist(),
+        pool.scores.accuracy.tolist(),
+        values.tolist(),
+        temperatures.tolist(),
+        pool.recalibrated.tolist(),
+        strict=True,
+    )
     return tuple(
         CandidateReport(
             coefficients=tuple(row),
             accuracy=accuracy,
             temp_ce=value if value < float("inf") else None,
             temperature=TEMPERATURES[temperature],
+            recalibrated=recalibrated,
         )
-        for row, accuracy, value, temperature in rows
+        for row, accuracy, value, temperature, recalibrated in rows
     )
 
 
@@ -125,12 +135,17 @@ def table(report: Report) -> str:
     lines.append(
         f"support    {outcome.support.n} images of {classes} classes"
         + (f", {report.duplicates} repeats left out" if report.duplicates else "")
+        + (f"; {outcome.support.unlabelled} unlabelled" if outcome.support.unlabelled else "")
     )
     search = outcome.search
     lines.append(
         f"search     {search.strategy} {search.grid}: {search.candidates} soups,"
         f" {search.image_forwards} image-forwards, {search.seconds:.1f} s"
     )
+    if (patch := outcome.patch) is not None:
+        parts = [f"BatchNorm statistics of {patch.recalibrated} images"] if patch.recalibrated else []
+        parts += ["a last layer fitted to labelled images"] if patch.head else []
+        lines.append(f"candidate  replaces mixed weights by {' and '.join(parts)}")
     if (accuracy := outcome.accuracy) is not None:
         low, high = accuracy.interval
         lines.append(
@@ -148,13 +163,13 @@ def _rows(report: Report) -> list[str]:
     names = report.ingredient_names
     tested = {} if report.test is None else report.test.ingredients
     width = max(9, *map(len, names))
-    head = f"{'on the support images':<22}" + "".join(f"{name:>{width + 1}}" for name in names)
+    head = f"{'on the support images':<26}" + "".join(f"{name:>{width + 1}}" for name in names)
     lines = [f"{head}   accuracy   tempCE" + ("     test" if tested else "")]
     for row in _shown(report):
         cells = "".join(f"{row.coefficients[name]:>{width + 1}.2f}" for name in names)
         value = "      -" if row.temp_ce is None else f"{row.temp_ce:7.4f}"
         test = f"   {tested[row.name]:.4f}" if row.name in tested else ""
-        lines.append(f"{row.name:<22}{cells}   {row.accuracy:8.3f}  {value}{test}")
+        lines.append(f"{row.name:<26}{cells}   {row.accuracy:8.3f}  {value}{test}")
     return lines
 
 
@@ -167,10 +182,14 @@ def _shown(report: Report) -> list[_Row]:
         return _Row(name, coefficients, candidate.accuracy, candidate.temp_ce)
 
     rows = [row("current", report.candidates[0])]
-    rows += [row(f"best soup {rank}", candidate) for rank, candidate in enumerate(best(report), start=1)]
+    rows += [
+        row(f"best soup {rank}" + (", recalibrated" if candidate.recalibrated else ""), candidate)
+        for rank, candidate in enumerate(best(report), start=1)
+    ]
     for position, name in enumerate(names):
         alone = tuple(float(position == other) for other in range(len(names)))
-        rows += [row(name, candidate) for candidate in report.candidates if candidate.coefficients == alone][:1]
+        plain = [candidate for candidate in report.candidates if not candidate.recalibrated]
+        rows += [row(name, candidate) for candidate in plain if candidate.coefficients == alone][:1]
     return rows
 
 

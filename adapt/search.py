@@ -1,32 +1,46 @@
 """From a few labelled images to a soup: candidates, their scores, the choice, the evidence, the decision."""
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Required, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from adapt.evaluation import PreparedBase, pick_device, thread_count
+from adapt.candidates import (
+    SAME,
+    Ints,
+    Pool,
+    Progress,
+    ShouldStop,
+    Task,
+    run_candidates,
+    run_current,
+)
+from adapt.evaluation import PreparedBase, pick_device, run_soups, thread_count
 from adapt.grid import Grid, GridKind, Lattice, lattice
+from adapt.head import Head
+from adapt.ladder import Fit, Ladder
+from adapt.patch import Floats, Patch, make_patch
 from adapt.score import (
     NUM_FOLDS,
     P_THRESHOLD,
     TEMPERATURES,
-    Choice,
     CrossFit,
     Scores,
-    choose,
-    cross_fit,
     decide,
     fold_dependence,
     summarise,
 )
 from adapt.soup import (
+    RUNGS,
     AccuracySummary,
     BnMode,
     Outcome,
     Promote,
+    Rung,
     SearchSummary,
     Soup,
     Strategy,
@@ -34,47 +48,52 @@ from adapt.soup import (
     check_soup,
     make_soup,
 )
-from adapt.strategies import (
-    SAME,
-    Pool,
-    Progress,
-    ShouldStop,
-    Task,
-    num_evaluated,
-    search_grid,
-    search_surrogate,
-)
+from adapt.strategies import num_evaluated, search_grid, search_surrogate
 from adapt.support import Support
 from training.bases import BaseSet
 from training.manifest import check_mixable
 
+NO_LABELS = "no labelled images: without them nothing can be shown to be better"
+
+Images = npt.NDArray[np.uint8]
+
 
 @dataclass(frozen=True)
 class Search:
-    """Everything a search saw. Position 0 of `coefficients` and `scores` is the current soup.
+    """Everything a search saw. Position 0 of its pool is the current soup.
 
     Attributes:
         soup: the candidate, with the outcome as its evidence.
         outcome: what was found and whether it is to be promoted.
-        coefficients: (C, M) of all soups evaluated.
-        scores: of all of them on the support images.
-        choice: position of the candidate and of its temperature.
+        pool: of all soups evaluated.
+        choice: what the candidate is.
         fit: held-out answers; None where there was only one image.
     """
 
     soup: Soup
     outcome: Outcome
-    coefficients: Grid
-    scores: Scores
-    choice: Choice
+    pool: Pool
+    choice: Fit
     fit: CrossFit | None
+
+    @property
+    def coefficients(self) -> Grid:
+        """Of all soups evaluated, (C, M)."""
+        return self.pool.coefficients
+
+    @property
+    def scores(self) -> Scores:
+        """Of all soups evaluated, on the support images."""
+        return self.pool.scores
 
 
 class SearchOptions(TypedDict, total=False):
     """Keywords of `search` and `find_soup`; see there."""
 
     current: Required[Soup]
+    unlabelled: Images | None
     strategy: Strategy
+    rungs: Collection[Rung]
     grid: GridKind
     step: float | None
     bn_mode: BnMode
@@ -98,7 +117,9 @@ def search(
     support: Support,
     *,
     current: Soup,
+    unlabelled: Images | None = None,
     strategy: Strategy = "auto",
+    rungs: Collection[Rung] = RUNGS,
     grid: GridKind = "affine",
     step: float | None = None,
     bn_mode: BnMode = "folded",
@@ -110,21 +131,25 @@ def search(
     progress: Progress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> Search:
-    """Evaluate soups of a grid on the support images, choose one, and judge it on images it was not chosen on.
+    """Evaluate soups on the support images, choose one, and judge it on images it was not chosen on.
 
-    The current soup and every ingredient alone are always among the candidates. The candidate is the soup of least
-    tempCE on all images; its accuracy, interval and p-value come from cross-fitting the same choice. Deterministic for
-    a seed on one machine.
+    The current soup and every ingredient alone are always among the candidates. Where the network has BatchNorm, soups
+    with statistics estimated on the images are candidates too. The soup of least tempCE is taken; its last layer is
+    fitted again where that lowers the cross-validated log-loss. Accuracy, interval and p-value come from cross-fitting
+    all of these choices. Deterministic for a seed on one machine.
 
     Args:
         base: the base set; a `PreparedBase` saves folding it again (its own device is used then).
         support: the labelled images.
         current: the soup now in use, the one to beat.
+        unlabelled: uint8 (m, H, W, 3) at the network's input size: more images of the shift, to recalibrate on.
         strategy: "grid" evaluates the whole grid; "surrogate" predicts it from a few soups and verifies the best;
             "auto" takes the cheaper of both, which is the surrogate from three ingredients on.
+        rungs: what is tried beside the coefficients: "batchnorm" statistics, the last layer ("head"); none, one or
+            both. A network without BatchNorm, or without a linear last layer, does without that rung.
         grid: "affine" (extrapolates a little) or "simplex" (no coefficient below 0).
         step: of the grid, 1 divided by a whole number; None for 0.25 (affine) or 0.1 (simplex).
-        bn_mode: how the candidates mix BatchNorm.
+        bn_mode: how the candidates mix BatchNorm that is not recalibrated.
         promote: "auto" follows the evidence, "always" and "never" overrule it.
         p_threshold: "auto" promotes below this p-value.
         seed: of the folds and of the swaps that measure their dependence.
@@ -138,54 +163,204 @@ def search(
         GridTooLarge: strategy "grid" with a grid of more than 2,000 candidates.
         SoupError: the current soup belongs to another base set.
         Cancelled: `should_stop` said so.
-        ValueError: bad step, device or threshold; no usable candidate.
+        ValueError: bad step, rung, device or threshold; unlabelled images of another size; no usable candidate.
     """
     if not 0 <= p_threshold <= 1:
         raise ValueError(f"expected 0 <= p_threshold <= 1, got {p_threshold:g}")
+    if unknown := sorted(set(rungs) - set(RUNGS)):
+        raise ValueError(f"expected rungs of {list(RUNGS)}, got {unknown}")
     started = time.perf_counter()
     manifest = base.manifest
     check_mixable(manifest)
     check_soup(current, manifest)
+    _check_images(unlabelled, support.images)
     strategy, points = _resolve(strategy, grid, step, len(manifest.ingredients))
     folds = support.folds(NUM_FOLDS, seed=seed) if len(support) >= 2 else None
     report = progress or (lambda fraction, message: None)
     with thread_count(num_threads):
         report(0.0, "preparing the base set")
         prepared = base if isinstance(base, PreparedBase) else PreparedBase(base, device=pick_device(device))
-        task = Task(prepared, support, current, bn_mode, folds, report, should_stop)
+        recalibrate = "batchnorm" in rungs and prepared.has_batchnorm
+        task = Task(prepared, support, unlabelled, current, bn_mode, recalibrate, folds, report, should_stop)
         pool = search_grid(task, points) if strategy == "grid" else search_surrogate(task, points)
-    coefficients, scores = pool.coefficients, pool.scores
-    choice = choose(scores.losses, pool.eligible)
-    same = choice.candidate == 0
-    fit, accuracy = _judge(pool, folds, seed)
+        library = _Library(task, pool)
+        ladder = Ladder(
+            pool,
+            support.labels,
+            folds,
+            len(manifest.class_names),
+            library.features if "head" in rungs and prepared.head_key is not None else None,
+            library.head,
+        )
+        choice = ladder.fit(np.ones(len(support), dtype=np.bool_), pool.eligible)
+        fit = None if folds is None else ladder.cross_fit()
+    accuracy = None if fit is None or folds is None else _summary(pool, fit, folds, seed)
+    same = choice.candidate == 0 and choice.head is None
     per_class = support.per_class
     decision = decide(accuracy, promote=promote, same=same, counts=list(per_class.values()), p_threshold=p_threshold)
-    vector = coefficients[choice.candidate]
+    patch = _patch(task, pool, choice)
+    vector = pool.coefficients[choice.candidate]
+    num_unlabelled = 0 if unlabelled is None else len(unlabelled)
     outcome = Outcome(
         state=decision.state,
         reason=decision.reason,
         coefficients=dict(zip(manifest.ingredient_names, vector.tolist(), strict=True)),
-        temperature=TEMPERATURES[choice.temperature],
-        bn_mode=current.bn_mode if same else prepared.canonical(bn_mode),
-        support=SupportSummary(n=len(support), per_class=per_class),
+        temperature=TEMPERATURES[choice.temperature] if choice.head is None else 1.0,
+        bn_mode=_bn_mode(task, pool, choice),
+        patch=None if patch is None else patch.summary,
+        support=SupportSummary(n=len(support), unlabelled=num_unlabelled, per_class=per_class),
         accuracy=accuracy,
         search=SearchSummary(
             strategy=strategy,
-            candidates=len(coefficients),
-            image_forwards=pool.image_forwards,
+            candidates=len(pool.coefficients),
+            image_forwards=pool.image_forwards + library.image_forwards,
             seconds=time.perf_counter() - started,
             grid=f"{grid} {points}",
         ),
-        ingredients=_ingredient_accuracy(manifest.ingredient_names, coefficients, scores),
+        ingredients=_ingredient_accuracy(manifest.ingredient_names, pool),
     )
     soup = make_soup(
         manifest,
         outcome.coefficients,
         bn_mode=outcome.bn_mode,
         temperature=outcome.temperature,
+        patch=patch,
         evidence=outcome,
     )
-    return Search(soup, outcome, coefficients, scores, choice, fit)
+    return Search(soup, outcome, pool, choice, fit)
+
+
+def recalibrate(
+    base: BaseSet | PreparedBase,
+    unlabelled: Images,
+    *,
+    current: Soup,
+    device: str = "cpu",
+    num_threads: int | None = None,
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> tuple[Soup, Outcome]:
+    """Return the current soup with BatchNorm statistics of unlabelled images; it is never to be promoted by itself.
+
+    Coefficients, temperature and a last layer that the current soup's patch has stay as they are. Without labels
+    nothing can be shown to be better: the outcome is always `kept`.
+
+    Args:
+        base: the base set; a `PreparedBase` saves folding it again (its own device is used then).
+        unlabelled: uint8 (m, H, W, 3) at the network's input size, at least one.
+        current: the soup now in use.
+        device: "cpu", "cuda" or "auto".
+        num_threads: CPU threads of torch; None leaves them as they are.
+        progress: called with the fraction done and what is being done.
+        should_stop: asked before each candidate.
+
+    Raises:
+        SoupError: the current soup belongs to another base set.
+        Cancelled: `should_stop` said so.
+        ValueError: a network without BatchNorm; no images; another device or size.
+    """
+    started = time.perf_counter()
+    check_soup(current, base.manifest)
+    if len(unlabelled) < 1:
+        raise ValueError("expected at least one unlabelled image, got none")
+    spec = base.manifest.input
+    _check_images(unlabelled, np.empty((0, spec.height, spec.width, 3), dtype=np.uint8))
+    row = np.asarray([current.vector(base.manifest)])
+    with thread_count(num_threads):
+        if progress is not None:
+            progress(0.0, "preparing the base set")
+        prepared = base if isinstance(base, PreparedBase) else PreparedBase(base, device=pick_device(device))
+        found = run_soups(
+            prepared, row, unlabelled[:0], recalibrate=True, unlabelled=unlabelled, should_stop=should_stop
+        )
+    statistics = found.statistics[0]
+    assert statistics is not None, "recalibration was asked for"
+    had_head = current.patch is not None and current.patch.head
+    kept = current.patch.tensors() if current.patch is not None else {}
+    patch = make_patch({**kept, **statistics}, recalibrated=len(unlabelled), head=had_head)
+    outcome = Outcome(
+        state="kept",
+        reason=NO_LABELS,
+        coefficients=current.coefficients,
+        temperature=current.temperature,
+        bn_mode="raw",
+        patch=patch.summary,
+        support=SupportSummary(n=0, unlabelled=len(unlabelled), per_class={}),
+        accuracy=None,
+        search=SearchSummary(
+            strategy="recalibrate",
+            candidates=1,
+            image_forwards=found.image_forwards,
+            seconds=time.perf_counter() - started,
+        ),
+        ingredients={},
+    )
+    soup = make_soup(
+        base.manifest,
+        current.coefficients,
+        bn_mode="raw",
+        temperature=current.temperature,
+        patch=patch,
+        evidence=outcome,
+    )
+    return soup, outcome
+
+
+class _Library:
+    """What the last layers of candidates are and are given; a candidate is run again where a strategy kept nothing."""
+
+    def __init__(self, task: Task, pool: Pool) -> None:
+        self._task, self._pool = task, pool
+        self._found: dict[int, Tensor | None] = {}
+        self.image_forwards = 0
+
+    def features(self, candidate: int) -> Tensor | None:
+        kept = self._pool.features[candidate]
+        if kept is not None:
+            return kept
+        if candidate not in self._found:
+            row = self._pool.coefficients[[candidate]]
+            recalibrated = bool(self._pool.recalibrated[candidate])
+            block = run_candidates(self._task, row, recalibrated=recalibrated) if candidate else run_current(self._task)
+            self.image_forwards += block.image_forwards
+            self._found[candidate] = block.features[0]
+        return self._found[candidate]
+
+    def head(self, candidate: int) -> Head | None:
+        current = self._task.current.patch
+        patch = None if candidate or current is None else current.tensors()
+        return self._task.prepared.head(self._pool.coefficients[candidate].tolist(), patch)
+
+
+def _patch(task: Task, pool: Pool, choice: Fit) -> Patch | None:
+    """Return the tensors that the candidate replaces: those of the current soup where it is that, and new ones."""
+    tensors: dict[str, Floats] = {}
+    recalibrated, head = 0, choice.head is not None
+    if choice.candidate == 0 and (old := task.current.patch) is not None:
+        tensors.update(old.tensors())
+        recalibrated, head = old.recalibrated, head or old.head
+    statistics = pool.statistics[choice.candidate]
+    if statistics is not None:
+        tensors.update(statistics)
+        recalibrated = len(task.support) + (0 if task.unlabelled is None else len(task.unlabelled))
+    if choice.head is not None:
+        for part, tensor in zip(("weight", "bias"), choice.head, strict=True):
+            tensors[f"{task.prepared.head_key}.{part}"] = tensor.float().numpy()
+    return make_patch(tensors, recalibrated=recalibrated, head=head) if tensors else None
+
+
+def _bn_mode(task: Task, pool: Pool, choice: Fit) -> BnMode:
+    if choice.candidate == 0:
+        return task.current.bn_mode
+    return "raw" if pool.recalibrated[choice.candidate] else task.prepared.canonical(task.bn_mode)
+
+
+def _check_images(unlabelled: Images | None, like: Images) -> None:
+    if unlabelled is not None and (unlabelled.shape[1:] != like.shape[1:] or unlabelled.dtype != np.uint8):
+        raise ValueError(
+            f"expected unlabelled images uint8 (m, {', '.join(map(str, like.shape[1:]))}), got {unlabelled.dtype} "
+            f"{unlabelled.shape}"
+        )
 
 
 def _resolve(strategy: Strategy, kind: GridKind, step: float | None, num_ingredients: int) -> tuple[Strategy, Lattice]:
@@ -197,16 +372,14 @@ def _resolve(strategy: Strategy, kind: GridKind, step: float | None, num_ingredi
     return strategy, points
 
 
-def _judge(
-    pool: Pool, folds: npt.NDArray[np.int64] | None, seed: int
-) -> tuple[CrossFit | None, AccuracySummary | None]:
-    if folds is None:
-        return None, None
-    fit = cross_fit(pool.scores, folds, eligible=pool.eligible_without)
-    return fit, summarise(fit, dependence=fold_dependence(pool.scores, folds, seed=seed))
+def _summary(pool: Pool, fit: CrossFit, folds: Ints, seed: int) -> AccuracySummary:
+    return summarise(fit, dependence=fold_dependence(pool.scores, folds, seed=seed))
 
 
-def _ingredient_accuracy(names: tuple[str, ...], coefficients: Grid, scores: Scores) -> dict[str, float]:
-    """Return each ingredient's own accuracy; where the current soup is one in the other BatchNorm mode, the same."""
-    positions = [int(np.flatnonzero(np.abs(coefficients - row).max(axis=1) < SAME)[0]) for row in np.eye(len(names))]
-    return {name: float(scores.accuracy[position]) for name, position in zip(names, positions, strict=True)}
+def _ingredient_accuracy(names: tuple[str, ...], pool: Pool) -> dict[str, float]:
+    """Return each ingredient's own accuracy, not recalibrated; from the current soup where that is one."""
+    positions = [
+        int(np.flatnonzero((np.abs(pool.coefficients - row).max(axis=1) < SAME) & ~pool.recalibrated)[-1])
+        for row in np.eye(len(names))
+    ]
+    return {name: float(pool.scores.accuracy[position]) for name, position in zip(names, positions, strict=True)}

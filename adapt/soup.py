@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,8 @@ FORMAT_VERSION = 1
 BnMode = Literal["folded", "raw"]
 Promote = Literal["auto", "always", "never"]
 Strategy = Literal["auto", "grid", "surrogate"]
+Rung = Literal["batchnorm", "head"]
+RUNGS: tuple[Rung, ...] = get_args(Rung)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Gain = Annotated[float, Field(ge=-1, le=1)]
 
@@ -38,7 +40,14 @@ class AccuracySummary(Frozen):
     current: Fraction = Field(description="accuracy of the current soup on the support images")
     candidate: Fraction = Field(description="cross-fitted accuracy of what the search finds")
     interval: tuple[Gain, Gain] = Field(description="95 % interval of the paired gain, candidate minus current")
-    p_value: Fraction = Field(description="one-sided exact McNemar test of `candidate no better than current`")
+    p_value: Fraction = Field(
+        description="one-sided paired test of `candidate no better than current`, on right answers and log-losses"
+    )
+    labels_needed: int | None = Field(
+        default=None,
+        ge=1,
+        description="about how many labelled images would prove the gain seen; null if proven, or too small to say",
+    )
 
 
 class SearchSummary(Frozen):

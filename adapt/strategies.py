@@ -1,7 +1,6 @@
 """Which soups a search evaluates: the whole grid, or the few that a surrogate of the logits calls promising."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -9,52 +8,40 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.evaluation import PreparedBase, evaluate_soups, score_logits, soup_logits
+from adapt.candidates import (
+    Block,
+    Bools,
+    Ints,
+    Pool,
+    Task,
+    distinct,
+    is_among,
+    is_current,
+    joined,
+    run_candidates,
+    run_current,
+)
+from adapt.evaluation import score_logits
 from adapt.grid import Grid, Lattice
 from adapt.score import Scores, temp_ce
-from adapt.soup import BnMode, Soup
-from adapt.support import Support
 
-SAME = 1e-9  # two coefficients closer than this are the same soup
 PROMISING = 6  # soups of least predicted tempCE that each choice may fall on ...
 MAX_VERIFIED = 12  # ... or fewer, so that all choices together have no more
+MIN_VERIFIED = 3  # where soups of both kinds take part
 PREDICTED_ELEMENTS = 2**24  # logits predicted at a time
-
-Progress = Callable[[float, str], None]
-ShouldStop = Callable[[], bool]
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
+GRID_BLOCK = 16  # soups of a grid that are run at a time
+CLEARLY = 2.0  # standard errors of a paired difference
 
 
-class Task(NamedTuple):
-    """What every strategy is given."""
+class Kind(NamedTuple):
+    """The nodes evaluated of one kind of candidates: recalibrated or not."""
 
-    prepared: PreparedBase
-    support: Support
-    current: Soup
-    bn_mode: BnMode  # of the candidates
-    folds: Ints | None  # (n,) None where nothing can be held out
-    report: Progress
-    should_stop: ShouldStop | None
+    block: Block
+    in_running: list[bool]  # for each choice: may a soup of this kind that is not a node be chosen?
 
-
-@dataclass(frozen=True)
-class Pool:
-    """Soups evaluated on the support images; the current one is at position 0.
-
-    Attributes:
-        coefficients: (C, M).
-        scores: on the support images.
-        eligible: (C,) which of them the choice on all images may fall on.
-        eligible_without: (F, C) the same for the choice without the images of each fold.
-        images_forwards: images through the network.
-    """
-
-    coefficients: Grid
-    scores: Scores
-    eligible: Bools
-    eligible_without: Bools | None
-    image_forwards: int
+    def is_complete(self, num_ingredients: int) -> bool:
+        """Whether all nodes are there; they are not where the kind is out of the running for every choice."""
+        return len(self.block.coefficients) == num_ingredients * (num_ingredients + 1) // 2
 
 
 def nodes(num_ingredients: int) -> Grid:
@@ -78,9 +65,19 @@ def interpolation(coefficients: Grid) -> npt.NDArray[np.float64]:
 
 
 def search_grid(task: Task, points: Lattice) -> Pool:
-    """Evaluate every point of the grid, the current soup and every ingredient."""
-    num_ingredients = len(task.prepared.manifest.ingredients)
-    return _pool(task, np.concatenate([points.points(num_ingredients), np.eye(num_ingredients)]))
+    """Evaluate every point of the grid and every ingredient, of both kinds, and the current soup."""
+    num_ingredients = task.num_ingredients
+    rows = distinct(np.concatenate([points.points(num_ingredients), np.eye(num_ingredients)]))
+    blocks = [run_current(task)]
+    for number, recalibrated in enumerate(task.kinds):
+        part = task.part(number / len(task.kinds), (number + 1) / len(task.kinds))
+        some = rows if recalibrated else rows[~is_current(task, rows)]
+        for start in range(0, len(some), GRID_BLOCK):
+            span = part.part(start / len(some), min(1.0, (start + GRID_BLOCK) / len(some)))
+            block = run_candidates(span, some[start : start + GRID_BLOCK], recalibrated=recalibrated)
+            blocks.append(block._replace(features=(None,) * len(block.features)))
+    everything = np.ones(sum(len(block.coefficients) for block in blocks), dtype=np.bool_)
+    return joined(blocks, eligible=everything, eligible_without=None)
 
 
 def search_surrogate(task: Task, points: Lattice) -> Pool:
@@ -90,94 +87,123 @@ def search_surrogate(task: Task, points: Lattice) -> Pool:
     them. The soups of least predicted tempCE are then evaluated for real, and so is what would have been called best
     without each fold's images: so the folds' choices do not profit from the images that judge them. A pool that is too
     large for a grid is searched by a descent on its points instead.
+
+    Recalibrated soups have a surrogate of their own. Of the others the ingredients are looked at first; the pairs
+    only where some choice may still fall on that kind.
     """
-    num_ingredients = len(task.prepared.manifest.ingredients)
-    known = nodes(num_ingredients)
-    report = _span(task.report, 0.0, 0.5)
-    logits = soup_logits(
-        task.prepared,
-        known,
-        task.support.images,
-        bn_mode=task.bn_mode,
-        progress=lambda done: report(done, f"evaluated {round(done * len(known))} of {len(known)} nodes"),
-        should_stop=task.should_stop,
-    )
-    subsets = _subsets(task.folds, len(task.support))
-    rows, order = _promising(task, logits, points, subsets)
+    current = run_current(task)
+    kinds = _evaluate_nodes(task.part(0.0, 0.6))
+    proposals = [_propose(task, kind, points) for kind in kinds if kind.is_complete(task.num_ingredients)]
+    rows = np.concatenate([proposal.rows for proposal in proposals])
+    recalibrated = np.concatenate([np.full(len(proposal.rows), proposal.recalibrated) for proposal in proposals])
+    values = [np.concatenate(found) for found in zip(*(proposal.values for proposal in proposals), strict=True)]
     # Nodes are known whatever the labels say, so every choice may fall on them.
-    lists = _within_budget(order, rows, known)
-    verified = rows[np.unique(np.concatenate(lists))]
-    rest = _pool(task._replace(report=_span(task.report, 0.5, 1.0)), verified, known=(known, logits))
-    allowed = np.stack([_is_among(rest.coefficients, np.concatenate([known, rows[chosen]])) for chosen in lists])
-    allowed[:, 0] = True
-    return Pool(
-        rest.coefficients,
-        rest.scores,
-        allowed[-1],
-        allowed[:-1] if task.folds is not None else None,
-        rest.image_forwards + len(known) * len(task.support),
+    known = np.concatenate([proposal.known for proposal in proposals])
+    spent = sum(len(kind.block.coefficients) for kind in kinds)
+    lists = _within_budget(values, known, num_verified(task.num_ingredients, spent))
+    wanted = np.unique(np.concatenate(lists))
+    verified: list[Ints] = []
+    blocks = [current, *(kind.block for kind in kinds)]
+    for recalibrate in task.kinds:
+        which = wanted[(recalibrated[wanted] == recalibrate) & ~known[wanted]]
+        if len(which):
+            verified.append(which)
+            blocks.append(run_candidates(task.part(0.6, 1.0), rows[which], recalibrated=recalibrate))
+    positions = np.concatenate([np.empty(0, dtype=np.int64), *verified])
+    always = np.ones(1 + spent, dtype=np.bool_)
+    allowed = np.stack([np.concatenate([always, np.isin(positions, chosen)]) for chosen in lists])
+    return joined(blocks, eligible=allowed[-1], eligible_without=allowed[:-1] if task.folds is not None else None)
+
+
+def num_evaluated(num_ingredients: int, *, both_kinds: bool = False) -> int:
+    """Return how many soups `search_surrogate` evaluates, at most."""
+    num_nodes = num_ingredients * (num_ingredients + 1) // 2
+    if not both_kinds:
+        return 1 + num_nodes + MAX_VERIFIED
+    return 1 + max(
+        spent + num_verified(num_ingredients, spent) for spent in (num_nodes + num_ingredients, 2 * num_nodes)
     )
 
 
-def num_evaluated(num_ingredients: int) -> int:
-    """Return how many soups `search_surrogate` evaluates, at most."""
-    return 1 + num_ingredients * (num_ingredients + 1) // 2 + MAX_VERIFIED
+def num_verified(num_ingredients: int, spent: int) -> int:
+    """Return how many soups may be evaluated for real after so many nodes."""
+    num_nodes = num_ingredients * (num_ingredients + 1) // 2
+    return max(MIN_VERIFIED, MAX_VERIFIED - max(0, spent - num_nodes - 1))
 
 
-def _pool(task: Task, rows: Grid, known: tuple[Grid, Tensor] | None = None) -> Pool:
-    """Evaluate the current soup and those of `rows`, none twice; take the logits of `known` soups as they are."""
-    prepared, support, current = task.prepared, task.support, task.current
-    served = np.asarray([current.vector(prepared.manifest)])
-    same_mode = prepared.canonical(task.bn_mode) == prepared.canonical(current.bn_mode)
-    blocks, scores = [served[:0]], []
-    if known is not None:
-        fresh = ~_is_among(known[0], served) if same_mode else np.ones(len(known[0]), dtype=np.bool_)
-        blocks.append(known[0][fresh])
-        scores.append(score_logits(known[1][torch.from_numpy(fresh)], support.labels))
-        rows = rows[~_is_among(rows, known[0])]
-    rows = _distinct(rows[~_is_among(rows, served)] if same_mode else rows)
-
-    def run(which: Grid, mode: BnMode, offset: int) -> Scores:
-        total = len(rows) + 1
-
-        def tell(fraction: float) -> None:
-            done = offset + fraction * len(which)
-            task.report(done / total, f"evaluated {round(done)} of {total} soups on {len(support)} images")
-
-        return evaluate_soups(
-            prepared, which, support.images, support.labels, bn_mode=mode, progress=tell, should_stop=task.should_stop
-        )
-
-    if same_mode:
-        both = run(np.concatenate([served, rows]), task.bn_mode, 0)
-        scores = [both.take(slice(0, 1)), *scores, both.take(slice(1, None))]
-    else:
-        scores = [run(served, current.bn_mode, 0), *scores, run(rows, task.bn_mode, 1)]
-    coefficients = np.concatenate([served, *blocks, rows])
-    everything = np.ones(len(coefficients), dtype=np.bool_)
-    return Pool(coefficients, Scores.joined(scores), everything, None, (1 + len(rows)) * len(support))
+def _evaluate_nodes(task: Task) -> list[Kind]:
+    rows, num_ingredients = nodes(task.num_ingredients), task.num_ingredients
+    choices = len(task.subsets())
+    if not task.recalibrate:
+        return [Kind(run_candidates(task, rows, recalibrated=False), [True] * choices)]
+    anew = run_candidates(task.part(0.0, 0.5), rows, recalibrated=True)
+    plain = run_candidates(task.part(0.5, 0.7), rows[:num_ingredients], recalibrated=False)
+    running = [_in_running(plain.scores, anew.scores, subset) for subset in task.subsets()]
+    kinds = [Kind(anew, [new for _, new in running]), Kind(plain, [old for old, _ in running])]
+    if any(kinds[1].in_running):
+        pairs = run_candidates(task.part(0.7, 1.0), rows[num_ingredients:], recalibrated=False)
+        kinds[1] = kinds[1]._replace(block=_stacked(plain, pairs))
+    return kinds
 
 
-def _subsets(folds: Ints | None, n: int) -> list[Bools]:
-    """Return the images of each choice: without every fold in turn, then all."""
-    without = [] if folds is None else [folds != fold for fold in np.unique(folds)]
-    return [*without, np.ones(n, dtype=np.bool_)]
+def _in_running(one: Scores, other: Scores, subset: Bools) -> tuple[bool, bool]:
+    """Say of two kinds whether the best node of each is not clearly worse than the other's on these images."""
+    best = []
+    for scores in (one, other):
+        values, temperatures = temp_ce(scores.losses[:, :, subset])
+        position = int(values.argmin())
+        best.append(scores.losses[position, temperatures[position]][subset].astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        difference = best[0] - best[1]
+    if not np.isfinite(difference).all():
+        return bool(np.isfinite(best[0]).all()), bool(np.isfinite(best[1]).all())
+    mean, margin = float(difference.mean()), CLEARLY * float(difference.std()) / len(difference) ** 0.5
+    return mean <= margin, mean >= -margin
 
 
-def _promising(task: Task, logits: Tensor, points: Lattice, subsets: list[Bools]) -> tuple[Grid, list[Ints]]:
-    """Return soups and, for each subset of the images, their order by predicted tempCE, best first."""
-    num_ingredients = len(task.prepared.manifest.ingredients)
-    model = task.prepared.model(task.bn_mode)
+class Proposal(NamedTuple):
+    """Soups of one kind and what the surrogate says of them."""
+
+    recalibrated: bool
+    rows: Grid  # (C, M)
+    values: list[npt.NDArray[np.float64]]  # for each choice (C,) predicted tempCE; infinite where out of the running
+    known: Bools  # (C,) is a node
+
+
+def _propose(task: Task, kind: Kind, points: Lattice) -> Proposal:
+    """Return soups of a kind and, for each choice, their predicted tempCE."""
+    recalibrated, subsets = kind.block.recalibrated, task.subsets()
+    model = task.prepared.model("raw" if recalibrated else task.bn_mode)
 
     def predict(rows: Grid) -> list[npt.NDArray[np.float64]]:
-        losses = _predicted_losses(logits, rows, task.support.labels)
-        unusable = ~np.asarray(model.usable(torch.from_numpy(rows)))
-        return [np.where(unusable, np.inf, temp_ce(losses[:, :, subset])[0]) for subset in subsets]
+        losses = _predicted_losses(kind.block.logits, rows, task.support.labels)
+        usable = np.ones(len(rows), dtype=np.bool_)
+        if not recalibrated:
+            usable = np.asarray(model.usable(torch.from_numpy(rows)))
+        return [
+            np.where(usable & running, temp_ce(losses[:, :, subset])[0], np.inf)
+            for subset, running in zip(subsets, kind.in_running, strict=True)
+        ]
 
-    if points.is_small(num_ingredients):
-        rows = points.points(num_ingredients)
-        return rows, [np.argsort(values, kind="stable") for values in predict(rows)]
-    return _descend(predict, points, num_ingredients, len(subsets))
+    if points.is_small(task.num_ingredients):
+        rows = points.points(task.num_ingredients)
+        values = predict(rows)
+    else:
+        rows, values = _descend(predict, points, task.num_ingredients, len(subsets))
+    return Proposal(recalibrated, rows, values, is_among(rows, kind.block.coefficients))
+
+
+def _stacked(first: Block, second: Block) -> Block:
+    """Return the candidates of two blocks of one kind as one."""
+    return Block(
+        coefficients=np.concatenate([first.coefficients, second.coefficients]),
+        recalibrated=first.recalibrated,
+        scores=Scores.joined([first.scores, second.scores]),
+        logits=torch.cat([first.logits, second.logits]),
+        features=first.features + second.features,
+        statistics=first.statistics + second.statistics,
+        image_forwards=first.image_forwards + second.image_forwards,
+    )
 
 
 def _predicted_losses(logits: Tensor, rows: Grid, labels: Ints) -> npt.NDArray[np.float32]:
@@ -192,7 +218,7 @@ def _predicted_losses(logits: Tensor, rows: Grid, labels: Ints) -> npt.NDArray[n
 
 def _descend(
     predict: Callable[[Grid], list[npt.NDArray[np.float64]]], points: Lattice, num_ingredients: int, num_subsets: int
-) -> tuple[Grid, list[Ints]]:
+) -> tuple[Grid, list[npt.NDArray[np.float64]]]:
     """Walk down from each subset's best ingredient, a step of the lattice from one coefficient to another at a time."""
     visited: dict[tuple[int, ...], int] = {}
     values: list[list[float]] = [[] for _ in range(num_subsets)]
@@ -215,8 +241,7 @@ def _descend(
         while here is None or _best(visited, values[subset]) != here:
             here = _best(visited, values[subset])
             visit(_neighbours(here, points.integer_bounds))
-    order = [np.argsort(np.asarray(found), kind="stable") for found in values]
-    return np.asarray(rows), order
+    return np.asarray(rows), [np.asarray(found) for found in values]
 
 
 def _best(visited: dict[tuple[int, ...], int], values: list[float]) -> tuple[int, ...]:
@@ -236,27 +261,25 @@ def _neighbours(point: tuple[int, ...], bounds: tuple[int, int]) -> list[tuple[i
     return found
 
 
-def _within_budget(order: list[Ints], rows: Grid, known: Grid) -> list[Ints]:
-    """Return the best few of each order, as many as keep the new ones of all together within `MAX_VERIFIED`."""
-    is_new = ~_is_among(rows, known)
+def _within_budget(values: list[npt.NDArray[np.float64]], known: Bools, budget: int) -> list[Ints]:
+    """Return the best few of each choice, as many as keep the new ones of all together within the budget."""
+    order = [np.argsort(found, kind="stable")[: int(np.isfinite(found).sum())] for found in values]
     for count in range(PROMISING, 0, -1):
         lists = [positions[:count] for positions in order]
-        union = np.unique(np.concatenate(lists))
-        if is_new[union].sum() <= MAX_VERIFIED:
+        if (~known[np.unique(np.concatenate(lists))]).sum() <= budget:
             return lists
-    return lists
+    return _most_wanted(order, known, budget)
 
 
-def _is_among(rows: Grid, others: Grid) -> Bools:
-    """Say which rows (C, M) are one of the others, (C,)."""
-    return np.asarray((np.abs(rows[:, None] - others[None]).max(axis=2) < SAME).any(axis=1))
-
-
-def _distinct(rows: Grid) -> Grid:
-    """Return the rows without repeats, in order of first appearance."""
-    first = np.unique(rows.round(9), axis=0, return_index=True)[1]
-    return rows[np.sort(first)]
-
-
-def _span(report: Progress, low: float, high: float) -> Progress:
-    return lambda done, message: report(low + (high - low) * done, message)
+def _most_wanted(order: list[Ints], known: Bools, budget: int) -> list[Ints]:
+    """Return each choice's first, but of those that are new only the first `budget` in number of choices."""
+    firsts = [positions[:1] for positions in order]
+    new, counts = np.unique(
+        [int(first[0]) for first in firsts if len(first) and not known[first[0]]], return_counts=True
+    )
+    # The choice on all images comes last and must have its first.
+    ranked = sorted(
+        zip(new.tolist(), counts.tolist(), strict=True), key=lambda pair: (pair[0] not in firsts[-1], -pair[1])
+    )
+    kept = {position for position, _ in ranked[:budget]}
+    return [first[[bool(known[p]) or int(p) in kept for p in first]] for first in firsts]

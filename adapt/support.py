@@ -205,6 +205,38 @@ def load(path: Path, manifest: Manifest) -> Support:
     return from_archive(path, manifest) if path.is_file() else from_folder(path, manifest)
 
 
+def load_unlabelled(
+    folder: Path, manifest: Manifest, *, known: Collection[str] = (), max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
+    """Return the different images anywhere below a folder, uint8 (m, H, W, 3) at the network's input size.
+
+    Args:
+        folder: of image files.
+        manifest: of the base set, for the input size.
+        known: pixel hashes of images to leave out, the labelled ones.
+        max_pixels: most pixels of one image.
+
+    Raises:
+        SupportError: no folder, no image in it, or a file that is none, which is named.
+    """
+    if not folder.is_dir():
+        raise SupportError(f"{folder}: expected a folder of images", field="images", kind="empty")
+    seen, kept = set(known), []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or ignored(name):
+            continue
+        pixels = _decode(path.read_bytes(), name, max_pixels, field="images", item=name)
+        if (digest := pixel_hash(pixels)) not in seen:
+            seen.add(digest)
+            kept.append(prepare(pixels, manifest.input))
+    if not kept:
+        raise SupportError(
+            f"{folder}: expected images that are not among the labelled ones", field="images", kind="empty"
+        )
+    return np.stack(kept)
+
+
 def ignored(name: str) -> bool:
     """Say whether a file is no part of the data: hidden, or left behind by an archiver or file browser."""
     parts = name.split("/")

@@ -63,8 +63,8 @@ def test_search_prints_the_job_object(tiny_base_set: Path, folder: Path, capsys:
     assert job["job"] is job["deployment"] is job["version"] is None
     assert job["state"] in ("promoted", "kept")
     assert job["reason"]
-    assert job["support"] == {"n": 30, "per_class": {"cat": 10, "dog": 10, "ship": 10}}
-    assert set(job["accuracy"]) == {"current", "candidate", "interval", "p_value"}
+    assert job["support"] == {"n": 30, "unlabelled": 0, "per_class": {"cat": 10, "dog": 10, "ship": 10}}
+    assert {"current", "candidate", "interval", "p_value"} <= set(job["accuracy"])
     assert {"strategy", "candidates", "image_forwards", "seconds"} <= set(job["search"])
     assert job["ingredients"].keys() == job["coefficients"].keys() == {"linf", "nominal", "l2", "l1"}
 
@@ -103,6 +103,28 @@ def test_search_writes_soup_report_and_plot(
     assert evaluated["accuracy"][str(out / "soup.json")] == pytest.approx(job["test"]["candidate"])
     assert evaluated["accuracy"]["default"] == pytest.approx(job["test"]["current"])
     assert evaluated["accuracy"]["l2"] == pytest.approx(job["test"]["ingredients"]["l2"])
+
+
+def test_rungs_and_unlabelled_images(
+    tiny_base_set: Path, folder: Path, unseen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    alone = run_json(capsys, "search", tiny_base_set, folder, "--rungs")
+    assert alone["patch"] is None
+    assert alone["search"]["image_forwards"] <= 23 * 30
+    out = tmp_path / "out"
+    args = ("search", tiny_base_set, folder, "--rungs", "batchnorm", "--unlabelled", unseen, "--out", out)
+    job = run_json(capsys, *args)
+    assert job["support"]["unlabelled"] == 24
+    soup = read_soup(out / "soup.json")
+    assert (job["patch"] is None) == (soup.patch is None) == (not (out / "patch.safetensors").exists())
+    assert main(["search", str(tiny_base_set), str(folder), "--rungs", "batchnorm", "--unlabelled", str(unseen)]) == 0
+    assert "30 images of 3 classes; 24 unlabelled" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert "expected images" in failure(capsys, "search", tiny_base_set, folder, "--unlabelled", tmp_path / "empty")
+    assert "expected images" in failure(capsys, "search", tiny_base_set, folder, "--unlabelled", folder)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "note.jpg").write_text("no picture")
+    assert "note.jpg" in failure(capsys, "search", tiny_base_set, folder, "--unlabelled", tmp_path / "bad")
 
 
 def test_search_starts_from_a_given_soup(

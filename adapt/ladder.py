@@ -1,0 +1,171 @@
+"""The choice among candidates, and the last rung: their last layer as it is, or fitted again on the labelled images.
+
+Every choice here is made from a subset of the labelled images: all of them for the answer, all but one fold for each
+image that judges it. So what judges an image has never seen its label, whichever rungs were taken.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import optimize
+from torch import Tensor
+
+from adapt.candidates import Bools, Ints, Pool
+from adapt.head import PENALTIES, Head, fit_heads
+from adapt.score import TEMPERATURES, CrossFit, Floats, choose, temp_ce
+
+MIN_HEAD_IMAGES = 50  # below, a wrong choice of the penalty costs more than a fitted layer gains
+MAX_TEMPERATURE = 1000.0  # of the current soup where it is judged; the least is the candidates' least
+
+Features = Callable[[int], Tensor | None]  # of a candidate, (n, D)
+Heads = Callable[[int], Head | None]  # a candidate's own last layer
+
+
+class Fit(NamedTuple):
+    """What a choice fell on.
+
+    Attributes:
+        candidate: position in the pool.
+        temperature: position in `TEMPERATURES`, of the candidate with its own last layer.
+        penalty: position in `PENALTIES`; None where the last layer stays.
+        head: the fitted layer, the temperature within; None where the last layer stays.
+    """
+
+    candidate: int
+    temperature: int
+    penalty: int | None = None
+    head: Head | None = None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Chooses from a pool, with any of the labelled images left out.
+
+    Attributes:
+        pool: the candidates; the current soup is at position 0.
+        labels: (n,) class indices of the images.
+        folds: (n,) None where nothing can be held out.
+        num_classes: K.
+        features: what a candidate's last layer is given; None without the last rung.
+        heads: a candidate's own last layer.
+    """
+
+    pool: Pool
+    labels: Ints
+    folds: Ints | None
+    num_classes: int
+    features: Features | None
+    heads: Heads
+    _cache: dict[tuple[int, bytes], list[Head]] = field(default_factory=dict, init=False, repr=False)
+
+    def fit(self, subset: Bools, eligible: Bools | None) -> Fit:
+        """Choose on a subset of the images (n,), among the eligible candidates (C,).
+
+        Raises:
+            ValueError: no candidate is usable.
+        """
+        candidate, temperature = choose(self.pool.scores.losses[:, :, subset], eligible)
+        plain = Fit(candidate, temperature)
+        if not self._may_fit_head(subset) or (features := self._features(candidate)) is None:
+            return plain
+        penalty = self._best_penalty(candidate, features, subset)
+        if penalty is None:
+            return plain
+        return Fit(candidate, temperature, penalty, self._fitted(candidate, features, subset)[penalty])
+
+    def cross_fit(self) -> CrossFit:
+        """Answer every image with the choice made without its fold."""
+        if self.folds is None:
+            raise ValueError("cross-fitting needs at least two images")
+        n, scores = len(self.labels), self.pool.scores
+        chosen, right = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.bool_)
+        before, after = np.empty((2, n), dtype=np.float32)
+        for number, fold in enumerate(np.unique(self.folds)):
+            held_out = self.folds == fold
+            eligible = None if self.pool.eligible_without is None else self.pool.eligible_without[number]
+            found = self.fit(~held_out, eligible)
+            chosen[held_out] = found.candidate
+            before[held_out] = self._current_losses(~held_out)[held_out]
+            after[held_out], right[held_out] = self._answers(found, held_out)
+        return CrossFit(chosen, scores.correct[0], right, before, after)
+
+    def _current_losses(self, subset: Bools) -> Floats:
+        """Return the current soup's losses (n,) at the temperature, however large, that is best on the subset.
+
+        A fitted last layer can be as unsure as the labels call for; a temperature that could not would let it win by
+        that alone.
+        """
+        logits, targets = self.pool.current_logits.double(), torch.from_numpy(self.labels)
+        if not logits.isfinite().all():
+            return np.full(len(targets), np.inf, dtype=np.float32)
+        index = torch.from_numpy(subset)
+
+        def losses(log_temperature: float) -> Tensor:
+            return torch.nn.functional.cross_entropy(logits / np.exp(log_temperature), targets, reduction="none")
+
+        best = optimize.minimize_scalar(
+            lambda value: float(losses(value)[index].mean()),
+            bounds=(np.log(TEMPERATURES[0]), np.log(MAX_TEMPERATURE)),
+            method="bounded",
+        )
+        return losses(float(best.x)).float().numpy()
+
+    def _answers(self, found: Fit, images: Bools) -> tuple[Floats, Bools]:
+        """Return losses and hits of a choice on some images."""
+        if found.head is None:
+            scores = self.pool.scores
+            return scores.losses[found.candidate, found.temperature, images], scores.correct[found.candidate, images]
+        features = self._features(found.candidate)
+        assert features is not None, "a head was fitted to these features"
+        return _judged(found.head, features[torch.from_numpy(images)], self.labels[images])
+
+    def _may_fit_head(self, subset: Bools) -> bool:
+        """A class without images would be fitted away."""
+        if self.features is None or subset.sum() < MIN_HEAD_IMAGES:
+            return False
+        return len(np.unique(self.labels[subset])) == self.num_classes
+
+    def _features(self, candidate: int) -> Tensor | None:
+        return None if self.features is None else self.features(candidate)
+
+    def _best_penalty(self, candidate: int, features: Tensor, subset: Bools) -> int | None:
+        """Return the penalty of least cross-validated cross-entropy on the subset, None if no fit is better."""
+        if self.folds is None:
+            return None
+        own, fitted = 0.0, np.zeros(len(PENALTIES))
+        for fold in np.unique(self.folds[subset]):
+            held_out, seen = subset & (self.folds == fold), subset & (self.folds != fold)
+            if not seen.any():
+                return None
+            temperature = self._temperature(candidate, seen)
+            own += float(self.pool.scores.losses[candidate, temperature, held_out].sum(dtype=np.float64))
+            for penalty, head in enumerate(self._fitted(candidate, features, seen)):
+                losses, _ = _judged(head, features[torch.from_numpy(held_out)], self.labels[held_out])
+                fitted[penalty] += float(losses.sum(dtype=np.float64))
+        best = int(fitted.argmin())
+        return best if fitted[best] < own else None
+
+    def _temperature(self, candidate: int, subset: Bools) -> int:
+        return int(temp_ce(self.pool.scores.losses[[candidate]][:, :, subset])[1][0])
+
+    def _fitted(self, candidate: int, features: Tensor, subset: Bools) -> list[Head]:
+        """Return the layer for each penalty; leaving out two folds is the same in either order, so fits are kept."""
+        key = (candidate, subset.tobytes())
+        if key not in self._cache:
+            own = self.heads(candidate)
+            assert own is not None, "features are given where there is a last layer"
+            temperature = TEMPERATURES[self._temperature(candidate, subset)]
+            index = torch.from_numpy(subset)
+            self._cache[key] = fit_heads(features[index], self.labels[subset], own.divided(temperature))
+        return self._cache[key]
+
+
+def _judged(head: Head, features: Tensor, labels: Ints) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    logits = head(features)
+    targets = torch.from_numpy(labels)
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return losses.float().numpy(), (logits.argmax(dim=1) == targets).numpy()
