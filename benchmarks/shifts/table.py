@@ -9,11 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adapt.candidates import SAME
 from adapt.evaluation import PreparedBase, score_logits, soup_logits
 from adapt.grid import Grid, finest
 from adapt.score import Scores
 from adapt.soup import default_soup
-from adapt.strategies import SAME, nodes
+from adapt.strategies import nodes
 from training.data import ImageSet
 from training.manifest import Manifest
 
