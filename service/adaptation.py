@@ -5,19 +5,21 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
+import numpy as np
+
 from adapt.archive import Limits
-from adapt.soup import Promote, Strategy, SupportSummary
+from adapt.soup import Promote, Strategy
 from adapt.support import Support, SupportError, from_archive, from_images
-from service.decoding import decode_in_order
+from service.decoding import PixelBudget, decode_in_order
 from service.jobs import JobQueue
 from service.predictor import Predictor
 from service.problems import FieldError, Problem, invalid
 from service.registry import Registry, UnknownDeployment
-from service.samples import Samples, samples_digest
+from service.samples import Material, Samples
 from service.settings import Settings
 from service.tables import Job, new_id
 from service.uploads import Part, parse_json, too_many_images
-from training.images import Pixels
+from training.images import Pixels, pixel_hash, prepare
 from training.manifest import Manifest
 
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -27,11 +29,17 @@ POLL_SECONDS = 0.05
 
 
 class Upload(NamedTuple):
-    """The labelled images of a request, not decoded yet: files and labels, or an archive."""
+    """The images of a request, not decoded yet: files and labels, or an archive; and files without a label."""
 
     images: list[bytes]
     labels: list[Any]
     archive: bytes | None
+    unlabelled: list[bytes]
+
+    @property
+    def is_labelled(self) -> bool:
+        """There are images with labels."""
+        return bool(self.images) or self.archive is not None
 
 
 def read_upload(parts: Sequence[Part], settings: Settings) -> Upload:
@@ -43,41 +51,56 @@ def read_upload(parts: Sequence[Part], settings: Settings) -> Upload:
     images: list[bytes] = []
     labels: list[bytes] = []
     archives: list[bytes] = []
-    by_name = {"images": images, "labels": labels, "archive": archives}
+    unlabelled: list[bytes] = []
+    by_name = {"images": images, "labels": labels, "archive": archives, "unlabelled": unlabelled}
     for part in parts:
         if part.name not in by_name:
-            raise invalid(part.name, "expected only parts named images, labels or archive")
+            raise invalid(part.name, "expected only parts named images, labels, archive or unlabelled")
         by_name[part.name].append(part.data)
+    if len(images) + len(unlabelled) > settings.max_images:
+        raise too_many_images(settings)
     for name, found in (("labels", labels), ("archive", archives)):
         if len(found) > 1:
             raise invalid(name, f"expected one part, got {len(found)}")
     if archives:
         if images or labels:
             raise invalid("archive", "expected either an archive or images and labels, got both")
-        return Upload([], [], archives[0])
+        return Upload([], [], archives[0], unlabelled)
+    if unlabelled and not images and not labels:
+        return Upload([], [], None, unlabelled)
     if not images:
         raise invalid("images", "expected at least one image, or an archive")
-    if len(images) > settings.max_images:
-        raise too_many_images(settings)
     if not labels:
         raise invalid("labels", "expected a JSON array with one label for each image")
     parsed = parse_json(labels[0], "labels")
     if not isinstance(parsed, list):
         raise invalid("labels", "expected a JSON array with one label for each image")
-    return Upload(images, parsed, None)
+    return Upload(images, parsed, None, unlabelled)
 
 
-def check_support(upload: Upload, manifest: Manifest, settings: Settings) -> Support:
-    """Decode and check the labelled images; takes a while, runs in a thread.
+def check_upload(upload: Upload, manifest: Manifest, settings: Settings) -> Material:
+    """Decode and check the images; takes a while, runs in a thread.
 
     Raises:
         Problem: 422 or 413 naming the item.
     """
+    budget = PixelBudget(settings)
+    support = _support(upload, manifest, settings, budget) if upload.is_labelled else None
+    seen = set() if support is None else set(support.hashes)
+    kept: dict[str, Pixels] = {}
+    for pixels in decode_in_order(upload.unlabelled, settings, field="unlabelled", budget=budget):
+        if (digest := pixel_hash(pixels)) not in seen:
+            seen.add(digest)
+            kept[digest] = prepare(pixels, manifest.input)
+    return Material(support, np.stack(list(kept.values())) if kept else None, tuple(kept))
+
+
+def _support(upload: Upload, manifest: Manifest, settings: Settings, budget: PixelBudget) -> Support:
     try:
         if upload.archive is not None:
-            limits = Limits(max_files=settings.max_images)
+            limits = Limits(max_files=settings.max_images - len(upload.unlabelled))
             return from_archive(upload.archive, manifest, limits=limits, max_pixels=settings.max_image_pixels)
-        return from_images(_Pictures(upload.images, settings), upload.labels, manifest)
+        return from_images(_Pictures(upload.images, settings, budget), upload.labels, manifest)
     except SupportError as error:
         raise _problem(error) from error
 
@@ -85,8 +108,8 @@ def check_support(upload: Upload, manifest: Manifest, settings: Settings) -> Sup
 class _Pictures(Sequence[Pixels]):
     """Image files that are decoded while somebody goes through them, one after the other."""
 
-    def __init__(self, files: list[bytes], settings: Settings) -> None:
-        self._files, self._settings = files, settings
+    def __init__(self, files: list[bytes], settings: Settings, budget: PixelBudget) -> None:
+        self._files, self._settings, self._budget = files, settings, budget
 
     def __len__(self) -> int:
         return len(self._files)
@@ -95,7 +118,7 @@ class _Pictures(Sequence[Pixels]):
         return next(decode_in_order([self._files[index]], self._settings))
 
     def __iter__(self) -> Iterator[Pixels]:
-        return decode_in_order(self._files, self._settings)
+        return decode_in_order(self._files, self._settings, budget=self._budget)
 
 
 def _problem(error: SupportError) -> Problem:
@@ -124,7 +147,7 @@ class Adaptation:
         self._predictor = predictor
         self.is_stopping = False
 
-    def submit(self, deployment: str, support: Support, *, strategy: str, promote: str) -> Job:
+    def submit(self, deployment: str, material: Material, *, strategy: str, promote: str) -> Job:
         """Store the samples and queue the job, or return the earlier job that answers it; runs in a thread.
 
         Raises:
@@ -132,15 +155,15 @@ class Adaptation:
             OSError, DBAPIError: it cannot be stored; nothing is.
         """
         job = new_id()
-        self._samples.save(job, support)
+        self._samples.save(job, material)
         try:
             queued = self._jobs.add(
                 job=job,
                 deployment=deployment,
                 strategy=strategy,
                 promote=promote,
-                samples_digest=samples_digest(support),
-                support=SupportSummary(n=len(support), per_class=support.per_class),
+                samples_digest=material.digest,
+                support=material.summary,
                 max_queued=self._settings.max_queued_jobs,
             )
         except BaseException:

@@ -16,13 +16,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from service import deployments
-from service.adaptation import MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_support, read_upload
+from service.adaptation import MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
 from service.answers import confidences, predictions_json
 from service.context import Context, endpoint, json_response, refuse
 from service.decoding import decode_prepared
 from service.openapi import docs_page, openapi_document
 from service.predictor import DEFAULT
-from service.problems import Problem
+from service.problems import Problem, invalid
 from service.queries import Query
 from service.schemas import Bases, JobView, base_view, job_view
 from service.tables import Job
@@ -63,8 +63,10 @@ async def adapt(context: Context, request: Request) -> Response:
     parts = await read_multipart(request, context.settings)
     deadline = time.monotonic() + wait
     upload = read_upload(parts, context.settings)
-    support = await asyncio.to_thread(check_support, upload, loaded.base.manifest, context.settings)
-    job = await asyncio.to_thread(context.adaptation.submit, name, support, strategy=strategy, promote=promote)
+    if not upload.is_labelled and not context.predictor.has_statistics(loaded.base):
+        raise invalid("unlabelled", "the network has no BatchNorm statistics, so without labels nothing can be found")
+    material = await asyncio.to_thread(check_upload, upload, loaded.base.manifest, context.settings)
+    job = await asyncio.to_thread(context.adaptation.submit, name, material, strategy=strategy, promote=promote)
     job, is_done = await context.adaptation.wait(job, deadline - time.monotonic())
     if is_done:
         return json_response(job_view(job))

@@ -13,26 +13,55 @@ INLINE_BYTES = 16_384  # of all files together: a thread would cost more than it
 INLINE_PIXELS = 65_536  # of one image: small files can be large pictures
 
 
-def decode_in_order(files: Iterable[bytes], settings: Settings, *, max_pixels: int | None = None) -> Iterator[Pixels]:
+class PixelBudget:
+    """How many pixels the images of one request may still have."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limit = self._left = settings.max_request_pixels
+
+    def spend(self, pixels: Pixels) -> None:
+        """Take an image into account.
+
+        Raises:
+            Problem: 413, it is more than was left.
+        """
+        self._left -= pixels.shape[0] * pixels.shape[1]
+        if self._left < 0:
+            raise Problem(413, f"expected at most {self._limit} pixels in one request", reason="pixels")
+
+
+def decode_in_order(
+    files: Iterable[bytes],
+    settings: Settings,
+    *,
+    field: str = "images",
+    budget: PixelBudget | None = None,
+    max_pixels: int | None = None,
+) -> Iterator[Pixels]:
     """Yield the pictures (H, W, 3) of image files, one at a time, as only one should be in memory.
+
+    Args:
+        files: the files, each decoded when its picture is asked for.
+        settings: the limits.
+        field: what the parts of the request are named.
+        budget: shared by all images of the request; None where these are all.
+        max_pixels: most pixels of one image, where that is fewer than the settings say.
 
     Raises:
         Problem: 422 or 413 naming the file's index.
     """
-    total = 0
+    budget = budget or PixelBudget(settings)
     for index, file in enumerate(files):
         try:
             pixels = decode(file, max_pixels=max_pixels or settings.max_image_pixels)
         except ImageError as error:
-            raise _rejected(index, error) from error
-        total += pixels.shape[0] * pixels.shape[1]
-        if total > settings.max_request_pixels:
-            raise Problem(413, f"expected at most {settings.max_request_pixels} pixels in one request", reason="pixels")
+            raise _rejected(f"{field}[{index}]", error) from error
+        budget.spend(pixels)
         yield pixels
 
 
-def _rejected(index: int, error: ImageError) -> Problem:
-    problem = invalid(f"images[{index}]", str(error), status=413 if error.kind == "too_large" else 422)
+def _rejected(item: str, error: ImageError) -> Problem:
+    problem = invalid(item, str(error), status=413 if error.kind == "too_large" else 422)
     problem.reason = "pixels" if error.kind == "too_large" else "undecodable"
     return problem
 

@@ -131,8 +131,14 @@ def _predict() -> Json:
 
 
 def _adapt() -> Json:
+    unlabelled = {
+        **_IMAGE_PARTS,
+        "minItems": 0,
+        "description": "images for recalibration; with them alone a candidate is stored and ends `kept`, as without "
+        "labels nothing can be proven",
+    }
     return {
-        "summary": "Find a better soup for a few labelled images",
+        "summary": "Find a better soup for a few labelled images, or new BatchNorm statistics without labels",
         "parameters": [
             _DEPLOYMENT,
             _query("strategy", "how to search", {"enum": ["auto", "grid", "surrogate"], "default": "auto"}),
@@ -160,6 +166,7 @@ def _adapt() -> Json:
                                         "type": "string",
                                         "description": "JSON array of class names or indices, in order",
                                     },
+                                    "unlabelled": unlabelled,
                                 },
                             },
                             {
@@ -170,8 +177,14 @@ def _adapt() -> Json:
                                         "type": "string",
                                         "format": "binary",
                                         "description": ".zip or .tar with one folder per class",
-                                    }
+                                    },
+                                    "unlabelled": unlabelled,
                                 },
+                            },
+                            {
+                                "type": "object",
+                                "required": ["unlabelled"],
+                                "properties": {"unlabelled": {**unlabelled, "minItems": 1}},
                             },
                         ]
                     }

@@ -210,6 +210,10 @@ class Predictor:
             device=self._settings.device,
         )
 
+    def has_statistics(self, base: Base) -> bool:
+        """Say if the network of a base set has BatchNorm statistics, which images without labels can move."""
+        return any(slot.is_variance for slot in self._bundle(base).info.tensors)
+
     def _bundle(self, base: Base) -> Bundle:
         digest = base.manifest.digest
         if digest not in self._bundles:

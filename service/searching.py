@@ -5,11 +5,11 @@ import os
 from collections.abc import Callable, Mapping
 
 from adapt.evaluation import Cancelled, PreparedBase, pick_device
-from adapt.search import find_soup
+from adapt.search import find_soup, recalibrate
 from adapt.soup import Outcome, Promote, Soup, Strategy
-from adapt.support import Support
 from deploy.bundle import build_bundle
 from service.catalog import Base
+from service.samples import Material
 from service.settings import Settings
 from training.bases import load_base_set
 
@@ -42,7 +42,7 @@ class Searcher:
     def find(
         self,
         base_set: str,
-        support: Support,
+        material: Material,
         *,
         current: Soup,
         strategy: Strategy,
@@ -50,24 +50,47 @@ class Searcher:
         progress: Callable[[float, str], None],
         should_stop: Callable[[], bool],
     ) -> tuple[Soup, Outcome]:
-        """Return the best soup for the labelled images, and what its evidence says.
+        """Return the best soup for the images, and what its evidence says.
+
+        Without labels the current soup gets new statistics and there is no evidence: nothing but `promote` "always"
+        promotes that.
 
         Raises:
             Cancelled: `should_stop` said so.
             ValueError: the base set is not there, the soup belongs to another one, or nothing usable was found.
         """
-        return find_soup(
-            self._base(base_set),
-            support,
+        base = self._base(base_set)
+        num_threads = self._settings.threads or max(1, (os.cpu_count() or 1) - 1)
+        if material.support is not None:
+            return find_soup(
+                base,
+                material.support,
+                unlabelled=material.unlabelled,
+                current=current,
+                strategy=strategy,
+                promote=promote,
+                p_threshold=self._settings.promote_p,
+                device=self._settings.device,
+                num_threads=num_threads,
+                progress=progress,
+                should_stop=should_stop,
+            )
+        if material.unlabelled is None:
+            raise ValueError("expected images, got none")
+        soup, outcome = recalibrate(
+            base,
+            material.unlabelled,
             current=current,
-            strategy=strategy,
-            promote=promote,
-            p_threshold=self._settings.promote_p,
             device=self._settings.device,
-            num_threads=self._settings.threads or max(1, (os.cpu_count() or 1) - 1),
+            num_threads=num_threads,
             progress=progress,
             should_stop=should_stop,
         )
+        if promote != "always":
+            return soup, outcome
+        reason = f"promote=always: promoted without evidence ({outcome.reason})"
+        outcome = outcome.model_copy(update={"state": "promoted", "reason": reason})
+        return soup.model_copy(update={"evidence": outcome}), outcome
 
     def _base(self, name: str) -> PreparedBase:
         if name not in self._catalog:

@@ -6,12 +6,18 @@ import tarfile
 import threading
 import time
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from deploy.parity import TorchReference
+from service.database import Database
+from service.registry import Registry
 from tests.service.conftest import KNOWING, Labelled, Server, as_parts, encode
+from training.bases import load_base_set
+from training.images import to_input
 
 pytestmark = pytest.mark.e2e
 
@@ -23,11 +29,17 @@ JOB_FIELDS = {
     "previous_version",
     "candidate_version",
     "coefficients",
+    "patch",
     "support",
     "accuracy",
     "search",
     "reason",
 }
+
+
+def registry_of(server: Server) -> Registry:
+    """What the processes of a server share."""
+    return Registry(Database(f"sqlite:///{server.home / 'registry.db'}"))
 
 
 def adapt(client: httpx.Client, request: dict[str, Any], **query: Any) -> httpx.Response:
@@ -293,4 +305,63 @@ def test_labelled_images_of_any_size_are_used(default: httpx.Client, labelled: L
     large = encode(labelled.pixels[0].repeat(9, axis=0).repeat(7, axis=1))
     job = default.post("/adapt", files=as_parts([large, labelled.files[1]]), data={"labels": '["cat", 1]'}).json()
     assert job["state"] == "kept"
-    assert job["support"] == {"n": 2, "per_class": {"cat": 1, "dog": 1}}
+    assert job["support"] == {"n": 2, "unlabelled": 0, "per_class": {"cat": 1, "dog": 1}}
+
+
+def test_without_labels_a_candidate_is_stored_and_nothing_is_promoted(
+    default: httpx.Client, server: Server, labelled: Labelled, tiny_base_set: Path
+) -> None:
+    sent = as_parts([*labelled.files[:30], labelled.files[3]], "unlabelled")
+    response = default.post("/adapt", files=sent)
+    assert response.status_code == 200, response.text
+    job = response.json()
+    assert (job["state"], job["version"], job["previous_version"], job["accuracy"]) == ("kept", 1, None, None)
+    assert "without" in job["reason"]
+    assert job["support"] == {"n": 0, "unlabelled": 30, "per_class": {}}
+    assert (job["patch"]["recalibrated"], job["patch"]["head"]) == (30, False)
+    assert job["candidate_version"] > 1
+    assert default.post("/adapt", files=list(reversed(sent))).json() == job
+
+    answer = default.put("/deployments/default/soup", json={"version": job["candidate_version"]})
+    assert answer.json()["patch"] == job["patch"]
+    soup = registry_of(server).soup("default", job["candidate_version"])
+    reference = TorchReference(load_base_set(tiny_base_set))
+    logits = reference.logits(reference.mix(soup.coefficients, soup.bn_mode, soup.patch), to_input(labelled.pixels))
+    served = default.post("/predict", files=as_parts(labelled.files)).json()["predictions"]
+    assert [item["index"] for item in served] == logits.argmax(axis=1).tolist()
+
+
+def test_promote_always_promotes_without_labels_and_says_so(
+    default: httpx.Client, server: Server, labelled: Labelled
+) -> None:
+    job = adapt(default, {"files": as_parts(labelled.files[:9], "unlabelled")}, promote="always").json()
+    assert (job["state"], job["previous_version"], job["version"]) == ("promoted", 1, job["candidate_version"])
+    assert "without evidence" in job["reason"]
+    event = registry_of(server).events("default")[-1]
+    assert (event.kind, event.job, event.unproven) == ("promoted", job["job"], True)
+
+
+def test_unlabelled_images_come_along_with_labelled_ones(default: httpx.Client, labelled: Labelled) -> None:
+    request = labelled.request(0, 40)
+    request["files"] += as_parts(labelled.files[30:100], "unlabelled")
+    job = adapt(default, request, promote="never").json()
+    assert (job["support"]["n"], job["support"]["unlabelled"]) == (40, 60)
+    assert adapt(default, request, promote="never").json() == job
+    without = adapt(default, labelled.request(0, 40), promote="never").json()
+    assert without["job"] != job["job"]
+    assert without["support"]["unlabelled"] == 0
+    archive = as_parts([archive_of(labelled, 40, "zip")], "archive") + as_parts(labelled.files[40:100], "unlabelled")
+    assert adapt(default, {"files": archive}, promote="never").json() == job
+
+
+def test_network_without_batchnorm_cannot_adapt_without_labels(server: Server, labelled: Labelled) -> None:
+    client = server.client
+    assert client.put("/deployments/vit", json={"base_set": "tiny-ln"}).status_code == 201
+    refused = client.post("/adapt?deployment=vit", files=as_parts(labelled.files[:3], "unlabelled"))
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["field"] == "unlabelled"
+    request = labelled.request(0, 10)
+    request["files"] += as_parts(labelled.files[10:20], "unlabelled")
+    job = client.post("/adapt?deployment=vit&promote=never", **request).json()
+    assert (job["state"], job["support"]["n"], job["patch"]) == ("kept", 10, None)
+    assert client.delete("/deployments/vit").status_code == 204

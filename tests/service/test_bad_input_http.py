@@ -88,6 +88,10 @@ def test_bad_file_is_named_by_its_index(server: Server, kind: str) -> None:
     files = [("images", (f"{index}.jpg", data, "image/jpeg")) for index, data in enumerate((GOOD, file, GOOD))]
     check(server.client.post("/predict", files=files), status, "images[1]")
     check(server.client.post("/adapt", files=files, data={"labels": "[0, 1, 2]"}), status, "images[1]")
+    unlabelled = [("unlabelled", part) for _, part in files]
+    check(server.client.post("/adapt", files=unlabelled), status, "unlabelled[1]")
+    both = [files[0], *unlabelled]
+    check(server.client.post("/adapt", files=both, data={"labels": "[0]"}), status, "unlabelled[1]")
 
 
 @pytest.mark.parametrize("kind", ["a text file", "a truncated JPEG", "a PNG bomb"])
@@ -162,6 +166,8 @@ def test_missing_and_doubled_parts_are_a_422(server: Server) -> None:
     client = server.client
     check(client.post("/adapt", files=as_parts([GOOD])), 422, "labels")
     check(client.post("/adapt", files=as_parts([GOOD]), data={"labels": ["[0]", "[1]"]}), 422, "labels")
+    check(client.post("/adapt", files=as_parts([GOOD], "unlabelled"), data={"labels": "[0]"}), 422, "images")
+    check(client.post("/adapt", files=as_parts([GOOD]) + as_parts([OTHER], "unlabelled")), 422, "labels")
     check(client.post("/adapt", files=as_parts([GOOD]) + as_parts([b"x"], "archive")), 422, "archive")
     check(client.post("/adapt", files=as_parts([GOOD], "pictures"), data={"labels": "[0]"}), 422, "pictures")
     check(client.post("/predict", files=as_parts([GOOD], "image")), 422, "image")
@@ -227,6 +233,9 @@ def test_too_many_bytes_are_a_413(server: Server, labelled: Labelled) -> None:
 def test_too_many_images_are_a_413(server: Server) -> None:
     check(server.client.post("/predict", files=as_parts([GOOD] * 301)), 413)
     check(server.client.post("/adapt", files=as_parts([GOOD] * 301), data={"labels": json.dumps([0] * 301)}), 413)
+    both = as_parts([GOOD] * 200) + as_parts([GOOD] * 101, "unlabelled")
+    check(server.client.post("/adapt", files=both, data={"labels": json.dumps([0] * 200)}), 413)
+    check(server.client.post("/adapt", files=as_parts([GOOD] * 301, "unlabelled")), 413)
 
 
 def test_malformed_multipart_is_a_400(server: Server) -> None:
