@@ -23,6 +23,7 @@ TEMPERATURES: tuple[float, ...] = tuple(2 ** (exponent / 2) for exponent in rang
 NUM_FOLDS = 5
 MIN_IMAGES = 10  # below this, no basis to act on: a fold would hold less than two images
 P_THRESHOLD = 0.05
+LARGE = 1e6  # a cross-entropy in place of an infinite one: two unusable soups are equally good
 POWER = 0.8  # chance to prove the gain seen with as many images as `labels_needed` says
 MAX_NEEDED = 100  # times the images there are: a gain that would need more is too close to none for a number
 
@@ -133,7 +134,8 @@ class CrossFit:
     @property
     def evidence(self) -> Floats:
         """How much better the candidate does on each image, (n,); see `evidence`. Weights are applied."""
-        found = evidence(self.candidate_losses - self.current_losses, self.candidate, self.current)
+        after, before = np.minimum(self.candidate_losses, LARGE), np.minimum(self.current_losses, LARGE)
+        found = evidence(after - before, self.candidate, self.current)
         return found if self.weights is None else found * self.weights
 
     def share(self, answers: Bools) -> float:
@@ -188,8 +190,8 @@ def evidence(excess: Floats, candidate: Bools, current: Bools) -> Floats:
         candidate: whether it is right.
         current: whether the current soup is right; all of shapes that broadcast.
     """
-    saved = np.nan_to_num(np.clip(-excess, -1, 1))  # infinite less infinite: both are unusable
-    return np.asarray(saved + candidate.astype(np.float32) - current.astype(np.float32), dtype=np.float32)
+    answers = candidate.astype(np.float32) - current.astype(np.float32)
+    return np.asarray(answers + np.clip(-excess, -1, 1), dtype=np.float32)
 
 
 def fold_dependence(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from adapt.score import (
@@ -12,12 +13,15 @@ from adapt.score import (
     TEMPERATURES,
     CrossFit,
     Scores,
+    balanced_weights,
     choose,
     cross_fit,
     decide,
+    evidence,
     fold_dependence,
-    mcnemar_p,
+    labels_needed,
     paired_interval,
+    paired_p,
     summarise,
     temp_ce,
 )
@@ -83,13 +87,132 @@ def test_scores_of_differing_shapes_are_refused():
         Scores(np.zeros((2, 8, 5), dtype=np.float32), np.zeros((2, 4), dtype=bool))
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_p_value_is_the_binomial_tail(wins: int, losses: int):
-    tail = sum(math.comb(wins + losses, heads) for heads in range(wins, wins + losses + 1)) / 2 ** (wins + losses)
-    assert mcnemar_p(wins, losses) == pytest.approx(tail)
-    assert mcnemar_p(wins + 1, losses) <= mcnemar_p(wins, losses)
-    assert mcnemar_p(wins, losses, dependence=1.2) >= mcnemar_p(wins, losses)
+def test_held_out_losses_are_at_temperatures_that_the_other_folds_fitted():
+    generator = np.random.default_rng(2)
+    scores, folds = draw(generator, 6, 40), deal(generator, 40)
+    fit = cross_fit(scores, folds)
+    for fold in range(5):
+        held_out = folds == fold
+        _, temperatures = temp_ce(scores.losses[:, :, ~held_out])
+        (chosen,) = np.unique(fit.chosen[held_out])
+        assert np.array_equal(fit.current_losses[held_out], scores.losses[0, temperatures[0], held_out])
+        assert np.array_equal(fit.candidate_losses[held_out], scores.losses[chosen, temperatures[chosen], held_out])
+        assert np.array_equal(fit.candidate[held_out], scores.correct[chosen, held_out])
+
+
+answers = arrays(np.bool_, 12)
+cross_entropies = arrays(np.float32, 12, elements=st.floats(0, 60, width=32) | st.just(math.inf))
+
+
+@given(cross_entropies, cross_entropies, answers, answers)
+def test_evidence_is_bounded_and_changes_sign_when_the_soups_change_places(
+    before: np.ndarray, after: np.ndarray, current: np.ndarray, candidate: np.ndarray
+):
+    nothing = np.zeros(12, dtype=np.int64)
+    found = CrossFit(nothing, current, candidate, before, after).evidence
+    swapped = CrossFit(nothing, candidate, current, after, before).evidence
+    assert np.abs(found).max() <= 2
+    assert np.array_equal(found, -swapped)
+    assert np.all(found[candidate & ~current & (after <= before)] >= 1)
+
+
+def test_evidence_counts_a_right_answer_as_one_nat():
+    right, wrong = np.asarray([True]), np.asarray([False])
+    assert evidence(np.asarray([-0.25], dtype=np.float32), right, wrong) == pytest.approx(1.25)
+    assert evidence(np.asarray([7], dtype=np.float32), wrong, wrong) == pytest.approx(-1)
+
+
+@given(arrays(np.float32, st.integers(5, 40), elements=st.floats(-2, 2, width=16)))
+def test_p_value_is_that_of_students_paired_test(gains: np.ndarray):
+    if gains.std() < 1e-2:
+        return
+    found = paired_p(gains)
+    assert found == pytest.approx(
+        max(stats.ttest_1samp(gains.astype(np.float64), 0, alternative="greater").pvalue, 2.0 ** -len(gains)), rel=1e-3
+    )
+    assert paired_p(gains + np.float32(0.1)) <= found
+    assert paired_p(gains, dependence=1.2) >= found
+
+
+def test_p_value_where_there_is_nothing_to_test_or_no_spread():
+    assert paired_p(np.zeros(20, dtype=np.float32)) == 1
+    assert paired_p(np.ones(1, dtype=np.float32)) == 1
+    assert paired_p(np.ones(12, dtype=np.float32)) == 2.0**-12
+    assert paired_p(-np.ones(12, dtype=np.float32)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n", [10, 20, 100])
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_p_value_keeps_its_level_where_few_images_decide(n: int, share: float):
+    generator = np.random.default_rng(n)
+    rejected = 0
+    for _ in range(2000):
+        hits = generator.choice([-1, 0, 1], p=[share / 2, 1 - share, share / 2], size=n)
+        gains = hits + np.clip(generator.standard_normal(n) * 0.2, -1, 1)
+        rejected += paired_p(gains.astype(np.float32)) < P_THRESHOLD
+    assert rejected <= stats.binom.ppf(0.999, 2000, P_THRESHOLD)
+
+
+def test_a_soup_that_answers_alike_but_saves_cross_entropy_is_proven_sooner_than_by_its_answers():
+    """Two images in a hundred put right, and all others a little surer."""
+    generator = np.random.default_rng(0)
+    margins = 2 + generator.standard_normal(100)
+    both = scores_of(np.stack([margins, margins + 0.5 * (1 + generator.standard_normal(100))]))
+    fit = cross_fit(both, deal(generator, 100))
+    wins, losses = int((fit.candidate & ~fit.current).sum()), int((fit.current & ~fit.candidate).sum())
+    assert stats.binom.sf(wins - 1, wins + losses, 0.5) > P_THRESHOLD
+    assert paired_p(fit.evidence) < P_THRESHOLD
+
+
+@pytest.mark.parametrize("gain", [0.1, 0.2])
+def test_as_many_labels_as_needed_prove_the_gain_four_times_in_five(gain: float):
+    generator = np.random.default_rng(0)
+    seen = (gain - np.resize([-0.5, 0.5], 50)).astype(np.float32)
+    needed = labels_needed(paired_p(seen), 50)
+    assert needed is not None
+    proven = [
+        paired_p((gain + 0.5 * generator.standard_normal(needed)).astype(np.float32)) < P_THRESHOLD for _ in range(500)
+    ]
+    assert np.mean(proven) == pytest.approx(0.8, abs=0.06)
+
+
+def test_fewer_labels_are_needed_the_stronger_the_evidence_and_no_number_is_given_without_any():
+    found = [labels_needed(p, 100) for p in (0.01, 0.05, 0.2, 0.4)]
+    assert found == sorted(found)
+    assert labels_needed(0.05, 100) == pytest.approx(229, abs=1)
+    assert [labels_needed(p, 100) for p in (0.499, 0.5, 0.9, 1.0)] == [None] * 4
+    assert labels_needed(0.2, 100, p_threshold=0.01) > labels_needed(0.2, 100)
+
+
+@given(arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 6)))
+def test_balanced_weights_let_classes_that_occur_count_alike(labels: np.ndarray):
+    weights = balanced_weights(labels)
+    assert weights.mean() == pytest.approx(1, rel=1e-5)
+    sums = np.bincount(labels, weights=weights)
+    assert sums[sums > 0] == pytest.approx(len(labels) / np.count_nonzero(sums), rel=1e-5)
+
+
+def test_a_weight_of_three_is_an_image_seen_three_times():
+    scores = draw(np.random.default_rng(3), 5, 20)
+    times = np.random.default_rng(4).integers(1, 4, size=20)
+    weights = (times / times.mean()).astype(np.float32)
+    repeated = np.repeat(scores.losses, times, axis=2)
+    assert temp_ce(scores.losses, weights)[0] == pytest.approx(temp_ce(repeated)[0], rel=1e-5)
+    assert choose(scores.losses, weights=weights) == choose(repeated)
+
+
+def test_balanced_accuracy_is_the_mean_over_classes_and_equal_weights_change_nothing():
+    generator = np.random.default_rng(5)
+    scores, folds, labels = draw(generator, 8, 60, alike=0.9), deal(generator, 60), np.arange(60) // 45
+    fit = cross_fit(scores, folds, weights=balanced_weights(labels))
+    summary = summarise(fit)
+    recalls = [fit.candidate[labels == label].mean() for label in (0, 1)]
+    assert summary.candidate == pytest.approx(np.mean(recalls))
+    assert summary.interval[0] <= summary.candidate - summary.current <= summary.interval[1]
+    equal = cross_fit(scores, folds, weights=np.ones(60, dtype=np.float32))
+    assert summarise(equal) == summarise(cross_fit(scores, folds))
+    ones = np.ones(60, dtype=np.float32)
+    assert fold_dependence(scores, folds, weights=ones) == fold_dependence(scores, folds)
 
 
 def test_interval_matches_a_published_one():
@@ -186,10 +309,20 @@ def test_dependence_is_repeatable_and_survives_unusable_soups():
 def accuracy_of(wins: int, losses: int, n: int) -> AccuracySummary:
     current, candidate = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     candidate[:wins], current[wins : wins + losses] = True, True
-    return summarise(CrossFit(np.zeros(n, dtype=np.int64), current, candidate))
+    nothing = np.zeros(n, dtype=np.float32)
+    return summarise(CrossFit(np.zeros(n, dtype=np.int64), current, candidate, nothing, nothing))
 
 
 WIN, DRAW = accuracy_of(30, 2, 100), accuracy_of(5, 4, 100)
+
+
+def test_labels_needed_are_named_where_a_gain_is_seen_but_not_proven():
+    assert WIN.labels_needed is None
+    assert DRAW.labels_needed is not None
+    assert accuracy_of(4, 5, 100).labels_needed is None
+    decision = decide(DRAW, promote="auto", same=False, counts=[50, 50])
+    assert f"about {DRAW.labels_needed:,} labelled images would show a gain of this size" in decision.reason
+    assert AccuracySummary.model_validate(WIN.model_dump(exclude={"labels_needed"})) == WIN
 
 
 @pytest.mark.parametrize(
