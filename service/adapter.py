@@ -8,17 +8,21 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
 from service.catalog import Base
 from service.jobs import JobQueue
 from service.metrics import Metrics
-from service.registry import Registry
+from service.registry import Registry, plan_of
+from service.reservoir import delete_others, read_reservoir
 from service.samples import Samples
 from service.settings import Settings
-from service.tables import Job, new_id
+from service.tables import Deployment, Job, new_id
 
 if TYPE_CHECKING:
     from service.searching import Searcher
@@ -88,6 +92,7 @@ class AdapterLoop:
         searcher.warm_up()
         self._registry.forget_workers(stale_seconds=FORGET_FACTOR * self._settings.stale_seconds)
         self._samples.delete_orphans(self._jobs.ids())
+        delete_others(self._settings, lambda: {plan.id for plan in self._registry.snapshot().reservoirs.values()})
         logger.info("the adapter is ready")
         return searcher
 
@@ -121,9 +126,13 @@ class AdapterLoop:
             return "failed"
 
     def _search(self, searcher: "Searcher", job: Job, heartbeat: "Heartbeat") -> str | None:
+        deployment = self._registry.deployment(job.deployment)
+        material = self._samples.load(job.id)
+        if material.unlabelled is None:
+            material = replace(material, unlabelled=self._recent_images(deployment))
         candidate, outcome = searcher.find(
-            self._registry.deployment(job.deployment).base_set,
-            self._samples.load(job.id),
+            deployment.base_set,
+            material,
             current=self._registry.soup(job.deployment, job.base_version),
             strategy=job.strategy,  # type: ignore[arg-type]  # checked before it was stored
             promote=job.promote,  # type: ignore[arg-type]
@@ -139,6 +148,11 @@ class AdapterLoop:
             self._metrics.accuracy.labels(job.deployment, "current").set(outcome.accuracy.current)
             self._metrics.accuracy.labels(job.deployment, "candidate").set(outcome.accuracy.candidate)
         return finished.state
+
+    def _recent_images(self, deployment: Deployment) -> npt.NDArray[np.uint8] | None:
+        """Return what the reservoir of a deployment keeps at the moment; no copy is stored with the job."""
+        plan, base = plan_of(deployment), self._catalog.get(deployment.base_set)
+        return None if plan is None or base is None else read_reservoir(self._settings, plan, base.manifest.input)
 
 
 class Heartbeat:

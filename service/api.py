@@ -42,6 +42,7 @@ async def predict(context: Context, request: Request) -> Response:
     files = await read_images(request, context.settings)
     images = await decode_prepared(files, loaded.base.manifest.input, context.settings, context.decoding)
     probabilities = confidences(await loaded.batcher.submit(images), loaded.soup.temperature)
+    context.predictor.reservoirs.offer(name, images)
     loaded.metrics.images.inc(len(images))
     for confidence in probabilities.max(axis=1).tolist():
         loaded.metrics.confidence.observe(confidence)
@@ -176,6 +177,7 @@ def create_app() -> Starlette:
         Route("/deployments/{name}", endpoint(deployments.one), methods=["GET", "PUT", "DELETE"]),
         Route("/deployments/{name}/soups", endpoint(deployments.list_soups)),
         Route("/deployments/{name}/soup", endpoint(deployments.set_soup), methods=["PUT"]),
+        Route("/deployments/{name}/reservoir", endpoint(deployments.reservoir), methods=["PUT", "DELETE"]),
         Route("/bases", endpoint(show_bases)),
         Route("/metrics", endpoint(show_metrics)),
         Route("/openapi.json", endpoint(openapi)),

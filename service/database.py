@@ -8,10 +8,13 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from service.tables import SoupVersion, Table
+from service.tables import Deployment, SoupVersion, Table
 
 # Columns that came after their tables; all may be null. A registry made without them gets them at the next start.
-ADDED = ((SoupVersion.__tablename__, SoupVersion.__table__.c.patch),)
+ADDED = (
+    (SoupVersion.__tablename__, SoupVersion.__table__.c.patch),
+    (Deployment.__tablename__, Deployment.__table__.c.reservoir),
+)
 BUSY_SECONDS = 10  # how long a writer waits for another one's transaction (SQLite)
 
 

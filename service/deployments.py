@@ -1,4 +1,4 @@
-"""The endpoints below `/deployments`: make, look, go back, dial, delete."""
+"""The endpoints below `/deployments`: make, look, go back, dial, keep recent images, delete."""
 
 import asyncio
 import re
@@ -13,18 +13,23 @@ from service.catalog import Base
 from service.context import Context, checked, json_response
 from service.predictor import DEFAULT, NotReady
 from service.problems import Problem, invalid, unavailable
+from service.registry import plan_of
+from service.reservoir import count_kept, delete_reservoir, most_images
 from service.schemas import (
     DEPLOYMENT_NAME,
     MAX_COEFFICIENT,
     DeploymentEntry,
     Deployments,
     NewDeployment,
+    NewReservoir,
     NewSoup,
+    ReservoirView,
     Soups,
     deployment_view,
     soup_view,
     worker_view,
 )
+from service.tables import Deployment
 from service.uploads import read_json
 
 ROLLOUT_SECONDS = 10  # how long a rollback or the dial waits for the workers before it answers 202
@@ -50,7 +55,16 @@ def _answer(context: Context, name: str, status: int) -> Response:
     found = context.registry.deployment(name)
     soup = context.registry.soup(name, found.version)
     workers = context.registry.workers(stale_seconds=context.settings.stale_seconds)
-    return json_response(deployment_view(found, soup, [worker_view(worker, name) for worker in workers]), status)
+    views = [worker_view(worker, name) for worker in workers]
+    return json_response(deployment_view(found, soup, views, _reservoir_view(context, found)), status)
+
+
+def _reservoir_view(context: Context, found: Deployment) -> ReservoirView | None:
+    plan, base = plan_of(found), context.catalog.get(found.base_set)
+    if plan is None:
+        return None
+    kept = 0 if base is None else count_kept(context.settings, plan, base.manifest.input)
+    return ReservoirView(size=plan.size, retention_hours=plan.retention_hours, kept=kept)
 
 
 async def make(context: Context, request: Request) -> Response:
@@ -72,10 +86,38 @@ async def delete(context: Context, request: Request) -> Response:
     name = request.path_params["name"]
     if name == DEFAULT:
         raise Problem(409, f"the deployment {DEFAULT!r} cannot be deleted")
+    plan = plan_of(await asyncio.to_thread(context.registry.deployment, name))
     for job in await asyncio.to_thread(context.registry.delete_deployment, name):
         await asyncio.to_thread(context.samples.delete, job)
+    if plan is not None:
+        await asyncio.to_thread(delete_reservoir, context.settings, plan.id)
     await context.predictor.refresh()
     return Response(status_code=204)
+
+
+async def reservoir(context: Context, request: Request) -> Response:
+    """`/deployments/{name}/reservoir`: keep a sample of recent images, or keep none and delete what there is."""
+    name = request.path_params["name"]
+    if request.method == "DELETE":
+        before = await asyncio.to_thread(context.registry.clear_reservoir, name)
+        status = 204
+    else:
+        found = await asyncio.to_thread(context.registry.deployment, name)
+        wanted = checked(NewReservoir, await read_json(request, context.settings))
+        if found.base_set not in context.catalog:
+            raise unavailable("the base set of the deployment is not there")
+        limit = most_images(context.settings, context.catalog[found.base_set].manifest.input)
+        if wanted.size > limit:
+            raise invalid("size", f"expected at most {limit} images (SAUCIER_MAX_RESERVOIR_MB), got {wanted.size}")
+        plan, before = await asyncio.to_thread(
+            context.registry.set_reservoir, name, wanted.size, wanted.retention_hours
+        )
+        status = 201 if before is None else 200
+        before = None if before == plan else before
+    await context.predictor.refresh()
+    if before is not None:
+        await asyncio.to_thread(delete_reservoir, context.settings, before.id)
+    return Response(status_code=204) if status == 204 else await asyncio.to_thread(_answer, context, name, status)
 
 
 async def list_soups(context: Context, request: Request) -> Response:

@@ -16,6 +16,7 @@ from service.schemas import (
     DeploymentView,
     JobView,
     NewDeployment,
+    NewReservoir,
     NewSoup,
     Predictions,
     Soups,
@@ -29,6 +30,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
     DeploymentView,
     JobView,
     NewDeployment,
+    NewReservoir,
     NewSoup,
     Predictions,
     Soups,
@@ -266,6 +268,23 @@ def _paths() -> Json:
                     **_problems(400, 403, 404, 409, 413, 415, 422, 503),
                 },
             }
+        },
+        "/deployments/{name}/reservoir": {
+            "put": {
+                "summary": "Keep a sample of the images that are classified, for adaptations to estimate statistics on",
+                "parameters": [_NAME],
+                "requestBody": _body(NewReservoir),
+                "responses": {
+                    "200": _json(view, "it was on; of another size or retention, it starts empty"),
+                    "201": _json(view, "it is on"),
+                    **_problems(400, 403, 404, 413, 415, 422, 503),
+                },
+            },
+            "delete": {
+                "summary": "Keep no images, and delete those that were kept",
+                "parameters": [_NAME],
+                "responses": {"204": {"description": "they are gone"}, **_problems(403, 404, 503)},
+            },
         },
         "/bases": {"get": _get("List the base sets", _json(_reference(Bases), "all base sets"))},
         "/metrics": {"get": _get("Metrics of all processes", _text("text/plain", "Prometheus text format"))},

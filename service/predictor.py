@@ -22,6 +22,7 @@ from service.catalog import Base
 from service.metrics import DeploymentMetrics, Metrics
 from service.problems import unavailable
 from service.registry import Pointer, Registry
+from service.reservoir import Reservoirs
 from service.settings import Settings
 from service.tables import new_id
 from training.images import to_input
@@ -70,6 +71,7 @@ class Predictor:
         self._poll_task: asyncio.Task[None] | None = None
         self._reported: tuple[float, dict[str, int]] = (0.0, {})
         self._inference = ThreadPoolExecutor(1, "inference")
+        self.reservoirs = Reservoirs(settings)
 
     @property
     def is_ready(self) -> bool:
@@ -84,6 +86,7 @@ class Predictor:
         """
         with suppress(DBAPIError):
             await self._report(force=True)
+        self.reservoirs.start()
         self._poll_task = asyncio.create_task(self._poll())
         deadline = time.monotonic() + STARTUP_SECONDS
         while not self._is_ready and time.monotonic() < deadline and self._has_bundles():
@@ -98,6 +101,7 @@ class Predictor:
             self._poll_task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._poll_task
+        await self.reservoirs.stop()
         with suppress(DBAPIError):
             await asyncio.to_thread(self._registry.remove_worker, self.id)
         self._inference.shutdown(wait=False)
@@ -152,6 +156,13 @@ class Predictor:
             if not self._is_ready and DEFAULT in self._loaded:
                 self._is_ready = True
                 logger.info("ready, serving %s", {name: pointer.version for name, pointer in wanted.items()})
+            await self.reservoirs.refresh(
+                {
+                    name: (plan, self._loaded[name].base.manifest.input)
+                    for name, plan in snapshot.reservoirs.items()
+                    if name in self._loaded
+                }
+            )
             await self._report()
             return snapshot.has_active_jobs
 

@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from adapt.soup import Soup, soup_from_parts
 from service.database import Database
-from service.tables import ACTIVE_STATES, Deployment, Event, Job, SoupVersion, Worker
+from service.reservoir import Plan
+from service.tables import ACTIVE_STATES, Deployment, Event, Job, SoupVersion, Worker, new_id
 
 
 class UnknownDeployment(KeyError):
@@ -37,6 +38,7 @@ class Snapshot(NamedTuple):
     """What a predictor needs to know several times a second."""
 
     deployments: tuple[Pointer, ...]
+    reservoirs: dict[str, Plan]  # by deployment, where there is one
     has_active_jobs: bool
 
 
@@ -51,13 +53,14 @@ class Registry:
     def snapshot(self) -> Snapshot:
         """Return all pointers and whether a job is queued or running."""
         with self._database.read() as session:
-            rows = session.execute(
-                select(Deployment.name, Deployment.uid, Deployment.base_set, Deployment.version).order_by(
-                    Deployment.name
-                )
-            ).all()
+            columns = (Deployment.name, Deployment.uid, Deployment.base_set, Deployment.version, Deployment.reservoir)
+            rows = session.execute(select(*columns).order_by(Deployment.name)).all()
             active = session.scalar(select(Job.seq).where(Job.state.in_(ACTIVE_STATES)).limit(1))
-        return Snapshot(tuple(Pointer(*row) for row in rows), active is not None)
+        return Snapshot(
+            tuple(Pointer(*pointer) for *pointer, _ in rows),
+            {row.name: Plan(**row.reservoir) for row in rows if row.reservoir is not None},
+            active is not None,
+        )
 
     def deployments(self) -> Sequence[Deployment]:
         """Return all deployments by name."""
@@ -173,6 +176,35 @@ class Registry:
             move(session, found, version, kind="dial", unproven=True)
             return found
 
+    def set_reservoir(self, deployment: str, size: int, retention_hours: float) -> tuple[Plan, Plan | None]:
+        """Switch the reservoir of a deployment on, or change it, which starts an empty one.
+
+        Returns:
+            The plan from now on, the same if nothing changed; and the one before, None if there was none.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+        """
+        with self._database.write() as session:
+            found = get_deployment(session, deployment, lock=True)
+            before = plan_of(found)
+            if before is not None and (before.size, before.retention_hours) == (size, retention_hours):
+                return before, before
+            plan = Plan(new_id(), size, retention_hours)
+            found.reservoir = plan._asdict()
+            return plan, before
+
+    def clear_reservoir(self, deployment: str) -> Plan | None:
+        """Switch the reservoir of a deployment off; return what it was, None if it was off already.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+        """
+        with self._database.write() as session:
+            found = get_deployment(session, deployment, lock=True)
+            before, found.reservoir = plan_of(found), None
+            return before
+
     # Workers
 
     def beat_worker(self, worker: str, *, pid: int, host: str, provider: str | None, loaded: dict[str, Any]) -> None:
@@ -210,6 +242,11 @@ def get_deployment(session: Session, name: str, *, lock: bool = False) -> Deploy
     if found is None:
         raise UnknownDeployment(name)
     return found
+
+
+def plan_of(deployment: Deployment) -> Plan | None:
+    """Return the reservoir of a deployment, None if it is off."""
+    return None if deployment.reservoir is None else Plan(**deployment.reservoir)
 
 
 def get_soup(session: Session, deployment: str, version: int) -> SoupVersion:

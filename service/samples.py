@@ -32,7 +32,8 @@ class SamplesGone(ValueError):
 class Material:
     """What a job is given: labelled images, images without a label, or both; exact repeats left out.
 
-    `unlabelled` uint8 (m, H, W, 3) at the network's input size; `unlabelled_hashes` the pixel hashes of the originals.
+    `unlabelled` uint8 (m, H, W, 3) at the network's input size; `unlabelled_hashes` the pixel hashes of the originals,
+    none for images of a reservoir.
     """
 
     support: Support | None

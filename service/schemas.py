@@ -13,6 +13,7 @@ from training.manifest import Ingredient, InputSpec, Manifest
 
 DEPLOYMENT_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_COEFFICIENT = 2.0  # of the dial, either sign
+MAX_RETENTION_HOURS = 24 * 31
 
 JobState = Literal["queued", "running", "promoted", "kept", "failed"]
 
@@ -72,6 +73,21 @@ class WorkerView(Frozen):
     heartbeat_at: datetime
 
 
+class NewReservoir(Frozen):
+    """Body of `PUT /deployments/{name}/reservoir`."""
+
+    size: Annotated[int, Field(ge=1, strict=True)] = Field(description="most images kept, all workers together")
+    retention_hours: Annotated[float, Field(gt=0, le=MAX_RETENTION_HOURS, strict=True)] = Field(
+        default=24.0, description="age at which an image is deleted"
+    )
+
+
+class ReservoirView(NewReservoir):
+    """A sample of the images that a deployment was asked about lately."""
+
+    kept: int = Field(description="images kept now")
+
+
 class DeploymentView(Frozen):
     """A deployment and its current soup."""
 
@@ -82,6 +98,7 @@ class DeploymentView(Frozen):
     bn_mode: BnMode
     temperature: float
     patch: PatchSummary | None = Field(description="what replaces mixed tensors; null for a plain soup")
+    reservoir: ReservoirView | None = Field(description="null where no images are kept, the default")
     created_at: datetime
     is_rolled_out: bool = Field(description="every live worker serves the current version")
     workers: list[WorkerView]
@@ -190,7 +207,9 @@ def job_view(job: Job) -> JobView:
     )
 
 
-def deployment_view(found: Deployment, soup: Soup, workers: list[WorkerView]) -> DeploymentView:
+def deployment_view(
+    found: Deployment, soup: Soup, workers: list[WorkerView], reservoir: ReservoirView | None
+) -> DeploymentView:
     """Return a deployment as clients see it."""
     return DeploymentView(
         deployment=found.name,
@@ -200,6 +219,7 @@ def deployment_view(found: Deployment, soup: Soup, workers: list[WorkerView]) ->
         bn_mode=soup.bn_mode,
         temperature=soup.temperature,
         patch=None if soup.patch is None else soup.patch.summary,
+        reservoir=reservoir,
         created_at=moment(found.created_at),
         is_rolled_out=bool(workers) and all(worker.version == found.version for worker in workers),
         workers=workers,

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
         default=60, gt=0, description="most seconds a client may take to send its request body"
     )
     max_queued_jobs: int = Field(default=100, ge=1, description="most adaptations that wait for the adapter")
+    max_reservoir_mb: float = Field(
+        default=256, gt=0, description="most bytes of the images that one deployment's reservoir keeps, in MB (1e6)"
+    )
     promote_p: float = Field(
         default=0.05, gt=0, lt=1, description="promote only with a one-sided p value below this level"
     )
@@ -100,6 +103,11 @@ class Settings(BaseSettings):
     def samples_path(self) -> Path:
         """Folder of the stored samples."""
         return self.home / "samples"
+
+    @property
+    def reservoirs_path(self) -> Path:
+        """Folder of the reservoirs of recent images."""
+        return self.home / "reservoirs"
 
     @classmethod
     def load(cls) -> Self:

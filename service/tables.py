@@ -38,6 +38,7 @@ class Deployment(Table):
     uid: Mapped[str] = mapped_column(String(32), default=new_id)  # a name made again is another deployment
     base_set: Mapped[str] = mapped_column(String(63))
     version: Mapped[int]
+    reservoir: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # service.reservoir.Plan
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
