@@ -111,7 +111,7 @@ class _Estimate:
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
-        var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
+        mean, var = _moments(x)
         self._blend(mean, var)
         weight = len(x) / self._num_images
         self._first.add_(mean.double(), alpha=weight)
@@ -123,6 +123,20 @@ class _Estimate:
     def _blend(self, mean: Tensor, var: Tensor) -> None:
         for target, prior, found in zip((self._mean, self._var), self._prior, (mean, var), strict=True):
             target.copy_(torch.lerp(prior, found, self._share))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each channel (dim 1).
+
+    The training kernel of BatchNorm finds them ten times faster than `var_mean` does on channels-last tensors, though
+    it also normalises the input.
+    """
+    mean, var = x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
+    count = x.numel() // x.shape[1]
+    if count < 2:  # where the kernel refuses: one image, one position
+        return x.flatten(), var
+    torch.nn.functional.batch_norm(x, mean, var, training=True, momentum=1.0)
+    return mean, var * ((count - 1) / count)
 
 
 def project_to_simplex(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adapt.evaluation import PreparedBase, run_soups, soup_logits
-from adapt.recalibration import Recalibrator, project_to_simplex
+from adapt.recalibration import Recalibrator, _moments, project_to_simplex
 from training.bases import BaseSet
 
 
@@ -106,3 +106,12 @@ def test_networks_without_batchnorm_and_bad_priors_are_refused(ln_base: BaseSet,
     with pytest.raises(ValueError, match="positive"):
         Recalibrator(prepared.model("raw"), prior_images=(0.0, 1.0))
     assert isinstance(prepared.model("raw").net, nn.Module)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4, 4), (7, 3), (1, 3, 2, 2), (1, 3), (1, 3, 1, 1)])
+def test_moments_are_those_of_the_channels(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 100
+    mean, var = _moments(x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x)
+    expected_var, expected_mean = torch.var_mean(x.double(), dim=[0, *range(2, x.dim())], correction=0)
+    torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(var.double(), expected_var, rtol=1e-4, atol=1e-5)
