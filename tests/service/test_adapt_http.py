@@ -89,7 +89,7 @@ def test_deserved_promotion_is_served_by_every_worker_at_once(
 
     view = default.get("/deployments/default").json()
     assert (view["version"], view["is_rolled_out"], len(view["workers"])) == (job["version"], True, 2)
-    assert view["coefficients"] == job["coefficients"]
+    assert (view["coefficients"], view["patch"]) == (job["coefficients"], job["patch"])
     text = default.get("/metrics").text
     assert f'saucier_soup_version{{deployment="default"}} {job["version"]:.1f}' in text
     assert 'saucier_adapt_jobs_total{deployment="default",state="promoted"}' in text
@@ -103,6 +103,7 @@ def test_history_holds_the_evidence(default: httpx.Client, labelled: Labelled) -
     newest = soups[0]
     assert (newest["version"], newest["job"], newest["source"]) == (job["candidate_version"], job["job"], "adapt")
     assert newest["evidence"]["accuracy"] == job["accuracy"]
+    assert newest["patch"] == job["patch"]
     assert soups[-1]["source"] == "default"
     assert [soup["is_current"] for soup in soups].count(True) == 1
 
