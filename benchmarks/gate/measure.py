@@ -159,15 +159,15 @@ CRITERIA: Mapping[str, Callable[[Drawn, npt.NDArray[np.float32]], int]] = {
 def summary(found: Measured, plan: Plan) -> dict[str, Any]:
     """Return every number of the report; accuracies and rates are fractions."""
     return {
-        "level": {scenario: {n: _rates(found.gate[scenario, n]) for n in plan.n} for scenario in SCENARIOS}
+        "level": {scenario: {n: rates(found.gate[scenario, n]) for n in plan.n} for scenario in SCENARIOS}
         | {
             f"{CLEAN}, {scenario}": {
-                n: _rates([row for row in found.gate[scenario, n] if row.shift == CLEAN]) for n in plan.n
+                n: rates([row for row in found.gate[scenario, n] if row.shift == CLEAN]) for n in plan.n
             }
             for scenario in ("default", "earlier")
             if CLEAN in plan.shifts
         },
-        "power": {n: _power(found.gate["default", n]) for n in plan.n},
+        "power": {n: power_by_gain(found.gate["default", n]) for n in plan.n},
         "bias": {n: _bias(found.gate["default", n]) for n in plan.n},
         "labels": _labels(found, plan),
         "criteria": {
@@ -184,7 +184,7 @@ def summary(found: Measured, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _rates(rows: Sequence[Row]) -> dict[str, Any]:
+def rates(rows: Sequence[Row]) -> dict[str, Any]:
     """Return how often each test promotes, falsely and harmfully, of all draws."""
     gains = np.asarray([row.outcome.gain for row in rows])
     rates = {}
@@ -208,7 +208,7 @@ def _rates(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _power(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def power_by_gain(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return how often each test promotes candidates of each true gain."""
     bins: list[list[Row]] = [[] for _ in range(len(EDGES) + 1)]
     for row in rows:
