@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import optimize
 from torch import Tensor
 
 from adapt.candidates import Bools, Ints, Pool
+from adapt.evaluation import score_logits
 from adapt.head import PENALTIES, Head, fit_heads
 from adapt.score import TEMPERATURES, CrossFit, Floats, choose, temp_ce
 
@@ -41,6 +41,13 @@ class Fit(NamedTuple):
     head: Head | None = None
 
 
+class Rerun(NamedTuple):
+    """A recalibrated candidate without some of the images in its statistics, on all of them."""
+
+    logits: Tensor  # (n, K)
+    features: Tensor | None  # (n, D)
+
+
 @dataclass(frozen=True)
 class Ladder:
     """Chooses from a pool, with any of the labelled images left out.
@@ -52,6 +59,7 @@ class Ladder:
         num_classes: K.
         features: what a candidate's last layer is given; None without the last rung.
         heads: a candidate's own last layer.
+        rerun: runs a recalibrated candidate on all images, with the statistics of a subset (n,) of them.
     """
 
     pool: Pool
@@ -60,9 +68,29 @@ class Ladder:
     num_classes: int
     features: Features | None
     heads: Heads
+    rerun: Callable[[int, Bools], Rerun]
     _cache: dict[tuple[int, bytes], list[Head]] = field(default_factory=dict, init=False, repr=False)
 
-    def fit(self, subset: Bools, eligible: Bools | None) -> Fit:
+    def climb(self) -> tuple[Fit, CrossFit | None]:
+        """Return the choice on all images, and the held-out answers.
+
+        Candidates with their BatchNorm as it is and recalibrated ones are two kinds. Statistics of the very images
+        that score them flatter the latter, so the kind is the one with the lower held-out log-loss.
+
+        Raises:
+            ValueError: no candidate is usable.
+        """
+        everything = np.ones(len(self.labels), dtype=np.bool_)
+        if self.folds is None:
+            return self.fit(everything, self.pool.eligible & ~self.pool.recalibrated), None
+        kinds = [~self.pool.recalibrated]
+        if (self.pool.eligible & self.pool.recalibrated).any():
+            kinds.append(self.pool.recalibrated)
+        fits = [self.cross_fit(kind) for kind in kinds]
+        best = int(np.argmin([fit.candidate_losses.mean(dtype=np.float64) for fit in fits]))
+        return self.fit(everything, self.pool.eligible & kinds[best]), fits[best]
+
+    def fit(self, subset: Bools, eligible: Bools) -> Fit:
         """Choose on a subset of the images (n,), among the eligible candidates (C,).
 
         Raises:
@@ -77,17 +105,19 @@ class Ladder:
             return plain
         return Fit(candidate, temperature, penalty, self._fitted(candidate, features, subset)[penalty])
 
-    def cross_fit(self) -> CrossFit:
-        """Answer every image with the choice made without its fold."""
-        if self.folds is None:
-            raise ValueError("cross-fitting needs at least two images")
+    def cross_fit(self, kind: Bools) -> CrossFit:
+        """Answer every image with the choice made without its fold, among the candidates (C,) of a kind.
+
+        A recalibrated choice answers with statistics in which the fold has no part either.
+        """
+        assert self.folds is not None, "there are folds to hold out"
         n, scores = len(self.labels), self.pool.scores
         chosen, right = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.bool_)
         before, after = np.empty((2, n), dtype=np.float32)
         for number, fold in enumerate(np.unique(self.folds)):
             held_out = self.folds == fold
-            eligible = None if self.pool.eligible_without is None else self.pool.eligible_without[number]
-            found = self.fit(~held_out, eligible)
+            eligible = self.pool.eligible if self.pool.eligible_without is None else self.pool.eligible_without[number]
+            found = self.fit(~held_out, eligible & kind)
             chosen[held_out] = found.candidate
             before[held_out] = self._current_losses(~held_out)[held_out]
             after[held_out], right[held_out] = self._answers(found, held_out)
@@ -114,14 +144,31 @@ class Ladder:
         )
         return losses(float(best.x)).float().numpy()
 
-    def _answers(self, found: Fit, images: Bools) -> tuple[Floats, Bools]:
-        """Return losses and hits of a choice on some images."""
+    def _answers(self, found: Fit, held_out: Bools) -> tuple[Floats, Bools]:
+        """Return losses and hits of a choice on the images it was made without."""
+        labels, index = self.labels[held_out], torch.from_numpy(held_out)
+        if self.pool.recalibrated[found.candidate]:
+            return self._answers_anew(found, held_out)
         if found.head is None:
             scores = self.pool.scores
-            return scores.losses[found.candidate, found.temperature, images], scores.correct[found.candidate, images]
+            return scores.losses[found.candidate, found.temperature, held_out], scores.correct[
+                found.candidate, held_out
+            ]
         features = self._features(found.candidate)
         assert features is not None, "a head was fitted to these features"
-        return _judged(found.head, features[torch.from_numpy(images)], self.labels[images])
+        return _judged(found.head(features[index]), labels)
+
+    def _answers_anew(self, found: Fit, held_out: Bools) -> tuple[Floats, Bools]:
+        labels, seen = self.labels, torch.from_numpy(~held_out)
+        run = self.rerun(found.candidate, ~held_out)
+        temperature = int(temp_ce(score_logits(run.logits[seen][None], labels[~held_out]).losses)[1][0])
+        if found.penalty is None:
+            return _judged(run.logits[~seen] / TEMPERATURES[temperature], labels[held_out])
+        own = self.heads(found.candidate)
+        assert own is not None
+        assert run.features is not None, "a head was fitted to this candidate's features"
+        head = fit_heads(run.features[seen], labels[~held_out], own.divided(TEMPERATURES[temperature]))[found.penalty]
+        return _judged(head(run.features[~seen]), labels[held_out])
 
     def _may_fit_head(self, subset: Bools) -> bool:
         """A class without images would be fitted away."""
@@ -144,7 +191,7 @@ class Ladder:
             temperature = self._temperature(candidate, seen)
             own += float(self.pool.scores.losses[candidate, temperature, held_out].sum(dtype=np.float64))
             for penalty, head in enumerate(self._fitted(candidate, features, seen)):
-                losses, _ = _judged(head, features[torch.from_numpy(held_out)], self.labels[held_out])
+                losses, _ = _judged(head(features[torch.from_numpy(held_out)]), self.labels[held_out])
                 fitted[penalty] += float(losses.sum(dtype=np.float64))
         best = int(fitted.argmin())
         return best if fitted[best] < own else None
@@ -164,8 +211,9 @@ class Ladder:
         return self._cache[key]
 
 
-def _judged(head: Head, features: Tensor, labels: Ints) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    logits = head(features)
+def _judged(logits: Tensor, labels: Ints) -> tuple[Floats, Bools]:
+    """Return losses and hits of logits (n, K); an image whose logits are not finite is lost."""
     targets = torch.from_numpy(labels)
-    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    return losses.float().numpy(), (logits.argmax(dim=1) == targets).numpy()
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").float()
+    finite = logits.isfinite().all(dim=1)
+    return losses.masked_fill(~finite, torch.inf).numpy(), ((logits.argmax(dim=1) == targets) & finite).numpy()

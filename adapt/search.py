@@ -7,10 +7,12 @@ from typing import Required, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from adapt.candidates import (
     SAME,
+    Bools,
     Ints,
     Pool,
     Progress,
@@ -22,7 +24,7 @@ from adapt.candidates import (
 from adapt.evaluation import PreparedBase, pick_device, run_soups, thread_count
 from adapt.grid import Grid, GridKind, Lattice, lattice
 from adapt.head import Head
-from adapt.ladder import Fit, Ladder
+from adapt.ladder import Fit, Ladder, Rerun
 from adapt.patch import Floats, Patch, make_patch
 from adapt.score import (
     NUM_FOLDS,
@@ -191,9 +193,9 @@ def search(
             len(manifest.class_names),
             library.features if "head" in rungs and prepared.head_key is not None else None,
             library.head,
+            library.rerun,
         )
-        choice = ladder.fit(np.ones(len(support), dtype=np.bool_), pool.eligible)
-        fit = None if folds is None else ladder.cross_fit()
+        choice, fit = ladder.climb()
     accuracy = None if fit is None or folds is None else _summary(pool, fit, folds, seed)
     same = choice.candidate == 0 and choice.head is None
     per_class = support.per_class
@@ -325,6 +327,36 @@ class _Library:
             self.image_forwards += block.image_forwards
             self._found[candidate] = block.features[0]
         return self._found[candidate]
+
+    def rerun(self, candidate: int, subset: Bools) -> Rerun:
+        """Run a recalibrated candidate with the statistics of a subset of the images, and of all unlabelled ones."""
+        task = self._task
+        images = task.support.images
+        order = np.concatenate([np.flatnonzero(subset), np.flatnonzero(~subset)])
+        rows = self._pool.coefficients[[candidate]]
+        recalibrated = run_soups(
+            task.prepared,
+            rows,
+            images[subset],
+            recalibrate=True,
+            unlabelled=task.unlabelled,
+            should_stop=task.should_stop,
+        )
+        rest = run_soups(
+            task.prepared,
+            rows,
+            images[~subset],
+            bn_mode="raw",
+            patch=recalibrated.statistics[0],
+            should_stop=task.should_stop,
+        )
+        self.image_forwards += recalibrated.image_forwards + rest.image_forwards
+        back = torch.from_numpy(np.argsort(order))
+        logits = torch.cat([recalibrated.logits[0], rest.logits[0]])[back]
+        parts = (recalibrated.features[0], rest.features[0])
+        if parts[0] is None or parts[1] is None:
+            return Rerun(logits, None)
+        return Rerun(logits, torch.cat([parts[0], parts[1]])[back])
 
     def head(self, candidate: int) -> Head | None:
         current = self._task.current.patch

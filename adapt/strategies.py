@@ -1,7 +1,6 @@
 """Which soups a search evaluates: the whole grid, or the few that a surrogate of the logits calls promising."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,22 +25,11 @@ from adapt.grid import Grid, Lattice
 from adapt.score import Scores, temp_ce
 
 PROMISING = 6  # soups of least predicted tempCE that each choice may fall on ...
-MAX_VERIFIED = 12  # ... or fewer, so that all choices together have no more
-MIN_VERIFIED = 3  # where soups of both kinds take part
+# ... or fewer, so that all choices together have no more than this: a sixth of the usual grid in all. Recalibrated ones
+# are evaluated once more for each fold, see `adapt.ladder`; where they were tried and led not, little is left.
+VERIFIED, VERIFIED_RECALIBRATED, VERIFIED_LATE = 12, 4, 3
 PREDICTED_ELEMENTS = 2**24  # logits predicted at a time
 GRID_BLOCK = 16  # soups of a grid that are run at a time
-CLEARLY = 2.0  # standard errors of a paired difference
-
-
-class Kind(NamedTuple):
-    """The nodes evaluated of one kind of candidates: recalibrated or not."""
-
-    block: Block
-    in_running: list[bool]  # for each choice: may a soup of this kind that is not a node be chosen?
-
-    def is_complete(self, num_ingredients: int) -> bool:
-        """Whether all nodes are there; they are not where the kind is out of the running for every choice."""
-        return len(self.block.coefficients) == num_ingredients * (num_ingredients + 1) // 2
 
 
 def nodes(num_ingredients: int) -> Grid:
@@ -88,30 +76,28 @@ def search_surrogate(task: Task, points: Lattice) -> Pool:
     without each fold's images: so the folds' choices do not profit from the images that judge them. A pool that is too
     large for a grid is searched by a descent on its points instead.
 
-    Recalibrated soups have a surrogate of their own. Of the others the ingredients are looked at first; the pairs
-    only where some choice may still fall on that kind.
+    Where soups may be recalibrated, the nodes of that kind and the plain ingredients are looked at first. The
+    surrogate then goes on with the kind that leads. Statistics of the very images flatter the recalibrated: where they
+    do not lead, they are out of the running; where they do, the plain ingredients stay in it.
     """
     current = run_current(task)
-    kinds = _evaluate_nodes(task.part(0.0, 0.6))
-    proposals = [_propose(task, kind, points) for kind in kinds if kind.is_complete(task.num_ingredients)]
-    rows = np.concatenate([proposal.rows for proposal in proposals])
-    recalibrated = np.concatenate([np.full(len(proposal.rows), proposal.recalibrated) for proposal in proposals])
-    values = [np.concatenate(found) for found in zip(*(proposal.values for proposal in proposals), strict=True)]
+    leading, others = _evaluate_nodes(task.part(0.0, 0.6))
+    rows, values = _predict(task, leading, points)
     # Nodes are known whatever the labels say, so every choice may fall on them.
-    known = np.concatenate([proposal.known for proposal in proposals])
-    spent = sum(len(kind.block.coefficients) for kind in kinds)
-    lists = _within_budget(values, known, num_verified(task.num_ingredients, spent))
+    known = is_among(rows, leading.coefficients)
+    lists = _within_budget(values, known, num_verified(leading.recalibrated, len(others)))
     wanted = np.unique(np.concatenate(lists))
-    verified: list[Ints] = []
-    blocks = [current, *(kind.block for kind in kinds)]
-    for recalibrate in task.kinds:
-        which = wanted[(recalibrated[wanted] == recalibrate) & ~known[wanted]]
-        if len(which):
-            verified.append(which)
-            blocks.append(run_candidates(task.part(0.6, 1.0), rows[which], recalibrated=recalibrate))
-    positions = np.concatenate([np.empty(0, dtype=np.int64), *verified])
-    always = np.ones(1 + spent, dtype=np.bool_)
-    allowed = np.stack([np.concatenate([always, np.isin(positions, chosen)]) for chosen in lists])
+    wanted = wanted[~known[wanted]]
+    blocks = [current, leading, *others]
+    if len(wanted):
+        blocks.append(run_candidates(task.part(0.6, 1.0), rows[wanted], recalibrated=leading.recalibrated))
+    always = np.concatenate(
+        [
+            np.full(len(block.coefficients), block.recalibrated <= leading.recalibrated)
+            for block in blocks[: 2 + len(others)]
+        ]
+    )
+    allowed = np.stack([np.concatenate([always, np.isin(wanted, chosen)]) for chosen in lists])
     return joined(blocks, eligible=allowed[-1], eligible_without=allowed[:-1] if task.folds is not None else None)
 
 
@@ -119,78 +105,44 @@ def num_evaluated(num_ingredients: int, *, both_kinds: bool = False) -> int:
     """Return how many soups `search_surrogate` evaluates, at most."""
     num_nodes = num_ingredients * (num_ingredients + 1) // 2
     if not both_kinds:
-        return 1 + num_nodes + MAX_VERIFIED
-    return 1 + max(
-        spent + num_verified(num_ingredients, spent) for spent in (num_nodes + num_ingredients, 2 * num_nodes)
-    )
+        return 1 + num_nodes + VERIFIED
+    return 1 + num_nodes + max(num_ingredients + VERIFIED_RECALIBRATED, num_nodes + VERIFIED_LATE)
 
 
-def num_verified(num_ingredients: int, spent: int) -> int:
-    """Return how many soups may be evaluated for real after so many nodes."""
-    num_nodes = num_ingredients * (num_ingredients + 1) // 2
-    return max(MIN_VERIFIED, MAX_VERIFIED - max(0, spent - num_nodes - 1))
+def num_verified(recalibrated: bool, others: int) -> int:
+    """Return how many soups may be evaluated for real after the nodes."""
+    return VERIFIED_RECALIBRATED if recalibrated else VERIFIED_LATE if others else VERIFIED
 
 
-def _evaluate_nodes(task: Task) -> list[Kind]:
+def _evaluate_nodes(task: Task) -> tuple[Block, list[Block]]:
+    """Return the nodes of the leading kind, and what else was evaluated on the way."""
     rows, num_ingredients = nodes(task.num_ingredients), task.num_ingredients
-    choices = len(task.subsets())
     if not task.recalibrate:
-        return [Kind(run_candidates(task, rows, recalibrated=False), [True] * choices)]
+        return run_candidates(task, rows, recalibrated=False), []
     anew = run_candidates(task.part(0.0, 0.5), rows, recalibrated=True)
     plain = run_candidates(task.part(0.5, 0.7), rows[:num_ingredients], recalibrated=False)
-    running = [_in_running(plain.scores, anew.scores, subset) for subset in task.subsets()]
-    kinds = [Kind(anew, [new for _, new in running]), Kind(plain, [old for old, _ in running])]
-    if any(kinds[1].in_running):
-        pairs = run_candidates(task.part(0.7, 1.0), rows[num_ingredients:], recalibrated=False)
-        kinds[1] = kinds[1]._replace(block=_stacked(plain, pairs))
-    return kinds
+    if temp_ce(anew.scores.losses)[0].min() < temp_ce(plain.scores.losses)[0].min():
+        return anew, [plain]
+    pairs = run_candidates(task.part(0.7, 1.0), rows[num_ingredients:], recalibrated=False)
+    return _stacked(plain, pairs), [anew]
 
 
-def _in_running(one: Scores, other: Scores, subset: Bools) -> tuple[bool, bool]:
-    """Say of two kinds whether the best node of each is not clearly worse than the other's on these images."""
-    best = []
-    for scores in (one, other):
-        values, temperatures = temp_ce(scores.losses[:, :, subset])
-        position = int(values.argmin())
-        best.append(scores.losses[position, temperatures[position]][subset].astype(np.float64))
-    with np.errstate(invalid="ignore"):
-        difference = best[0] - best[1]
-    if not np.isfinite(difference).all():
-        return bool(np.isfinite(best[0]).all()), bool(np.isfinite(best[1]).all())
-    mean, margin = float(difference.mean()), CLEARLY * float(difference.std()) / len(difference) ** 0.5
-    return mean <= margin, mean >= -margin
-
-
-class Proposal(NamedTuple):
-    """Soups of one kind and what the surrogate says of them."""
-
-    recalibrated: bool
-    rows: Grid  # (C, M)
-    values: list[npt.NDArray[np.float64]]  # for each choice (C,) predicted tempCE; infinite where out of the running
-    known: Bools  # (C,) is a node
-
-
-def _propose(task: Task, kind: Kind, points: Lattice) -> Proposal:
-    """Return soups of a kind and, for each choice, their predicted tempCE."""
-    recalibrated, subsets = kind.block.recalibrated, task.subsets()
-    model = task.prepared.model("raw" if recalibrated else task.bn_mode)
+def _predict(task: Task, known: Block, points: Lattice) -> tuple[Grid, list[npt.NDArray[np.float64]]]:
+    """Return soups (C, M) and, for each choice, their predicted tempCE (C,); infinite for those not usable."""
+    subsets = task.subsets()
+    model = task.prepared.model("raw" if known.recalibrated else task.bn_mode)
 
     def predict(rows: Grid) -> list[npt.NDArray[np.float64]]:
-        losses = _predicted_losses(kind.block.logits, rows, task.support.labels)
+        losses = _predicted_losses(known.logits, rows, task.support.labels)
         usable = np.ones(len(rows), dtype=np.bool_)
-        if not recalibrated:
+        if not known.recalibrated:
             usable = np.asarray(model.usable(torch.from_numpy(rows)))
-        return [
-            np.where(usable & running, temp_ce(losses[:, :, subset])[0], np.inf)
-            for subset, running in zip(subsets, kind.in_running, strict=True)
-        ]
+        return [np.where(usable, temp_ce(losses[:, :, subset])[0], np.inf) for subset in subsets]
 
     if points.is_small(task.num_ingredients):
         rows = points.points(task.num_ingredients)
-        values = predict(rows)
-    else:
-        rows, values = _descend(predict, points, task.num_ingredients, len(subsets))
-    return Proposal(recalibrated, rows, values, is_among(rows, kind.block.coefficients))
+        return rows, predict(rows)
+    return _descend(predict, points, task.num_ingredients, len(subsets))
 
 
 def _stacked(first: Block, second: Block) -> Block:
