@@ -9,7 +9,7 @@ from typing import Any
 from adapt.plots import COLOURS
 from adapt.score import P_THRESHOLD
 from benchmarks.gate.draws import OLD, OURS, TESTS
-from benchmarks.gate.measure import CRITERIA, EDGES, MIXES, NOISE, Claim, Plan
+from benchmarks.gate.measure import CRITERIA, EDGES, FALSE, LEVELS, MIXES, NOISE, Claim, Plan
 from benchmarks.machine import machine
 
 MEANING = {
@@ -46,7 +46,8 @@ def markdown(data: Mapping[str, Any], plan: Plan, checked: Sequence[Claim], comm
         f"populations: {', '.join(plan.shifts)}. Labelled pictures are drawn with replacement, so what is true of a "
         "soup is known: its accuracy on all pictures. "
         f"{plan.draws} draws of each for every n with the default soup served, half as many with other soups. The "
-        f"search is that of the grid; it promotes below p = {P_THRESHOLD:g}. Percentages, and points of accuracy.",
+        f"search is that of the grid; it promotes below p = {P_THRESHOLD:g}, and by McNemar's test, as it once did, "
+        f"below {LEVELS[OLD]:g}. Percentages, and points of accuracy.",
         "",
         f"Machine: {machine()}",
         "",
@@ -239,7 +240,7 @@ def plot(data: Mapping[str, Any], plan: Plan, path: Path) -> None:
             rates = [100 * cells[n]["tests"][test]["false"] for n in plan.n]
             label = scenario if test == OURS else "_"
             level.plot(plan.n, rates, style, color=COLOURS[number], markersize=4, label=label)
-    level.axhline(100 * P_THRESHOLD, color="black", linewidth=0.8)
+    level.axhline(100 * FALSE, color="black", linewidth=0.8)
     level.set(title="False promotions (dotted: McNemar's test)", ylabel="percent of draws", ylim=(0, None))
     shown = [(low, name) for low, name in _spans()]
     for number, n in enumerate(plan.n):
