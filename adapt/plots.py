@@ -25,6 +25,7 @@ SERIES = {
     "L1": ("#ee6677", "D"),
     "union": ("#aa3377", "v"),
 }
+RECALIBRATED = "\N{DAGGER}"
 MANY = 6  # ingredients: with more, a legend has no room for each
 PANELS = 12  # edges in a picture; further ones go into further pictures
 
@@ -225,7 +226,7 @@ def _heat_map(figure: Any, axes: Any, fronts: Fronts, corners: Triangle, name: s
 def _composition(axes: Any, report: Report) -> None:
     """Stack each soup's coefficients: positive ones upwards, negative ones downwards."""
     shown = [report.candidates[0], *best(report)]
-    labels = ["current", *(f"best {rank}" for rank in range(1, len(shown)))]
+    labels = ["current", *(f"best {rank}{RECALIBRATED * soup.recalibrated}" for rank, soup in enumerate(shown[1:], 1))]
     up, down = np.zeros(len(shown)), np.zeros(len(shown))
     for position, name in enumerate(report.ingredient_names):
         values = np.asarray([candidate.coefficients[position] for candidate in shown])
@@ -234,13 +235,19 @@ def _composition(axes: Any, report: Report) -> None:
     for position, candidate in enumerate(shown):
         axes.text(position, up[position] + 0.03, f"{candidate.accuracy:.3f}", ha="center", fontsize=9)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(title="Composition\nabove: accuracy on the support", ylabel="coefficient", ylim=(None, up.max() + 0.2))
+    note = f"; {RECALIBRATED} recalibrated" if any(soup.recalibrated for soup in shown) else ""
+    axes.set(
+        title=f"Composition\nabove: accuracy on the support{note}", ylabel="coefficient", ylim=(None, up.max() + 0.2)
+    )
     axes.legend(ncols=min(4, len(report.ingredient_names)), loc="upper center", bbox_to_anchor=(0.5, -0.08), fontsize=9)
 
 
 def _scatter(axes: Any, report: Report) -> None:
     usable = [candidate for candidate in report.candidates if candidate.temp_ce is not None]
-    axes.scatter(*_points(usable), s=14, color="#bbbbbb", label="candidates")
+    plain, anew = ([soup for soup in usable if soup.recalibrated == kind] for kind in (False, True))
+    axes.scatter(*_points(plain), s=14, color="#bbbbbb", label="candidates")
+    if anew:
+        axes.scatter(*_points(anew), s=24, marker="+", color="#777777", label="recalibrated")
     many = len(report.ingredient_names) > MANY
     for position, name in enumerate(report.ingredient_names):
         label = "_" if many else name  # matplotlib leaves labels with an underscore out
@@ -263,14 +270,20 @@ def _points(candidates: Any) -> tuple[list[float], list[float]]:
 
 def _alone(report: Report, position: int) -> list[CandidateReport]:
     row = tuple(float(position == other) for other in range(len(report.ingredient_names)))
-    return [candidate for candidate in report.candidates if candidate.coefficients == row][:1]
+    plain = [candidate for candidate in report.candidates if not candidate.recalibrated]
+    return [candidate for candidate in plain if candidate.coefficients == row][:1]
 
 
 def _map(axes: Any, report: Report, figure: Any) -> None:
-    """Place each soup at the weighted mean of its ingredients' corners; where several fall together, show the best."""
+    """Place each soup at the weighted mean of its ingredients' corners; where several fall together, show the best.
+
+    Only soups of the chosen one's kind, recalibrated or not: the two kinds are two landscapes.
+    """
+    chosen = best(report, 1)
+    kind = bool(chosen) and chosen[0].recalibrated
     corners = _corners(len(report.ingredient_names))
     places: dict[tuple[float, float], float] = {}
-    for candidate in report.candidates:
+    for candidate in (soup for soup in report.candidates if soup.recalibrated == kind):
         place = np.asarray(candidate.coefficients) @ corners
         key = (round(float(place[0]), 6), round(float(place[1]), 6))
         places[key] = max(places.get(key, 0.0), candidate.accuracy)
@@ -284,7 +297,8 @@ def _map(axes: Any, report: Report, figure: Any) -> None:
     for corner, name in zip(corners, report.ingredient_names, strict=True):
         _name_corner(axes, corner if len(corners) > MANY else np.asarray([0.0, 1.0]), corner, name)
     figure.colorbar(dots, ax=axes, label="accuracy on the support", shrink=0.8)
-    axes.set(title="Between the ingredients\nsquare: current, star: chosen", xticks=[], yticks=[])
+    what = "recalibrated soups" if kind else "soups"
+    axes.set(title=f"Between the ingredients: {what}\nsquare: current, star: chosen", xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_frame_on(False)
     axes.margins(0.18)
