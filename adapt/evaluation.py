@@ -57,6 +57,12 @@ class PreparedBase:
         """The base set's manifest."""
         return self.base.manifest
 
+    def warm_up(self) -> None:
+        """Prepare now whatever a search would prepare when it first needs it."""
+        self.model("folded")
+        if self.has_batchnorm:
+            _ = self.recalibrator
+
     @property
     def has_batchnorm(self) -> bool:
         """Whether there are BatchNorm statistics to fold or to recalibrate."""

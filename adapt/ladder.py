@@ -69,7 +69,8 @@ class Ladder:
     features: Features | None
     heads: Heads
     rerun: Callable[[int, Bools], Rerun]
-    _cache: dict[tuple[int, bytes], list[Head]] = field(default_factory=dict, init=False, repr=False)
+    _heads: dict[tuple[int, bytes], list[Head]] = field(default_factory=dict, init=False, repr=False)
+    _reruns: dict[tuple[int, bytes], Rerun] = field(default_factory=dict, init=False, repr=False)
 
     def climb(self) -> tuple[Fit, CrossFit | None]:
         """Return the choice on all images, and the held-out answers.
@@ -86,26 +87,26 @@ class Ladder:
         kinds = [~self.pool.recalibrated]
         if (self.pool.eligible & self.pool.recalibrated).any():
             kinds.append(self.pool.recalibrated)
-        fits = [self.cross_fit(kind) for kind in kinds]
-        best = int(np.argmin([fit.candidate_losses.mean(dtype=np.float64) for fit in fits]))
-        return self.fit(everything, self.pool.eligible & kinds[best]), fits[best]
+        plain = [self.cross_fit(kind, with_head=False) for kind in kinds]
+        best = kinds[int(np.argmin([fit.candidate_losses.mean(dtype=np.float64) for fit in plain]))]
+        return self.fit(everything, self.pool.eligible & best), self.cross_fit(best)
 
-    def fit(self, subset: Bools, eligible: Bools) -> Fit:
-        """Choose on a subset of the images (n,), among the eligible candidates (C,).
+    def fit(self, subset: Bools, eligible: Bools, *, with_head: bool = True) -> Fit:
+        """Choose on a subset of the images (n,), among the eligible candidates (C,), with or without the last rung.
 
         Raises:
             ValueError: no candidate is usable.
         """
         candidate, temperature = choose(self.pool.scores.losses[:, :, subset], eligible)
         plain = Fit(candidate, temperature)
-        if not self._may_fit_head(subset) or (features := self._features(candidate)) is None:
+        if not with_head or not self._may_fit_head(subset) or (features := self._features(candidate)) is None:
             return plain
         penalty = self._best_penalty(candidate, features, subset)
         if penalty is None:
             return plain
         return Fit(candidate, temperature, penalty, self._fitted(candidate, features, subset)[penalty])
 
-    def cross_fit(self, kind: Bools) -> CrossFit:
+    def cross_fit(self, kind: Bools, *, with_head: bool = True) -> CrossFit:
         """Answer every image with the choice made without its fold, among the candidates (C,) of a kind.
 
         A recalibrated choice answers with statistics in which the fold has no part either.
@@ -117,7 +118,7 @@ class Ladder:
         for number, fold in enumerate(np.unique(self.folds)):
             held_out = self.folds == fold
             eligible = self.pool.eligible if self.pool.eligible_without is None else self.pool.eligible_without[number]
-            found = self.fit(~held_out, eligible & kind)
+            found = self.fit(~held_out, eligible & kind, with_head=with_head)
             chosen[held_out] = found.candidate
             before[held_out] = self._current_losses(~held_out)[held_out]
             after[held_out], right[held_out] = self._answers(found, held_out)
@@ -160,7 +161,10 @@ class Ladder:
 
     def _answers_anew(self, found: Fit, held_out: Bools) -> tuple[Floats, Bools]:
         labels, seen = self.labels, torch.from_numpy(~held_out)
-        run = self.rerun(found.candidate, ~held_out)
+        key = (found.candidate, held_out.tobytes())
+        if key not in self._reruns:
+            self._reruns[key] = self.rerun(found.candidate, ~held_out)
+        run = self._reruns[key]
         temperature = int(temp_ce(score_logits(run.logits[seen][None], labels[~held_out]).losses)[1][0])
         if found.penalty is None:
             return _judged(run.logits[~seen] / TEMPERATURES[temperature], labels[held_out])
@@ -202,13 +206,13 @@ class Ladder:
     def _fitted(self, candidate: int, features: Tensor, subset: Bools) -> list[Head]:
         """Return the layer for each penalty; leaving out two folds is the same in either order, so fits are kept."""
         key = (candidate, subset.tobytes())
-        if key not in self._cache:
+        if key not in self._heads:
             own = self.heads(candidate)
             assert own is not None, "features are given where there is a last layer"
             temperature = TEMPERATURES[self._temperature(candidate, subset)]
             index = torch.from_numpy(subset)
-            self._cache[key] = fit_heads(features[index], self.labels[subset], own.divided(temperature))
-        return self._cache[key]
+            self._heads[key] = fit_heads(features[index], self.labels[subset], own.divided(temperature))
+        return self._heads[key]
 
 
 def _judged(logits: Tensor, labels: Ints) -> tuple[Floats, Bools]:

@@ -37,7 +37,7 @@ class Searcher:
     def warm_up(self) -> None:
         """Make as many base sets as are kept ready for searching, so that the first job does not wait for that."""
         for name in list(self._catalog)[:MAX_PREPARED]:
-            self._base(name).model("folded")
+            self._base(name).warm_up()
 
     def find(
         self,
