@@ -19,7 +19,7 @@ from adapt.evaluation import (
     evaluate_soups,
     pick_device,
     score_logits,
-    soup_logits,
+    served_logits,
     thread_count,
 )
 from adapt.fronts import FrontsCommand
@@ -266,10 +266,8 @@ def _measure(prepared: PreparedBase, soups: dict[str, Soup], images: ImageSet) -
     """Return accuracy and log-loss at its temperature for each soup."""
     found = {}
     for name, soup in soups.items():
-        row = np.asarray([soup.vector(prepared.manifest)])
-        patch = None if soup.patch is None else soup.patch.tensors()
-        logits = soup_logits(prepared, row, images.images, bn_mode=soup.bn_mode, patch=patch)
-        scores = score_logits(logits, images.labels, temperatures=[soup.temperature])
+        logits = served_logits(prepared, soup, images.images)
+        scores = score_logits(logits[None], images.labels, temperatures=[soup.temperature])
         found[name] = (float(scores.accuracy[0]), float(scores.losses.mean(dtype=np.float64)))
     return found
 

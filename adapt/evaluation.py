@@ -18,7 +18,7 @@ from adapt.mixing import FlatModel
 from adapt.patch import Tensors
 from adapt.recalibration import Recalibrator
 from adapt.score import TEMPERATURES, Scores
-from adapt.soup import BnMode
+from adapt.soup import BnMode, Soup
 from training.bases import BaseSet
 from training.images import to_input
 from training.manifest import Manifest
@@ -263,6 +263,17 @@ def soup_logits(
 
     _pass(prepared, coefficients, images, bn_mode, keep, patch=patch, progress=progress, should_stop=should_stop)
     return kept.cpu()
+
+
+def served_logits(prepared: PreparedBase, soup: Soup, images: npt.NDArray[np.uint8]) -> Tensor:
+    """Return what a soup, its patch included, says about images: float32 (n, K), not divided by its temperature.
+
+    Raises:
+        PatchError: a patch for another network.
+    """
+    patch = None if soup.patch is None else soup.patch.tensors()
+    row = np.asarray([soup.vector(prepared.manifest)])
+    return soup_logits(prepared, row, images, bn_mode=soup.bn_mode, patch=patch)[0]
 
 
 def run_soups(

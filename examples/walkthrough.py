@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import onnxruntime as ort
 from pydantic import Field
 
-from adapt.evaluation import PreparedBase, soup_logits, thread_count
+from adapt.evaluation import PreparedBase, served_logits, thread_count
 from adapt.plots import plot_report
 from adapt.report import UnseenAccuracy, make_report, table, write
 from adapt.search import search
@@ -56,10 +55,7 @@ def photograph(folder: Path, *, seed: int) -> tuple[Path, Path]:
 # %% Step 2: how good is a soup on images that nobody chose it on?
 def accuracy(prepared: PreparedBase, soup: Soup, images: ImageSet) -> float:
     """Return the share of images a soup gets right, its patch included."""
-    patch = None if soup.patch is None else soup.patch.tensors()
-    row = np.asarray([soup.vector(prepared.manifest)])
-    logits = soup_logits(prepared, row, images.images, bn_mode=soup.bn_mode, patch=patch)[0]
-    return float((logits.argmax(dim=1).numpy() == images.labels).mean())
+    return float((served_logits(prepared, soup, images.images).argmax(dim=1).numpy() == images.labels).mean())
 
 
 class Walkthrough(Command):

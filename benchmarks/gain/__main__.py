@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from adapt.evaluation import PreparedBase, evaluate_soups, thread_count
+from adapt.evaluation import PreparedBase, served_logits, thread_count
 from adapt.search import search
 from adapt.soup import Soup, default_soup, make_soup
 from adapt.support import Support, from_images
@@ -82,9 +82,8 @@ def measure(prepared: PreparedBase, pictures: Pictures, *, seed: int) -> Row:
     ]
 
     def accuracy(soup: Soup) -> float:
-        row = np.asarray([soup.vector(manifest)])
-        scores = evaluate_soups(prepared, row, unseen, pictures.scenes.labels[pictures.test], bn_mode=soup.bn_mode)
-        return float(scores.accuracy[0])
+        found = served_logits(prepared, soup, unseen).argmax(dim=1).numpy()
+        return float((found == pictures.scenes.labels[pictures.test]).mean())
 
     alone = {name: accuracy(soup) for name, soup in zip(manifest.ingredient_names, ingredients, strict=True)}
     before, candidate = accuracy(current), accuracy(found.soup)

@@ -5,21 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from adapt.evaluation import PreparedBase, run_soups, soup_logits
+from adapt.evaluation import PreparedBase, run_soups, served_logits
 from adapt.head import fit_heads
 from adapt.ladder import MIN_HEAD_IMAGES
 from adapt.search import Search, recalibrate, search
-from adapt.soup import RUNGS, Soup, SoupError, default_soup
+from adapt.soup import RUNGS, SoupError, default_soup
 from adapt.strategies import num_evaluated
 from adapt.support import Support
 from tests.adapt.test_search import support_for
 from training.bases import BaseSet, load_base_set, save_base_set
-
-
-def served(prepared: PreparedBase, soup: Soup, images: np.ndarray) -> torch.Tensor:
-    patch = None if soup.patch is None else soup.patch.tensors()
-    row = np.asarray([soup.vector(prepared.manifest)])
-    return soup_logits(prepared, row, images, bn_mode=soup.bn_mode, patch=patch)[0]
 
 
 def coloured(n: int, classes: tuple[str, ...], *, seed: int = 0, contrast: float = 1.0) -> Support:
@@ -76,7 +70,7 @@ def test_a_shift_of_the_statistics_is_recalibrated_and_promoted(prepared: Prepar
     assert found.soup.bn_mode == "raw"
     unseen = coloured(400, prepared.manifest.class_names, seed=5, contrast=0.2)
     before, after = (
-        (served(prepared, soup, unseen.images).argmax(1).numpy() == unseen.labels).mean()
+        (served_logits(prepared, soup, unseen.images).argmax(1).numpy() == unseen.labels).mean()
         for soup in (default_soup(prepared.manifest), found.soup)
     )
     assert after > before + 0.1
@@ -85,7 +79,7 @@ def test_a_shift_of_the_statistics_is_recalibrated_and_promoted(prepared: Prepar
 
 
 def test_what_was_chosen_is_what_is_served(prepared: PreparedBase, found: Search, dim: Support) -> None:
-    said = served(prepared, found.soup, dim.images) / found.soup.temperature
+    said = served_logits(prepared, found.soup, dim.images) / found.soup.temperature
     if found.choice.head is None:
         losses = torch.nn.functional.cross_entropy(said, torch.from_numpy(dim.labels), reduction="none")
         chosen = found.scores.losses[found.choice.candidate, found.choice.temperature]
@@ -112,14 +106,14 @@ def test_a_permuted_last_layer_is_fitted_again(prepared: PreparedBase, strategy:
     assert result.soup.patch.recalibrated == 0
     assert result.soup.temperature == 1.0
     unseen = turned(coloured(300, prepared.manifest.class_names, seed=9))
-    after = (served(prepared, result.soup, unseen.images).argmax(1).numpy() == unseen.labels).mean()
+    after = (served_logits(prepared, result.soup, unseen.images).argmax(1).numpy() == unseen.labels).mean()
     assert result.outcome.accuracy is not None
     assert after > 0.6
     assert abs(result.outcome.accuracy.candidate - after) < 0.1
     head = result.choice.head(result.pool.features[result.choice.candidate]) if strategy == "surrogate" else None
     if head is not None:
         np.testing.assert_allclose(
-            served(prepared, result.soup, support.images).numpy(), head.float().numpy(), rtol=1e-3, atol=1e-3
+            served_logits(prepared, result.soup, support.images).numpy(), head.float().numpy(), rtol=1e-3, atol=1e-3
         )
 
 
@@ -136,7 +130,7 @@ def test_a_class_without_images_or_too_few_images_leave_the_last_layer(prepared:
 def test_a_current_soup_with_a_patch_is_judged_with_it_and_kept_as_it_is(prepared: PreparedBase, found: Search) -> None:
     support = coloured(60, prepared.manifest.class_names, seed=3, contrast=0.2)
     again = search(prepared, support, current=found.soup, rungs=())
-    expected = served(prepared, found.soup, support.images).argmax(1).numpy() == support.labels
+    expected = served_logits(prepared, found.soup, support.images).argmax(1).numpy() == support.labels
     assert again.scores.correct[0].tolist() == expected.tolist()
     if again.choice.candidate == 0:
         assert again.soup.patch == found.soup.patch

@@ -29,6 +29,7 @@ def story(**changes: Any) -> Story:
         "soup_after": dict(zip(names, (1.25, -0.25, 0.0, 0.0), strict=True)),
         "job": {
             "state": "promoted",
+            "patch": None,
             "support": {"n": 100},
             "accuracy": {"current": 0.4, "candidate": 0.9, "p_value": 1e-9},
             "search": {"candidates": 149, "seconds": 1.0},
