@@ -309,7 +309,7 @@ def claims(data: Mapping[str, Any], plan: Plan) -> list[Claim]:
     )
     bias = all(abs(cell["reported"]) < 0.005 + 2 * cell["reported_error"] for cell in data["bias"].values())
     return [
-        Claim("at most 5 % false promotions in every scenario at every n", false),
+        Claim("at most 5 % false promotions in every scenario at every n, within two standard errors", false),
         Claim("serves at least the gain that McNemar's test would, at every n", power),
         Claim("reported accuracy within half a point of the truth at every n", bias),
     ]
