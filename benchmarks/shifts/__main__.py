@@ -2,21 +2,25 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
+import numpy as np
 import tyro
 from pydantic import Field
 
 from adapt.evaluation import PreparedBase, thread_count
 from benchmarks.shifts.harness import known_methods, run_methods
 from benchmarks.shifts.report import markdown, write_report
-from benchmarks.shifts.results import Results, Settings, contract
+from benchmarks.shifts.results import COSTLY, Results, Settings, contract, open_results
 from benchmarks.shifts.sets import clean_images
 from benchmarks.shifts.sheet import contact_sheet
 from benchmarks.shifts.sources import find_sources
 from benchmarks.shifts.suite import SUITE, find_shift
+from benchmarks.shifts.tuned import write_trials
+from benchmarks.shifts.tuning import GRID, describe, tune, tune_profile
+from benchmarks.shifts.tuning import SHIFTS as TUNED_SHIFTS
 from training.bases import load_base_set
 from training.cli import Command, Result, run
 from training.manifest import InputSpec, check_mixable
@@ -30,14 +34,25 @@ class Plan(NamedTuple):
     n: tuple[int, ...]
     seeds: int
     n_test: int
+    costly_n: tuple[int, ...]
+    costly_seeds: int
     shifts: tuple[str, ...]
 
 
-FULL = Plan(n=(20, 50, 100, 300, 1000), seeds=5, n_test=1000, shifts=tuple(SUITE))
+FULL = Plan(
+    n=(20, 50, 100, 300, 1000),
+    seeds=5,
+    n_test=1000,
+    costly_n=(20, 100, 1000),
+    costly_seeds=3,
+    shifts=tuple(SUITE),
+)
 QUICK = Plan(
     n=(20, 100),
     seeds=3,
     n_test=400,
+    costly_n=(20, 100),
+    costly_seeds=1,
     shifts=(
         *("gaussian_noise", "impulse_noise", "defocus_blur", "motion_blur", "fog", "low_light", "contrast"),
         *("jpeg_compression", "sketch", "inversion"),
@@ -46,9 +61,10 @@ QUICK = Plan(
 
 
 class Shifts(Command):
-    """Compare ways to adapt to shifted pictures from few labelled ones, on unseen ones. `preview`, `list`: the shifts.
+    """Compare ways to adapt to shifted pictures from few labelled ones, on unseen ones.
 
-    A run that was interrupted goes on where it stopped; one that is done is only reported again.
+    A run that was interrupted goes on where it stopped; one that is done is only reported again. Subcommands: `report`
+    what a run has so far, `tune` rivals, `preview` and `list` the shifts.
 
     Example: python -m benchmarks.shifts --quick --data .data/cifar10 --out runs/shifts --json
     """
@@ -71,6 +87,12 @@ class Shifts(Command):
     shifts: tuple[str, ...] | None = Field(default=None, description="names, with commas; all if not given")
     methods: tuple[str, ...] | None = Field(default=None, description="names, with commas; all if not given")
     n_test: int | None = Field(default=None, ge=1, description=f"unseen pictures; {FULL.n_test} if not given")
+    costly_n: tuple[str, ...] | None = Field(
+        default=None, description=f"of n, those for {', '.join(COSTLY)}; 20,100,1000 if not given; none for none"
+    )
+    costly_seeds: int | None = Field(
+        default=None, ge=1, description=f"draws for these; {FULL.costly_seeds} if not given, {QUICK.costly_seeds} quick"
+    )
     out: Path | None = Field(
         default=None, description="folder of the results and of REPORT.md; runs/shifts[-quick]-<base set> if not given"
     )
@@ -92,6 +114,7 @@ class Shifts(Command):
             data=sources.digests(plan.shifts),
             seed=self.seed,
             methods=methods,
+            ingredients=base.manifest.ingredient_names,
             **plan._asdict(),
         )
         quick = "-quick" if self.quick else ""
@@ -99,29 +122,46 @@ class Shifts(Command):
         results = Results(out, settings)
         with thread_count(self.threads):
             run_methods(prepared, sources, results)
-        accuracies = results.accuracies()
-        if missing := [name for name in methods if name not in accuracies]:
-            logger.info("left out, as all shifts are of one family: %s", ", ".join(missing))
-        written = write_report(out, results, accuracies)
-        logger.info("wrote %s", ", ".join(str(path) for path in written))
-        return Result(contract(accuracies, settings), markdown(results, accuracies))
+        return _reported(results)
 
     def _plan(self) -> Plan:
         """Return what to measure: the options, and where they are silent the full or the quick plan."""
         plan = QUICK if self.quick else FULL
+        n = plan.n if self.n is None else _counts("n", self.n)
+        costly = self.costly_n or ()
+        wanted = (
+            plan.costly_n
+            if self.costly_n is None
+            else ()
+            if _split(costly) == ["none"]
+            else _counts("costly-n", costly)
+        )
+        seeds = self.seeds or plan.seeds
         return Plan(
-            n=plan.n if self.n is None else _counts(self.n),
-            seeds=self.seeds or plan.seeds,
+            n=n,
+            seeds=seeds,
             n_test=self.n_test or plan.n_test,
+            costly_n=tuple(count for count in n if count in wanted),
+            costly_seeds=min(seeds, self.costly_seeds or plan.costly_seeds),
             shifts=plan.shifts,
         )
 
 
-def _counts(words: Sequence[str]) -> tuple[int, ...]:
+def _reported(results: Results) -> Result:
+    """Write the report of the results and return it."""
+    accuracies = results.accuracies()
+    if missing := [name for name in results.settings.methods if name not in accuracies]:
+        logger.info("left out, as not measured, or as all shifts are of one family: %s", ", ".join(missing))
+    written = write_report(results.folder, results, accuracies)
+    logger.info("wrote %s", ", ".join(str(path) for path in written))
+    return Result(contract(accuracies, results.settings), markdown(results, accuracies))
+
+
+def _counts(option: str, words: Sequence[str]) -> tuple[int, ...]:
     """Return different numbers from 1, ascending."""
     parts = _split(words)
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"n: expected whole numbers from 1, as 20,100, got {','.join(words)!r}")
+        raise ValueError(f"{option}: expected whole numbers from 1, as 20,100, got {','.join(words)!r}")
     return tuple(sorted({int(part) for part in parts}))
 
 
@@ -136,6 +176,64 @@ def _known(option: str, words: Sequence[str] | None, known: tuple[str, ...]) -> 
 def _split(words: Sequence[str]) -> list[str]:
     """Return what stands between commas and blanks."""
     return [part for word in words for part in word.replace(",", " ").split()]
+
+
+class Report(Command):
+    """Report what a run has found so far: whole draws, or before there is one, whole shifts of the first.
+
+    Example: python -m benchmarks.shifts report runs/shifts-cifar10-small
+    """
+
+    name: ClassVar[str] = "report"
+    out: Annotated[Path, tyro.conf.Positional] = Field(description="folder of the results")
+
+    def execute(self) -> Result:
+        """Report."""
+        return _reported(open_results(self.out).restricted())
+
+
+class Tune(Command):
+    """Try hyper-parameters of the rivals on one shift of each family, and enter them in tuned.json.
+
+    Example: python -m benchmarks.shifts tune bases/cifar10-small --data .data/cifar10
+    """
+
+    name: ClassVar[str] = "tune"
+    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    data: Path = Field(default=Path(".data/cifar10"), description="CIFAR-10, or a folder with test/<class>/<file>")
+    shifts: tuple[str, ...] = Field(default=TUNED_SHIFTS, description="names of shifts, of two families or more")
+    n_test: int = Field(default=500, ge=1, description="unseen pictures of each")
+    profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+        default=False, description="only compare priors of the ladder's BatchNorm statistics, and enter nothing"
+    )
+    threads: int = Field(default=1, ge=1, description="torch CPU threads")
+
+    def execute(self) -> Result:
+        """Tune."""
+        prepared = PreparedBase(load_base_set(self.base))
+        name = prepared.manifest.name
+        size = max(n for grid in GRID.values() for n in grid) + self.n_test
+        sources = find_sources(self.data, None, prepared.manifest, size=size, seed=self.seed)
+        shifts = _known("shifts", self.shifts, tuple(SUITE))
+        if len({SUITE[shift].family for shift in shifts}) < 2:
+            raise ValueError(f"shifts: expected shifts of two families or more, got {', '.join(shifts)}")
+        with thread_count(self.threads):
+            if self.profile:
+                found = tune_profile(prepared, sources, shifts=shifts, n=(20, 100), n_test=self.n_test, seed=self.seed)
+                return _profiles(name, found)
+            command = f"python -m benchmarks.shifts tune bases/{name} --seed {self.seed} --n-test {self.n_test}"
+            trials = tune(prepared, sources, command=command, shifts=shifts, n_test=self.n_test, seed=self.seed)
+        write_trials(name, trials)
+        return Result(trials.model_dump(mode="json"), describe(trials))
+
+
+def _profiles(name: str, found: Mapping[tuple[float, float], Mapping[int, Mapping[str, float]]]) -> Result:
+    rows, lines = [], []
+    for profile, by_n in found.items():
+        for n, accuracy in by_n.items():
+            rows.append({"prior_images": profile, "n": n, "accuracy": accuracy})
+            lines.append(f"prior {profile}, n = {n}: {100 * float(np.mean(list(accuracy.values()))):.2f}")
+    return Result({"base_set": name, "profiles": rows}, "\n".join(lines))
 
 
 class Preview(Command):
@@ -180,10 +278,13 @@ class List(Command):
         return Result({"shifts": rows}, "\n".join(lines))
 
 
+SUBCOMMANDS: tuple[type[Command], ...] = (Report, Tune, Preview, List)
+
+
 def main(args: Sequence[str]) -> int:
     """Run a subcommand if there is one, else the comparison."""
-    if args and args[0] in (Preview.name, List.name):
-        return run([Preview, List], prog="python -m benchmarks.shifts", description="The shift suite.", args=args)
+    if args and args[0] in {command.name for command in SUBCOMMANDS}:
+        return run(SUBCOMMANDS, prog="python -m benchmarks.shifts", description="The shift suite.", args=args)
     return run([Shifts], prog="python -m benchmarks.shifts", description="Methods on shifts.", args=args)
 
 

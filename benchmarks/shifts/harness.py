@@ -1,20 +1,25 @@
 """Every method on every shift: the same pictures, the same draws, labelled and unseen ones never the same."""
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from adapt.evaluation import PreparedBase
 from adapt.support import check_disjoint
-from benchmarks.shifts.methods import HINDSIGHT, Context, Method, Unseen, methods_of
-from benchmarks.shifts.results import Found, LandscapeRow, Results, Row, Settings
+from benchmarks.shifts.context import Context, Method, Predict, Unseen
+from benchmarks.shifts.methods import HINDSIGHT, methods_of
+from benchmarks.shifts.results import Found, LandscapeRow, Results, Row, Settings, commit, packed
 from benchmarks.shifts.sets import as_support, draw_positions
-from benchmarks.shifts.sources import Sources
-from benchmarks.shifts.table import Positions, Table, soups_of, tabulate
+from benchmarks.shifts.sources import Sources, family_of
+from benchmarks.shifts.table import Positions, Soups, Table, read_table, soups_of, tabulate, write_table
 from training.data import ImageSet, balanced_indices
 
 logger = logging.getLogger(__name__)
@@ -44,18 +49,29 @@ def run_methods(prepared: PreparedBase, sources: Sources, results: Results) -> N
     methods = {name: method for name, method in methods_of(prepared.manifest).items() if name in settings.methods}
     soups = soups_of(prepared.manifest)
     prepared.model("folded")
-    for number, name in enumerate(settings.shifts, 1):
-        if results.is_done(name):
-            logger.info("%s: done before", name)
+    checkout = commit()
+    total = settings.seeds * len(settings.shifts)
+    # Draw by draw: what is there of a long run can be reported for all shifts.
+    for number, (seed, name) in enumerate(product(settings.draws, settings.shifts), 1):
+        if results.is_done(name, seed):
+            logger.info("%s, draw %d: done before", name, seed)
             continue
         started = time.perf_counter()
         data = sources.load(name, seed=settings.seed)
-        draws = [draw_pictures(data, settings, seed) for seed in settings.draws]
-        table = tabulate(prepared, soups, data)
-        for draw in draws:
-            _run_draw(prepared, name, data, table, draw, methods, results)
+        table = _table(results.folder / "tables" / f"{name}.npz", prepared, soups, data)
+        _run_draw(prepared, name, data, table, draw_pictures(data, settings, seed), methods, results, checkout)
         seconds = time.perf_counter() - started
-        logger.info("%s: %.0f s, %d of %d shifts", name, seconds, number, len(settings.shifts))
+        logger.info("%s, draw %d: %.0f s, %d of %d", name, seed, seconds, number, total)
+    shutil.rmtree(results.folder / "tables", ignore_errors=True)
+
+
+def _table(file: Path, prepared: PreparedBase, soups: Soups, data: ImageSet) -> Table:
+    """Return the table of a shift; all draws need it, so it lies in a file until the run is done."""
+    if file.exists():
+        return read_table(file, soups, data)
+    table = tabulate(prepared, soups, data)
+    write_table(file, table)
+    return table
 
 
 def draw_pictures(data: ImageSet, settings: Settings, seed: int) -> Draw:
@@ -82,23 +98,30 @@ def _run_draw(
     draw: Draw,
     methods: dict[str, Method],
     results: Results,
+    checkout: str,
 ) -> None:
     test = data.subset(draw.test)
     tested = table.at(draw.test)
     if (shift, draw.seed) not in results.landscapes.records:
         pool, unseen = table.at(draw.pool).scores.accuracy, tested.scores.accuracy
         results.landscapes.add(
-            LandscapeRow(shift=shift, seed=draw.seed, pool=tuple(pool.tolist()), test=tuple(unseen.tolist()))
+            LandscapeRow(
+                shift=shift,
+                seed=draw.seed,
+                pool=tuple(pool.tolist()),
+                test=tuple(unseen.tolist()),
+                pictures=tuple(draw.test.tolist()),
+            )
         )
     for n, positions in draw.support.items():
         if not (missing := results.missing(shift, n, draw.seed)):
             continue
         support = as_support(data.subset(positions))
         check_disjoint(support, test.hashes)
-        context = Context(prepared, support, draw.seed, table.at(positions))
+        context = Context(prepared, support, family_of(shift), draw.seed, table.at(positions))
         unseen_pictures = Unseen(test.images, tested.logits)
         found = dict(_answers(context, unseen_pictures, test.labels, {name: methods[name] for name in missing}))
-        results.rows.add(Row(shift=shift, n=n, seed=draw.seed, methods=found))
+        results.rows.add(Row(shift=shift, n=n, seed=draw.seed, methods=found, commit=checkout))
 
 
 def _answers(
@@ -106,27 +129,37 @@ def _answers(
 ) -> Iterator[tuple[str, Found]]:
     """Yield what each method found."""
     targets = torch.from_numpy(labels)
+
+    def judged(predict: Predict) -> npt.NDArray[np.bool_]:
+        logits = predict(unseen)
+        right = (logits.argmax(dim=1) == targets) & ~logits.isnan().any(dim=1)
+        return np.asarray(right.numpy())
+
     for name, method in methods.items():
+        context.shared.borrowed = 0.0
         started = time.perf_counter()
         answer = method(context)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started + context.shared.borrowed
         if answer.is_tabled:
             seconds += answer.forwards * context.table.seconds_per_forward
-        logits = answer.predict(unseen)
-        right = (logits.argmax(dim=1) == targets) & ~logits.isnan().any(dim=1)
+        right = judged(answer.predict)
+        evidence = {} if answer.evidence is None else answer.evidence._asdict()
         yield (
             name,
             Found(
-                accuracy=float(np.mean(right.numpy())),
+                accuracy=float(right.mean()),
                 forwards=answer.forwards,
                 seconds=round(seconds, 4),
                 passes=answer.passes,
                 coefficients=answer.coefficients,
+                runners_up=tuple(float(judged(predict).mean()) for predict in answer.runners_up),
+                hits=packed(right),
+                **evidence,
             ),
         )
 
 
 def known_methods(prepared: PreparedBase) -> tuple[str, ...]:
     """Return the names of all methods for a base set, ours first."""
-    ours = ("soup_grid", "soup_auto", *HINDSIGHT)
+    ours = ("ladder", "ladder_served", "soup_grid", "soup_auto", *HINDSIGHT)
     return tuple(dict.fromkeys((*ours, *methods_of(prepared.manifest))))

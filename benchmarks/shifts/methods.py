@@ -5,7 +5,7 @@ unseen pictures. What cannot be told from one shift's labelled pictures is in `H
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -14,102 +14,55 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.evaluation import PreparedBase, soup_logits
-from adapt.score import choose
-from adapt.search import search
-from adapt.soup import default_soup
-from adapt.support import Support
-from benchmarks.shifts.table import Soups, Table
+from adapt.evaluation import soup_logits
+from adapt.score import temp_ce
+from adapt.search import Search, search
+from adapt.soup import Soup, default_soup
+from benchmarks.shifts.context import Answer, Context, Evidence, Method, Unseen
+from benchmarks.shifts.rivals import RIVALS
+from benchmarks.shifts.table import Soups
 from training.manifest import Manifest
 
 EM_STEPS = 2000
 EM_TOLERANCE = 1e-7  # largest change of a weight at which the fit has settled
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a method may use.
-
-    Attributes:
-        prepared: the base set.
-        support: the labelled pictures.
-        seed: of the method's own random choices.
-        table: the logits and scores of many soups on the labelled pictures.
-    """
-
-    prepared: PreparedBase
-    support: Support
-    seed: int
-    table: Table
-
-
-class Unseen(NamedTuple):
-    """Pictures to answer: uint8 (t, H, W, 3), and what the table's soups say about them, (C, t, K)."""
-
-    images: npt.NDArray[np.uint8]
-    logits: Tensor
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a method made of the labelled pictures, and what that cost.
-
-    Attributes:
-        predict: returns logits, or log-probabilities, (t, K).
-        forwards: pictures through the network for adapting.
-        is_tabled: these forwards were looked up: the time they would have taken is to be added.
-        passes: networks that each unseen picture goes through.
-        coefficients: of the soup, if it is one.
-    """
-
-    predict: Callable[[Unseen], Tensor]
-    forwards: int = 0
-    is_tabled: bool = True
-    passes: int = 1
-    coefficients: tuple[float, ...] | None = None
-
-
-Method = Callable[[Context], Answer]
-
-
 def soup_grid(context: Context) -> Answer:
     """Choose the soup of the whole grid with the least tempCE."""
     table = context.table
     searched = table.soups.num_searched
-    position = choose(table.scores.losses[:searched]).candidate
-    return _tabled(table.soups, position, forwards=searched * len(context.support))
+    values = temp_ce(table.scores.losses[:searched])[0]
+    position, *others = np.argsort(values, kind="stable")[:3].tolist()
+    best = _tabled(table.soups, position, forwards=searched * len(context.support))
+    return replace(best, runners_up=tuple(_tabled(table.soups, other).predict for other in others))
 
 
 def soup_auto(context: Context) -> Answer:
-    """Search as the service does, and take the candidate whatever the gate says.
+    """Search the coefficients alone as the service does, and take the candidate whatever the gate says.
 
     The search runs for real, not on the table: its cost is measured, and its choice is what a user would get.
     """
     manifest = context.prepared.manifest
-    found = search(
-        context.prepared, context.support, current=default_soup(manifest), strategy="auto", seed=context.seed
-    )
-    row = tuple(found.soup.vector(manifest))
-    position = context.table.soups.find(row)
+    found = search(context.prepared, context.support, current=default_soup(manifest), rungs=(), seed=context.seed)
+    return _searched(context, found, found.soup)
 
-    def predict(unseen: Unseen) -> Tensor:
-        if position is not None:
-            return unseen.logits[position]
-        return soup_logits(context.prepared, np.asarray([row]), unseen.images)[0]
 
-    return Answer(predict, found.outcome.search.image_forwards, is_tabled=False, coefficients=row)
+def ladder(context: Context) -> Answer:
+    """Search coefficients, BatchNorm statistics and last layer, and take the candidate whatever the gate says."""
+    found = _climbed(context)
+    return _searched(context, found, found.soup)
+
+
+def ladder_served(context: Context) -> Answer:
+    """Take what would be served after that search: the default soup where the gate keeps it."""
+    found = _climbed(context)
+    promoted = found.outcome.state == "promoted"
+    return _searched(context, found, found.soup if promoted else default_soup(context.prepared.manifest))
 
 
 def soup_uniform(context: Context) -> Answer:
     """Mix all ingredients in equal parts."""
     return _tabled(context.table.soups, context.table.soups.uniform())
-
-
-def picked(context: Context) -> Answer:
-    """Pick the ingredient with the least tempCE."""
-    ingredients = context.table.soups.ingredients()
-    best = choose(context.table.scores.losses[ingredients]).candidate
-    return _tabled(context.table.soups, ingredients[best], forwards=len(ingredients) * len(context.support))
 
 
 def fixed(context: Context, *, ingredient: int) -> Answer:
@@ -132,10 +85,12 @@ def ensemble_weighted(context: Context) -> Answer:
 
 
 METHODS: Mapping[str, Method] = {
+    "ladder": ladder,
+    "ladder_served": ladder_served,
     "soup_grid": soup_grid,
     "soup_auto": soup_auto,
     "soup_uniform": soup_uniform,
-    "picked": picked,
+    **RIVALS,
     "ensemble": ensemble,
     "ensemble_weighted": ensemble_weighted,
 }
@@ -168,9 +123,42 @@ def fit_mixture(log_probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
     return weights
 
 
+def _climbed(context: Context) -> Search:
+    current = default_soup(context.prepared.manifest)
+    return context.shared.get(
+        "ladder", lambda: search(context.prepared, context.support, current=current, seed=context.seed)
+    )
+
+
+def _searched(context: Context, found: Search, soup: Soup) -> Answer:
+    """Return the answers of a soup that a search found or kept, and what the search says of its candidate."""
+    row = tuple(soup.vector(context.prepared.manifest))
+    # The table has soups of folded weights.
+    position = context.table.soups.find(row) if soup.bn_mode == "folded" and soup.patch is None else None
+    patch = None if soup.patch is None else soup.patch.tensors()
+
+    def predict(unseen: Unseen) -> Tensor:
+        if position is not None:
+            return unseen.logits[position]
+        return soup_logits(context.prepared, np.asarray([row]), unseen.images, bn_mode=soup.bn_mode, patch=patch)[0]
+
+    return Answer(predict, found.outcome.search.image_forwards, coefficients=row, evidence=_evidence(found))
+
+
+def _evidence(found: Search) -> Evidence:
+    accuracy, patch = found.outcome.accuracy, found.outcome.patch
+    return Evidence(
+        cross_fitted=None if accuracy is None else accuracy.candidate,
+        p_value=None if accuracy is None else accuracy.p_value,
+        recalibrated=0 if patch is None else patch.recalibrated,
+        has_head=patch is not None and patch.head,
+        is_promoted=found.outcome.state == "promoted",
+    )
+
+
 def _tabled(soups: Soups, position: int, *, forwards: int = 0) -> Answer:
     row = tuple(float(value) for value in soups.coefficients[position])
-    return Answer(lambda unseen: unseen.logits[position], forwards, coefficients=row)
+    return Answer(lambda unseen: unseen.logits[position], forwards, is_tabled=True, coefficients=row)
 
 
 def _mixture(members: list[int], weights: npt.NDArray[np.float64], *, forwards: int) -> Answer:
@@ -179,7 +167,7 @@ def _mixture(members: list[int], weights: npt.NDArray[np.float64], *, forwards: 
     def predict(unseen: Unseen) -> Tensor:
         return (shares * unseen.logits[members].double().softmax(dim=2)).sum(dim=0).log()
 
-    return Answer(predict, forwards, passes=len(members))
+    return Answer(predict, forwards, is_tabled=True, passes=len(members))
 
 
 class Landscape(NamedTuple):

@@ -1,60 +1,74 @@
-"""Tables and a picture of what a run found."""
+"""The report of what a run found: tables, and the pictures of `figures`."""
 
-import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from adapt.plots import COLOURS
 from benchmarks.machine import machine
-from benchmarks.shifts.results import Accuracies, Results, Settings
+from benchmarks.shifts.bootstrap import Difference, holm
+from benchmarks.shifts.comparison import SUITE, Comparison
+from benchmarks.shifts.figures import plot_accuracy, plot_composition
+from benchmarks.shifts.results import COSTLY, Accuracies, Results, Settings, commit, spread
+from benchmarks.shifts.rivals import RIVALS
 from benchmarks.shifts.sets import FOLDER_SETS
+from benchmarks.shifts.sources import family_of
 
-OURS = "soup_auto"  # what the others are compared with
+OURS = ("ladder", "soup_auto")  # the first that was run is what the others are compared with
+ENSEMBLES = ("ensemble", "ensemble_weighted")
+SEARCHES = ("ladder", "soup_auto")
+TOLERATED, SIGNIFICANT = -0.003, 0.05  # a shift family counts as lost where the difference is clearly below
 
 Floats = npt.NDArray[np.float64]
 
 
 def write_report(folder: Path, results: Results, accuracies: Accuracies) -> list[Path]:
-    """Write `REPORT.md` and `accuracy.png` into the folder; older ones are replaced. Return their paths."""
-    report, picture = folder / "REPORT.md", folder / "accuracy.png"
-    report.write_text(markdown(results, accuracies), encoding="utf-8")
-    plot_accuracy(accuracies, results.settings, picture)
-    return [report, picture]
+    """Write `REPORT.md` and its pictures into the folder; older ones are replaced. Return their paths."""
+    written = [folder / "REPORT.md", folder / "accuracy.png"]
+    written[0].write_text(markdown(results, accuracies), encoding="utf-8")
+    plot_accuracy(accuracies, results.settings, written[1])
+    if plot_composition(results, shown_n(results.settings), folder / "composition.png"):
+        written.append(folder / "composition.png")
+    return written
 
 
-def spread(values: Floats) -> tuple[Floats, Floats]:
-    """Return mean and standard error over draws, each (n,), of accuracies (shifts, n, draws) averaged over shifts."""
-    by_draw = values.mean(axis=0)
-    draws = by_draw.shape[1]
-    error = by_draw.std(axis=1, ddof=1) / np.sqrt(draws) if draws > 1 else np.full(len(by_draw), np.nan)
-    return by_draw.mean(axis=1), error
+def shown_n(settings: Settings) -> int:
+    """Return the number of labelled pictures for which details are shown: 100, or the nearest below."""
+    return max((n for n in settings.n if n <= 100), default=min(settings.n))
 
 
 def markdown(results: Results, accuracies: Accuracies) -> str:
     """Return the report."""
     settings = results.settings
-    heads = [f"n = {n}" for n in settings.n]
-    shown = max((n for n in settings.n if n <= 100), default=min(settings.n))
+    heads, shown = _heads(settings), shown_n(settings)
+    compared = _compared(results, accuracies)
     return "\n".join(
         [
             f"# {settings.base_set} on {len(settings.shifts)} shifts",
             "",
-            *_description(settings),
+            *_description(settings, results.commits()),
             "",
             "## Mean accuracy in percent",
             "",
             *_table(["method", *heads], [[name, *_cells(values)] for name, values in accuracies.items()]),
             "",
-            *_gains(accuracies, heads),
+            *_costly(accuracies, settings),
+            *([] if compared is None else _gains(compared, accuracies, settings)),
+            *([] if compared is None else _by_family(compared, accuracies, settings)),
+            *_searches(results, heads),
             "## Cost of adapting: pictures through the network, and seconds",
             "",
-            "Of what was looked up, the seconds are those that the same forwards took when the table was made.",
-            "`passes` is the number of networks that a picture goes through afterwards.",
+            "Of what was looked up, the seconds are those that the same forwards took when the table was made. A "
+            "backward pass counts as two forwards. `passes` is the number of networks that a picture goes through "
+            "afterwards.",
             "",
             *_table(["method", "passes", *heads], _costs(results)),
+            "",
+            *_soups(results, accuracies, shown),
+            f"## Accuracy in percent by family of shifts, n = {shown}",
+            "",
+            *_by_group(accuracies, settings, shown),
             "",
             f"## Accuracy in percent by shift, n = {shown}",
             "",
@@ -62,42 +76,21 @@ def markdown(results: Results, accuracies: Accuracies) -> str:
             "",
             "![accuracy against the number of labelled pictures](accuracy.png)",
             "",
+            "![coefficients of the chosen soups](composition.png)",
+            "",
         ]
     )
-
-
-def plot_accuracy(accuracies: Accuracies, settings: Settings, path: Path) -> None:
-    """Draw mean accuracy against the number of labelled pictures, with one standard error either way."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported late: slow
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.subplots()
-    for number, (name, values) in enumerate(accuracies.items()):
-        mean, error = (100 * part for part in spread(values))
-        error = np.nan_to_num(error)
-        colour, style = COLOURS[number % len(COLOURS)], ":" if name.startswith("fixed_") else "-"
-        axes.plot(settings.n, mean, style, color=colour, marker="o", markersize=3, label=name)
-        axes.fill_between(settings.n, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xscale("log")
-    axes.set_xticks(settings.n, [str(n) for n in settings.n])
-    axes.minorticks_off()
-    axes.set_xlabel("labelled pictures")
-    axes.set_ylabel("accuracy on unseen pictures, %")
-    axes.set_title(f"{settings.base_set}, mean of {len(settings.shifts)} shifts, {settings.seeds} draws")
-    axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=120)
 
 
 def command(settings: Settings) -> str:
     """Return what was asked for, with every default spelled out."""
     options: dict[str, object] = {
-        "n": ",".join(map(str, settings.n)),
+        "n": _spelled(settings.n),
         "seeds": settings.seeds,
         "seed": settings.seed,
         "n-test": settings.n_test,
+        "costly-n": _spelled(settings.costly_n) or "none",
+        "costly-seeds": settings.costly_seeds,
         "shifts": ",".join(settings.shifts),
         "methods": ",".join(settings.methods),
     }
@@ -107,25 +100,23 @@ def command(settings: Settings) -> str:
     return f"python -m benchmarks.shifts bases/{settings.base_set} {spelled}"
 
 
-def _commit() -> str:
-    """Return the checkout's commit, marked if files differ from it."""
-    try:
-        git = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-        done = subprocess.run(git, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def _description(settings: Settings) -> list[str]:
+def _description(settings: Settings, commits: Sequence[str]) -> list[str]:
     return [
-        f"Command: `{command(settings)}`, at commit {_commit()}.",
+        f"Command: `{command(settings)}`. Measured at commit {', '.join(commits)}; reported at {commit()}.",
         "",
         f"Base set `{settings.base_set}` ({settings.base_digest[:12]}), {settings.seeds} draws from seed "
         f"{settings.seed} on, {settings.n_test} unseen pictures of each shift and draw, none of them labelled in any "
         "shift. All methods see the same draws.",
         "After +- is one standard error over draws. These share their clean pictures: it tells how far luck in drawing "
         "goes, not other data.",
+        "",
+        "`ladder` is what the search finds: coefficients, BatchNorm statistics and last layer. `ladder_served` is what "
+        "its gate lets through. `soup_auto` searches coefficients alone, `soup_grid` all of the grid; `soup_single` is "
+        "one soup for all shifts, the best on other families; `soup_oracle` is the best on the unseen pictures "
+        "themselves. `picked` is the best ingredient on the labelled pictures; with `_bn` its BatchNorm statistics are "
+        "estimated on them (a network without BatchNorm stays as it is), with `_head` its last layer is fitted again. "
+        "`finetune` trains all weights, `surgical` one part of the network. `tent` answers 200 unseen pictures at a "
+        "time, with their own statistics. `fixed_` is an ingredient as it is. `ensemble` runs all ingredients.",
         "",
         f"Machine: {machine()}",
     ]
@@ -136,36 +127,209 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
-def _cells(values: Floats, *, signed: bool = False) -> list[str]:
-    means, errors = spread(values)
+def _cells(values: Floats) -> list[str]:
+    return [_cell(mean, error) for mean, error in zip(*spread(values), strict=True)]
+
+
+def _cell(mean: float, error: float) -> str:
+    if np.isnan(mean):
+        return "-"
+    return f"{100 * mean:.2f}" + ("" if np.isnan(error) else f" +- {100 * error:.2f}")
+
+
+def _heads(settings: Settings) -> list[str]:
+    return [f"n = {n}" for n in settings.n]
+
+
+def _spelled(counts: Sequence[int]) -> str:
+    return ",".join(map(str, counts))
+
+
+def _compared(results: Results, accuracies: Accuracies) -> Comparison | None:
+    ours = next((name for name in OURS if name in accuracies), None)
+    return None if ours is None or len(accuracies) < 2 else Comparison(results, accuracies, ours)
+
+
+def _gains(found: Comparison, accuracies: Accuracies, settings: Settings) -> list[str]:
+    """Return a table of how far ours is above every other method, draw by draw."""
+    rows = [
+        [name, *(_signed(found.against(name, n).get(SUITE)) for n in settings.n)]
+        for name in accuracies
+        if name != found.ours
+    ]
     return [
-        f"{100 * mean:{'+' if signed else ''}.2f}" + ("" if np.isnan(error) else f" +- {100 * error:.2f}")
-        for mean, error in zip(means, errors, strict=True)
+        f"## Points by which {found.ours} is above, paired",
+        "",
+        "In brackets the 95 % interval of a bootstrap over unseen pictures and draws; the shifts stay as they are.",
+        "",
+        *_table(["method", *_heads(settings)], rows),
+        "",
     ]
 
 
-def _gains(accuracies: Accuracies, heads: list[str]) -> list[str]:
-    """Return a table of how far `OURS` is above every other method, draw by draw."""
-    if OURS not in accuracies or len(accuracies) < 2:
+def _signed(difference: Difference | None) -> str:
+    if difference is None:
+        return "-"
+    mean = f"{100 * difference.mean:+.2f}"
+    if not len(difference.samples):
+        return mean
+    return f"{mean} [{100 * difference.interval[0]:+.2f}, {100 * difference.interval[1]:+.2f}]"
+
+
+def rivals_in(accuracies: Accuracies) -> list[str]:
+    """Return the methods that a user would take instead."""
+    return [name for name in accuracies if name in RIVALS or name in ENSEMBLES or name.startswith("fixed_")]
+
+
+def _by_family(found: Comparison, accuracies: Accuracies, settings: Settings) -> list[str]:
+    """Return ours against the best rival of each family, and against every rival at one n."""
+    rivals, shown = rivals_in(accuracies), shown_n(settings)
+    if not rivals:
         return []
-    others = {name: accuracies[OURS] - values for name, values in accuracies.items() if name != OURS}
-    rows = [[name, *_cells(values, signed=True)] for name, values in others.items()]
-    return [f"## Points by which {OURS} is above, paired by draw", "", *_table(["method", *heads], rows), ""]
+    against_best: dict[str, list[str]] = {family: [family] for family in found.families}
+    for n in settings.n:
+        best = {family: _best_rival(found, rivals, family, n) for family in found.families}
+        adjusted = holm([difference.p_not_below(TOLERATED) for _, difference in best.values()])
+        for (family, (name, difference)), p in zip(best.items(), adjusted, strict=True):
+            lost = f", lost (p = {p:.3f})" if p < SIGNIFICANT else ""
+            against_best[family].append(f"{name} {_signed(difference)}{lost}")
+    rows = []
+    for name in rivals:
+        differences = found.against(name, shown)
+        there = [family for family in found.families if family in differences]
+        adjusted = holm([differences[family].p_value for family in there])
+        p_values = dict(zip(there, adjusted, strict=True))
+        rows.append(
+            [name]
+            + [
+                f"{100 * differences[family].mean:+.2f} ({p_values[family]:.3f})" if family in p_values else "-"
+                for family in found.families
+            ]
+        )
+    return [
+        f"## Points by which {found.ours} is above the best rival of each family of shifts",
+        "",
+        f"The rival is the best one on the very pictures. `lost`: more than {-100 * TOLERATED:.1f} points below, by a "
+        "one-sided bootstrap with p adjusted for the number of families (Holm).",
+        "",
+        *_table(["family", *_heads(settings)], list(against_best.values())),
+        "",
+        f"## Points by which {found.ours} is above each rival by family, n = {shown}",
+        "",
+        "In brackets p, two-sided, adjusted for the number of families (Holm).",
+        "",
+        *_table(["method", *found.families], rows),
+        "",
+    ]
+
+
+def _best_rival(found: Comparison, rivals: Sequence[str], family: str, n: int) -> tuple[str, Difference]:
+    compared = {name: found.against(name, n) for name in rivals}
+    best = min((name for name in rivals if family in compared[name]), key=lambda name: compared[name][family].mean)
+    return best, compared[best][family]
+
+
+def _mean(values: Floats) -> float:
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else float("nan")
+
+
+def _searches(results: Results, heads: list[str]) -> list[str]:
+    """Return what searches say of themselves, beside what they turn out to be."""
+    names = [name for name in SEARCHES if name in results.settings.methods]
+    rows = []
+    for name in names:
+        parts: dict[str, list[str]] = {
+            "cross-fitted minus unseen": [],
+            "promoted": [],
+            "BatchNorm statistics": [],
+            "last layer": [],
+        }
+        for n in results.settings.n:
+            found = list(results.records(name, n).values())
+            gaps = np.asarray([f.cross_fitted - f.accuracy for f in found if f.cross_fitted is not None])
+            error = gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else float("nan")
+            parts["cross-fitted minus unseen"].append(
+                f"{100 * gaps.mean():+.2f} +- {100 * error:.2f}" if len(gaps) else "-"
+            )
+            for part, taken in (
+                ("promoted", [bool(f.is_promoted) for f in found]),
+                ("BatchNorm statistics", [bool(f.recalibrated) for f in found]),
+                ("last layer", [bool(f.has_head) for f in found]),
+            ):
+                parts[part].append(f"{100 * np.mean(taken):.0f} %" if found else "-")
+        if name != "ladder":
+            parts = {part: cells for part, cells in parts.items() if part in ("cross-fitted minus unseen", "promoted")}
+        rows += [[f"{name}: {part}", *cells] for part, cells in parts.items()]
+    if not rows:
+        return []
+    return [
+        "## What the search says of itself, and which rungs it took",
+        "",
+        "Cross-fitted minus unseen is the bias of the accuracy that a search reports, in points, over all shifts and "
+        "draws; a single draw's labelled pictures are alike on all shifts, so the error after +- is too small.",
+        "",
+        *_table(["search", *heads], rows),
+        "",
+    ]
 
 
 def _costs(results: Results) -> list[list[str]]:
     rows = []
     for method in results.settings.methods:
-        costs = [cost for n in results.settings.n if (cost := results.cost(method, n)) is not None]
-        if costs:
-            cells = [f"{cost.forwards:,} in {cost.seconds:.2f} s" for cost in costs]
-            rows.append([method, str(costs[0].passes), *cells])
+        costs = [results.cost(method, n) for n in results.settings.n]
+        cells = ["-" if cost is None else f"{cost.forwards:,} in {cost.seconds:.2f} s" for cost in costs]
+        if passes := [cost.passes for cost in costs if cost is not None]:
+            rows.append([method, str(max(passes)), *cells])
     return rows
+
+
+def _soups(results: Results, accuracies: Accuracies, shown: int) -> list[str]:
+    """Return the soup of each shift and the next best two, beside one soup for all."""
+    if "soup_grid" not in accuracies or "soup_single" not in accuracies:
+        return []
+    settings = results.settings
+    records = results.records("soup_grid", shown)
+    rows = []
+    for i, shift in enumerate(settings.shifts):
+        some = [record for (name, _), record in records.items() if name == shift]
+        tops = np.mean([[record.accuracy, *record.runners_up] for record in some], axis=0)
+        fixed = max(float(_mean(accuracies[name][i])) for name in accuracies if name.startswith("fixed_"))
+        single = accuracies["soup_single"][i, settings.n.index(shown)].mean()
+        rows.append([shift, *(f"{100 * value:.1f}" for value in (fixed, single, *tops))])
+    numbers = np.asarray([[float(cell) for cell in row[1:]] for row in rows])
+    rows.append(["mean", *(f"{value:.2f}" for value in numbers.mean(axis=0))])
+    head = ["shift", "best ingredient, in hindsight", "single soup", "own soup", "second", "third"]
+    return [f"## Soups of the grid in percent, n = {shown}", "", *_table(head[: len(rows[0])], rows), ""]
+
+
+def _costly(accuracies: Accuracies, settings: Settings) -> list[str]:
+    if not accuracies.keys() & set(COSTLY):
+        return []
+    draws = "the first draw" if settings.costly_seeds == 1 else f"the first {settings.costly_seeds} draws"
+    return [
+        f"{', '.join(COSTLY)} train: they are run at n = {_spelled(settings.costly_n)} and on {draws} only; a dash "
+        "stands for what was not run. Their hyper-parameters, and those of the other rivals, are the best on shifts of "
+        "other families: `tuned.json`.",
+        "",
+    ]
+
+
+def _by_group(accuracies: Accuracies, settings: Settings, shown: int) -> list[str]:
+    j = settings.n.index(shown)
+    groups = np.asarray([family_of(shift) for shift in settings.shifts])
+    names = list(dict.fromkeys(groups.tolist()))
+    rows = []
+    for method, values in accuracies.items():
+        means = [_mean(values[groups == name, j]) for name in names]
+        rows.append([method, *("-" if np.isnan(mean) else f"{100 * mean:.2f}" for mean in means)])
+    return _table(["method", *(f"{name} ({(groups == name).sum()})" for name in names)], rows)
 
 
 def _by_shift(accuracies: Accuracies, settings: Settings, shown: int) -> list[list[str]]:
     j = settings.n.index(shown)
     return [
-        [shift, *(f"{100 * values[i, j].mean():.1f}" for values in accuracies.values())]
+        [shift, *("-" if np.isnan(mean) else f"{100 * mean:.1f}" for mean in means)]
         for i, shift in enumerate(settings.shifts)
+        for means in [[_mean(values[i, j]) for values in accuracies.values()]]
     ]

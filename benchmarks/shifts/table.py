@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -99,3 +100,18 @@ def tabulate(prepared: PreparedBase, soups: Soups, data: ImageSet) -> Table:
     seconds = time.perf_counter() - started
     scores = score_logits(logits, data.labels)
     return Table(soups, logits, scores, seconds / (len(soups.coefficients) * len(data)))
+
+
+def write_table(file: Path, table: Table) -> None:
+    """Keep the logits of a table."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}")
+    np.savez(partial, logits=table.logits.numpy(), seconds=table.seconds_per_forward)
+    partial.replace(file)
+
+
+def read_table(file: Path, soups: Soups, data: ImageSet) -> Table:
+    """Return the table that was kept of these soups and pictures."""
+    with np.load(file) as kept:
+        logits, seconds = torch.from_numpy(kept["logits"]), float(kept["seconds"])
+    return Table(soups, logits, score_logits(logits, data.labels), seconds)

@@ -1,0 +1,107 @@
+"""What methods are given and what they return."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from adapt.evaluation import PreparedBase
+from adapt.support import Support
+from benchmarks.shifts.suite import Family
+from benchmarks.shifts.table import Table
+
+T = TypeVar("T")
+
+
+class Shared:
+    """Work that several methods have in common: done once, and its time charged to each of them.
+
+    Attributes:
+        borrowed: seconds that work took which was found done.
+    """
+
+    def __init__(self) -> None:
+        self.borrowed = 0.0
+        self._done: dict[str, tuple[Any, float]] = {}
+
+    def get(self, name: str, work: Callable[[], T]) -> T:
+        """Return what the work of this name returns."""
+        if name in self._done:
+            found: T = self._done[name][0]
+            self.borrowed += self._done[name][1]
+            return found
+        started, before = time.perf_counter(), self.borrowed
+        found = work()
+        self._done[name] = found, time.perf_counter() - started + self.borrowed - before
+        return found
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may use.
+
+    Attributes:
+        prepared: the base set.
+        support: the labelled pictures.
+        family: of the shift; hyper-parameters are those chosen on the others.
+        seed: of the method's own random choices.
+        table: the logits and scores of many soups on the labelled pictures.
+        shared: work in common with other methods on the same pictures.
+    """
+
+    prepared: PreparedBase
+    support: Support
+    family: Family
+    seed: int
+    table: Table
+    shared: Shared = field(default_factory=Shared)
+
+
+class Unseen(NamedTuple):
+    """Pictures to answer: uint8 (t, H, W, 3), and what the table's soups say about them, (C, t, K)."""
+
+    images: npt.NDArray[np.uint8]
+    logits: Tensor
+
+
+class Evidence(NamedTuple):
+    """What a search says of its own answer."""
+
+    cross_fitted: float | None  # accuracy, None where nothing could be held out
+    p_value: float | None  # of `no better than the default soup`
+    recalibrated: int  # pictures that BatchNorm statistics were estimated on
+    has_head: bool  # the last layer was fitted again
+    is_promoted: bool
+
+
+Predict = Callable[[Unseen], Tensor]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method made of the labelled pictures, and what that cost.
+
+    Attributes:
+        predict: returns logits, or log-probabilities, (t, K).
+        forwards: pictures through the network for adapting; a backward pass counts as two more.
+        is_tabled: these forwards were looked up: the time they would have taken is to be added.
+        passes: networks that each unseen picture goes through.
+        coefficients: of the soup, if it is one.
+        evidence: of a search.
+        runners_up: what the second and third choice predict.
+    """
+
+    predict: Predict
+    forwards: int = 0
+    is_tabled: bool = False
+    passes: int = 1
+    coefficients: tuple[float, ...] | None = None
+    evidence: Evidence | None = None
+    runners_up: tuple[Predict, ...] = ()
+
+
+Method = Callable[[Context], Answer]

@@ -1,0 +1,85 @@
+"""Pictures of what a run found."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.plots import COLOURS
+from benchmarks.shifts.results import Accuracies, Results, Settings, spread
+
+DRAWN = (
+    *("ladder", "ladder_served", "soup_auto", "soup_single", "picked", "picked_bn", "picked_head", "picked_bn_head"),
+    *("finetune", "surgical", "tent", "ensemble", "ensemble_weighted"),
+)
+MARKERS = "osD^v<>Pp*hX8"
+COMPOSED = ("soup_auto", "ladder")
+
+
+def plot_accuracy(accuracies: Accuracies, settings: Settings, path: Path) -> None:
+    """Draw mean accuracy against the number of labelled pictures, with one standard error either way.
+
+    Of the ingredients as they are only the best one is drawn.
+    """
+    drawn = {name: accuracies[name] for name in DRAWN if name in accuracies}
+    fixed = {name: values for name, values in accuracies.items() if name.startswith("fixed_")}
+    if fixed:
+        best = max(fixed, key=lambda name: float(fixed[name].mean()))
+        drawn[best] = fixed[best]
+    figure = _figure(9.5, 6)
+    axes: Any = figure.subplots()
+    for number, (name, values) in enumerate(drawn.items()):
+        mean, error = (100 * part for part in spread(values))
+        there = ~np.isnan(mean)
+        x, mean, error = np.asarray(settings.n)[there], mean[there], np.nan_to_num(error[there])
+        colour = "#000000" if name == "ladder" else COLOURS[number % len(COLOURS)]
+        style = ":" if name.startswith("fixed_") else "--" if name in ("ladder_served", "soup_single") else "-"
+        width = 2.4 if name == "ladder" else 1.3
+        marker = MARKERS[number % len(MARKERS)]
+        axes.plot(x, mean, style, color=colour, marker=marker, markersize=4, linewidth=width, label=name)
+        axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_xticks(settings.n, [str(n) for n in settings.n])
+    axes.minorticks_off()
+    axes.set_xlabel("labelled pictures")
+    axes.set_ylabel("accuracy on unseen pictures, %")
+    axes.set_title(f"{settings.base_set}, mean of {len(settings.shifts)} shifts, {settings.seeds} draws")
+    axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def plot_composition(results: Results, n: int, path: Path) -> bool:
+    """Draw the mean coefficients that searches chose for each shift; False if none was run."""
+    settings = results.settings
+    names = [name for name in COMPOSED if name in settings.methods]
+    if not names:
+        return False
+    figure = _figure(2.2 + 3.6 * len(names), 1.6 + 0.27 * len(settings.shifts))
+    panels: Any = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    for axes, name in zip(panels, names, strict=True):
+        table = np.full((len(settings.shifts), len(settings.ingredients)), np.nan)
+        found = results.records(name, n)
+        for i, shift in enumerate(settings.shifts):
+            rows = [record.coefficients for (other, _), record in found.items() if other == shift]
+            table[i] = np.mean(np.asarray(rows, dtype=np.float64), axis=0)
+        image = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        for (i, m), value in np.ndenumerate(table):
+            colour = "white" if abs(value) > 0.6 else "black"
+            axes.text(m, i, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour)
+        axes.set_xticks(range(len(settings.ingredients)), settings.ingredients)
+        axes.set_yticks(range(len(settings.shifts)), settings.shifts)
+        axes.set_title(name)
+    figure.suptitle(f"{settings.base_set}: mean coefficients, n = {n}, {settings.seeds} draws")
+    figure.colorbar(image, ax=list(panels), shrink=0.6)
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported late: slow
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
