@@ -69,6 +69,9 @@ class SearchCommand(Command):
     grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
     step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")
     bn_mode: BnMode = Field(default="folded", description="mix BatchNorm folded into the weights, or raw")
+    balance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+        default=False, description="let every class count alike, however many images it has"
+    )
     promote: Promote = Field(default="auto", description="auto follows the evidence, the others overrule it")
     p_threshold: float = Field(default=P_THRESHOLD, ge=0, le=1, description="auto promotes below this p-value")
     device: Device = Field(default="cpu", description="where to evaluate")
@@ -102,6 +105,7 @@ class SearchCommand(Command):
                 grid=self.grid,
                 step=self.step,
                 bn_mode=self.bn_mode,
+                balance=self.balance,
                 promote=self.promote,
                 p_threshold=self.p_threshold,
                 seed=self.seed,

@@ -11,7 +11,7 @@ from torch import Tensor
 from adapt.evaluation import PreparedBase, Run, run_soups, score_logits
 from adapt.grid import Grid
 from adapt.patch import Tensors
-from adapt.score import Scores
+from adapt.score import Floats, Scores
 from adapt.soup import BnMode, Soup
 from adapt.support import Support
 
@@ -35,6 +35,7 @@ class Task:
         bn_mode: how candidates mix BatchNorm that is not recalibrated.
         recalibrate: whether soups with recalibrated statistics are candidates too.
         folds: (n,) None where nothing can be held out.
+        weights: (n,) of the images; None for equal ones.
         report: told the fraction done and what is being done.
         should_stop: asked before each soup.
     """
@@ -46,6 +47,7 @@ class Task:
     bn_mode: BnMode
     recalibrate: bool
     folds: Ints | None
+    weights: Floats | None
     report: Progress
     should_stop: ShouldStop | None
 

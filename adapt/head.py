@@ -31,7 +31,9 @@ class Head(NamedTuple):
         return Head(self.weight / temperature, self.bias / temperature)
 
 
-def fit_heads(features: Tensor, labels: Ints, own: Head) -> list[Head]:
+def fit_heads(
+    features: Tensor, labels: Ints, own: Head, *, weights: npt.NDArray[np.float32] | None = None
+) -> list[Head]:
     """Return the last layer fitted to labelled images, for each of `PENALTIES`.
 
     Minimises  sum_i CE(y_i, W x_i + b) + penalty (r^2 ||W - W_own||^2 + ||b - b_own||^2),  with the features centred
@@ -41,6 +43,7 @@ def fit_heads(features: Tensor, labels: Ints, own: Head) -> list[Head]:
         features: (n, D), what the last layer is given.
         labels: (n,) class indices.
         own: the soup's own layer, its logits divided by its temperature.
+        weights: (n,) by which each image's cross-entropy counts; None for 1.
     """
     x = features.double()
     centre = x.mean(dim=0)
@@ -49,6 +52,7 @@ def fit_heads(features: Tensor, labels: Ints, own: Head) -> list[Head]:
     x = x / scale
     targets = torch.from_numpy(labels)
     one_hot = torch.nn.functional.one_hot(targets, len(own.bias)).double()
+    counts = torch.ones(len(x)).double() if weights is None else torch.from_numpy(weights).double()
     start = x @ (own.weight.T * scale) + own.bias + own.weight @ centre  # the own layer's logits
     shape = own.weight.shape
 
@@ -57,8 +61,8 @@ def fit_heads(features: Tensor, labels: Ints, own: Head) -> list[Head]:
         weight, bias = change[: shape.numel()].view(shape), change[shape.numel() :]
         logits = start + x @ weight.T + bias
         log_probabilities = logits.log_softmax(dim=1)
-        error = log_probabilities.exp() - one_hot
-        loss = -(log_probabilities * one_hot).sum() + penalty * change.square().sum()
+        error = (log_probabilities.exp() - one_hot) * counts[:, None]
+        loss = -(log_probabilities * one_hot).sum(dim=1) @ counts + penalty * change.square().sum()
         gradient = torch.cat([(error.T @ x).flatten(), error.sum(dim=0)]) + 2 * penalty * change
         return float(loss), gradient.numpy()
 

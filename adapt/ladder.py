@@ -6,9 +6,10 @@ image that judges it. So what judges an image has never seen its label, whicheve
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import optimize
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from adapt.candidates import Bools, Ints, Pool
 from adapt.evaluation import score_logits
 from adapt.head import PENALTIES, Head, fit_heads
-from adapt.score import TEMPERATURES, CrossFit, Floats, choose, temp_ce
+from adapt.score import TEMPERATURES, CrossFit, Floats, choose, part, temp_ce
 
 MIN_HEAD_IMAGES = 50  # below, a wrong choice of the penalty costs more than a fitted layer gains
 MAX_TEMPERATURE = 1000.0  # of the current soup where it is judged; the least is the candidates' least
@@ -59,6 +60,7 @@ class Ladder:
         num_classes: K.
         features: what a candidate's last layer is given; None without the last rung.
         heads: a candidate's own last layer.
+        weights: (n,) of the images; None for equal ones.
         rerun: runs a recalibrated candidate on all images, with the statistics of a subset (n,) of them.
     """
 
@@ -69,6 +71,7 @@ class Ladder:
     features: Features | None
     heads: Heads
     rerun: Callable[[int, Bools], Rerun]
+    weights: Floats | None = None
     _heads: dict[tuple[int, bytes], list[Head]] = field(default_factory=dict, init=False, repr=False)
     _reruns: dict[tuple[int, bytes], Rerun] = field(default_factory=dict, init=False, repr=False)
 
@@ -88,7 +91,7 @@ class Ladder:
         if (self.pool.eligible & self.pool.recalibrated).any():
             kinds.append(self.pool.recalibrated)
         plain = [self.cross_fit(kind, with_head=False) for kind in kinds]
-        best = kinds[int(np.argmin([fit.candidate_losses.mean(dtype=np.float64) for fit in plain]))]
+        best = kinds[int(np.argmin([self._sum(fit.candidate_losses, everything) for fit in plain]))]
         return self.fit(everything, self.pool.eligible & best), self.cross_fit(best)
 
     def fit(self, subset: Bools, eligible: Bools, *, with_head: bool = True) -> Fit:
@@ -97,7 +100,7 @@ class Ladder:
         Raises:
             ValueError: no candidate is usable.
         """
-        candidate, temperature = choose(self.pool.scores.losses[:, :, subset], eligible)
+        candidate, temperature = choose(self.pool.scores.losses[:, :, subset], eligible, part(self.weights, subset))
         plain = Fit(candidate, temperature)
         if not with_head or not self._may_fit_head(subset) or (features := self._features(candidate)) is None:
             return plain
@@ -122,7 +125,7 @@ class Ladder:
             chosen[held_out] = found.candidate
             before[held_out] = self._current_losses(~held_out)[held_out]
             after[held_out], right[held_out] = self._answers(found, held_out)
-        return CrossFit(chosen, scores.correct[0], right, before, after)
+        return CrossFit(chosen, scores.correct[0], right, before, after, self.weights)
 
     def _current_losses(self, subset: Bools) -> Floats:
         """Return the current soup's losses (n,) at the temperature, however large, that is best on the subset.
@@ -139,7 +142,7 @@ class Ladder:
             return torch.nn.functional.cross_entropy(logits / np.exp(log_temperature), targets, reduction="none")
 
         best = optimize.minimize_scalar(
-            lambda value: float(losses(value)[index].mean()),
+            lambda value: self._sum(losses(value)[index].numpy(), subset),
             bounds=(np.log(TEMPERATURES[0]), np.log(MAX_TEMPERATURE)),
             method="bounded",
         )
@@ -165,13 +168,16 @@ class Ladder:
         if key not in self._reruns:
             self._reruns[key] = self.rerun(found.candidate, ~held_out)
         run = self._reruns[key]
-        temperature = int(temp_ce(score_logits(run.logits[seen][None], labels[~held_out]).losses)[1][0])
+        scores = score_logits(run.logits[seen][None], labels[~held_out])
+        temperature = int(temp_ce(scores.losses, part(self.weights, ~held_out))[1][0])
         if found.penalty is None:
             return _judged(run.logits[~seen] / TEMPERATURES[temperature], labels[held_out])
         own = self.heads(found.candidate)
         assert own is not None
         assert run.features is not None, "a head was fitted to this candidate's features"
-        head = fit_heads(run.features[seen], labels[~held_out], own.divided(TEMPERATURES[temperature]))[found.penalty]
+        counts = part(self.weights, ~held_out)
+        own = own.divided(TEMPERATURES[temperature])
+        head = fit_heads(run.features[seen], labels[~held_out], own, weights=counts)[found.penalty]
         return _judged(head(run.features[~seen]), labels[held_out])
 
     def _may_fit_head(self, subset: Bools) -> bool:
@@ -193,15 +199,21 @@ class Ladder:
             if not seen.any():
                 return None
             temperature = self._temperature(candidate, seen)
-            own += float(self.pool.scores.losses[candidate, temperature, held_out].sum(dtype=np.float64))
+            own += self._sum(self.pool.scores.losses[candidate, temperature, held_out], held_out)
             for penalty, head in enumerate(self._fitted(candidate, features, seen)):
                 losses, _ = _judged(head(features[torch.from_numpy(held_out)]), self.labels[held_out])
-                fitted[penalty] += float(losses.sum(dtype=np.float64))
+                fitted[penalty] += self._sum(losses, held_out)
         best = int(fitted.argmin())
         return best if fitted[best] < own else None
 
     def _temperature(self, candidate: int, subset: Bools) -> int:
-        return int(temp_ce(self.pool.scores.losses[[candidate]][:, :, subset])[1][0])
+        losses = self.pool.scores.losses[[candidate]][:, :, subset]
+        return int(temp_ce(losses, part(self.weights, subset))[1][0])
+
+    def _sum(self, losses: npt.NDArray[np.floating[Any]], images: Bools) -> float:
+        """Return the weighted sum of the losses of these images."""
+        counts = part(self.weights, images)
+        return float((losses if counts is None else losses * counts).sum(dtype=np.float64))
 
     def _fitted(self, candidate: int, features: Tensor, subset: Bools) -> list[Head]:
         """Return the layer for each penalty; leaving out two folds is the same in either order, so fits are kept."""
@@ -211,7 +223,9 @@ class Ladder:
             assert own is not None, "features are given where there is a last layer"
             temperature = TEMPERATURES[self._temperature(candidate, subset)]
             index = torch.from_numpy(subset)
-            self._heads[key] = fit_heads(features[index], self.labels[subset], own.divided(temperature))
+            self._heads[key] = fit_heads(
+                features[index], self.labels[subset], own.divided(temperature), weights=part(self.weights, subset)
+            )
         return self._heads[key]
 
 

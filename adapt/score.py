@@ -79,6 +79,11 @@ def balanced_weights(labels: Ints) -> Floats:
     return (len(labels) / (np.count_nonzero(counts) * counts[labels])).astype(np.float32)
 
 
+def part(weights: Floats | None, subset: Bools) -> Floats | None:
+    """Return the weights of some of the images; None for equal ones."""
+    return None if weights is None else weights[subset]
+
+
 def temp_ce(losses: Floats, weights: Floats | None = None) -> tuple[npt.NDArray[np.float64], Ints]:
     """Return each soup's mean cross-entropy at its own best temperature, (C,), and that temperature's position, (C,).
 
@@ -171,7 +176,7 @@ def cross_fit(
     for number, fold in enumerate(np.unique(folds)):
         held_out = folds == fold
         seen, among = scores.losses[:, :, ~held_out], None if eligible is None else eligible[number]
-        counts = None if weights is None else weights[~held_out]
+        counts = part(weights, ~held_out)
         candidate, temperature = choose(seen, among, counts)
         chosen[held_out] = candidate
         own = int(temp_ce(seen[[current]], counts)[1][0])

@@ -32,6 +32,7 @@ from adapt.score import (
     TEMPERATURES,
     CrossFit,
     Scores,
+    balanced_weights,
     decide,
     fold_dependence,
     summarise,
@@ -99,6 +100,7 @@ class SearchOptions(TypedDict, total=False):
     grid: GridKind
     step: float | None
     bn_mode: BnMode
+    balance: bool
     promote: Promote
     p_threshold: float
     seed: int
@@ -125,6 +127,7 @@ def search(
     grid: GridKind = "affine",
     step: float | None = None,
     bn_mode: BnMode = "folded",
+    balance: bool = False,
     promote: Promote = "auto",
     p_threshold: float = P_THRESHOLD,
     seed: int = 0,
@@ -152,6 +155,7 @@ def search(
         grid: "affine" (extrapolates a little) or "simplex" (no coefficient below 0).
         step: of the grid, 1 divided by a whole number; None for 0.25 (affine) or 0.1 (simplex).
         bn_mode: how the candidates mix BatchNorm that is not recalibrated.
+        balance: let every class that occurs count alike, however many images it has, in choosing and in the evidence.
         promote: "auto" follows the evidence, "always" and "never" overrule it.
         p_threshold: "auto" promotes below this p-value.
         seed: of the folds and of the swaps that measure their dependence.
@@ -183,7 +187,8 @@ def search(
         report(0.0, "preparing the base set")
         prepared = base if isinstance(base, PreparedBase) else PreparedBase(base, device=pick_device(device))
         recalibrate = "batchnorm" in rungs and prepared.has_batchnorm
-        task = Task(prepared, support, unlabelled, current, bn_mode, recalibrate, folds, report, should_stop)
+        weights = balanced_weights(support.labels) if balance else None
+        task = Task(prepared, support, unlabelled, current, bn_mode, recalibrate, folds, weights, report, should_stop)
         pool = search_grid(task, points) if strategy == "grid" else search_surrogate(task, points)
         library = _Library(task, pool)
         ladder = Ladder(
@@ -194,9 +199,10 @@ def search(
             library.features if "head" in rungs and prepared.head_key is not None else None,
             library.head,
             library.rerun,
+            weights,
         )
         choice, fit = ladder.climb()
-    accuracy = None if fit is None or folds is None else _summary(pool, fit, folds, seed)
+    accuracy = None if fit is None or folds is None else _summary(pool, fit, folds, seed, p_threshold)
     same = choice.candidate == 0 and choice.head is None
     per_class = support.per_class
     decision = decide(accuracy, promote=promote, same=same, counts=list(per_class.values()), p_threshold=p_threshold)
@@ -404,8 +410,9 @@ def _resolve(strategy: Strategy, kind: GridKind, step: float | None, num_ingredi
     return strategy, points
 
 
-def _summary(pool: Pool, fit: CrossFit, folds: Ints, seed: int) -> AccuracySummary:
-    return summarise(fit, dependence=fold_dependence(pool.scores, folds, seed=seed))
+def _summary(pool: Pool, fit: CrossFit, folds: Ints, seed: int, p_threshold: float) -> AccuracySummary:
+    dependence = fold_dependence(pool.scores, folds, weights=fit.weights, seed=seed)
+    return summarise(fit, dependence=dependence, p_threshold=p_threshold)
 
 
 def _ingredient_accuracy(names: tuple[str, ...], pool: Pool) -> dict[str, float]:

@@ -22,7 +22,7 @@ from adapt.candidates import (
 )
 from adapt.evaluation import score_logits
 from adapt.grid import Grid, Lattice
-from adapt.score import Scores, temp_ce
+from adapt.score import Scores, part, temp_ce
 
 PROMISING = 6  # soups of least predicted tempCE that each choice may fall on ...
 # ... or fewer, so that all choices together have no more than this: a sixth of the usual grid in all. Recalibrated ones
@@ -121,7 +121,7 @@ def _evaluate_nodes(task: Task) -> tuple[Block, list[Block]]:
         return run_candidates(task, rows, recalibrated=False), []
     anew = run_candidates(task.part(0.0, 0.5), rows, recalibrated=True)
     plain = run_candidates(task.part(0.5, 0.7), rows[:num_ingredients], recalibrated=False)
-    if temp_ce(anew.scores.losses)[0].min() < temp_ce(plain.scores.losses)[0].min():
+    if temp_ce(anew.scores.losses, task.weights)[0].min() < temp_ce(plain.scores.losses, task.weights)[0].min():
         return anew, [plain]
     pairs = run_candidates(task.part(0.7, 1.0), rows[num_ingredients:], recalibrated=False)
     return _stacked(plain, pairs), [anew]
@@ -137,7 +137,9 @@ def _predict(task: Task, known: Block, points: Lattice) -> tuple[Grid, list[npt.
         usable = np.ones(len(rows), dtype=np.bool_)
         if not known.recalibrated:
             usable = np.asarray(model.usable(torch.from_numpy(rows)))
-        return [np.where(usable, temp_ce(losses[:, :, subset])[0], np.inf) for subset in subsets]
+        return [
+            np.where(usable, temp_ce(losses[:, :, subset], part(task.weights, subset))[0], np.inf) for subset in subsets
+        ]
 
     if points.is_small(task.num_ingredients):
         rows = points.points(task.num_ingredients)

@@ -80,3 +80,22 @@ def test_only_a_linear_last_layer_with_a_bias_is_one() -> None:
     assert find_head(Net(torch.nn.Linear(4, 2, bias=False))) is None
     assert find_head(Net(torch.nn.Conv2d(4, 2, 1))) is None
     assert find_head(torch.nn.Linear(4, 2)) is None
+
+
+def test_a_weight_of_two_is_an_image_twice() -> None:
+    features, labels, own = problem(40, 3)
+    weights = np.ones(40, dtype=np.float32)
+    weights[:10] = 2
+    heads = fit_heads(features, labels, own, weights=weights)
+    # The same centre and scale, so that the pull is the same: compare the objective's least value, not the fit.
+    for penalty, head in zip(PENALTIES, heads, strict=True):
+        own_value, value = (
+            float(
+                torch.nn.functional.cross_entropy(layer(features), torch.from_numpy(labels), reduction="none")
+                @ torch.from_numpy(weights).double()
+            )
+            for layer in (own, head)
+        )
+        assert value < own_value, penalty
+    unweighted = fit_heads(features, labels, own)
+    assert (heads[0].weight - unweighted[0].weight).abs().max() > 1e-6

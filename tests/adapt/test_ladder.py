@@ -194,3 +194,24 @@ def test_labels_of_a_fold_do_not_judge_themselves(prepared: PreparedBase) -> Non
     assert result.outcome.state == "kept"
     assert result.outcome.accuracy is not None
     assert abs(result.outcome.accuracy.candidate - 1 / 3) < 0.1
+
+
+def test_balance_makes_a_rare_class_count_as_much(prepared: PreparedBase) -> None:
+    """The default soup is right on the frequent class alone; what is right on all of them is better when balanced."""
+    support = coloured(300, prepared.manifest.class_names)
+    rare = np.flatnonzero((support.labels == 0) | (np.arange(300) < 30))
+    some = support.subset(rare)
+    plain, even = (
+        search(prepared, some, current=default_soup(prepared.manifest), balance=balance) for balance in (False, True)
+    )
+    assert plain.fit is not None
+    assert even.fit is not None
+    assert even.fit.weights is not None
+    assert even.fit.weights.mean() == pytest.approx(1)
+    sums = [even.fit.weights[some.labels == label].sum() for label in range(3)]
+    assert sums == pytest.approx([len(some) / 3] * 3, rel=1e-4)
+    assert even.outcome.accuracy is not None
+    hits = even.fit.candidate
+    assert even.outcome.accuracy.candidate == pytest.approx(
+        np.mean([hits[some.labels == label].mean() for label in range(3)]), abs=1e-6
+    )

@@ -61,6 +61,7 @@ def task_for(
         bn_mode=bn_mode,
         recalibrate=recalibrate,
         folds=support.folds(5, seed=0),
+        weights=None,
         report=lambda done, message: None,
         should_stop=None,
     )
