@@ -86,6 +86,9 @@ class Shifts(Command):
     seeds: int | None = Field(default=None, ge=1, description=f"draws, from --seed on; {FULL.seeds} if not given")
     shifts: tuple[str, ...] | None = Field(default=None, description="names, with commas; all if not given")
     methods: tuple[str, ...] | None = Field(default=None, description="names, with commas; all if not given")
+    redo: tuple[str, ...] | None = Field(
+        default=None, description="methods, with commas, whose results are dropped and measured again"
+    )
     n_test: int | None = Field(default=None, ge=1, description=f"unseen pictures; {FULL.n_test} if not given")
     costly_n: tuple[str, ...] | None = Field(
         default=None, description=f"of n, those for {', '.join(COSTLY)}; 20,100,1000 if not given; none for none"
@@ -119,7 +122,10 @@ class Shifts(Command):
         )
         quick = "-quick" if self.quick else ""
         out = self.out or Path(f"runs/shifts{quick}-{base.manifest.name}")
+        redone = () if self.redo is None else _known("redo", self.redo, methods)
         results = Results(out, settings)
+        if redone:
+            results.forget(redone)
         with thread_count(self.threads):
             run_methods(prepared, sources, results)
         return _reported(results)

@@ -149,6 +149,7 @@ def _evidence(found: Search) -> Evidence:
     accuracy, patch = found.outcome.accuracy, found.outcome.patch
     return Evidence(
         cross_fitted=None if accuracy is None else accuracy.candidate,
+        current=None if accuracy is None else accuracy.current,
         p_value=None if accuracy is None else accuracy.p_value,
         recalibrated=0 if patch is None else patch.recalibrated,
         has_head=patch is not None and patch.head,

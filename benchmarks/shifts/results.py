@@ -4,6 +4,7 @@ import base64
 import copy
 import json
 import subprocess
+from collections.abc import Collection, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -56,6 +57,7 @@ class Found(Frozen):
     passes: int = Field(description="networks that an unseen picture goes through")
     coefficients: tuple[float, ...] | None = Field(description="of the soup, if it is one")
     cross_fitted: float | None = Field(default=None, description="accuracy as the search itself estimates it")
+    current: float | None = Field(default=None, description="accuracy of the default soup on the labelled pictures")
     p_value: float | None = Field(default=None, description="as the search gives it")
     recalibrated: int | None = Field(default=None, description="pictures for BatchNorm statistics; null: no search")
     has_head: bool | None = Field(default=None, description="the last layer was fitted again; null: no search")
@@ -150,6 +152,15 @@ class Lines(Generic[Record]):
             file.write(record.model_dump_json() + "\n")
         self._keep(record)
 
+    def replace(self, records: Sequence[Record]) -> None:
+        """Put these in the place of all there are."""
+        partial = self._path.with_name(f".{self._path.name}")
+        partial.write_text("".join(record.model_dump_json() + "\n" for record in records), encoding="utf-8")
+        partial.replace(self._path)
+        self.records = {}
+        for record in records:
+            self._keep(record)
+
     def _keep(self, record: Record) -> None:
         before = self.records.get(record.key)
         self.records[record.key] = record if before is None else before.joined(record)
@@ -187,6 +198,16 @@ class Results:
         row = self.rows.records.get((shift, n, seed))
         there = set() if row is None else set(row.methods)
         return [name for name in self.settings.methods if name not in there and self.settings.wants(name, n, seed)]
+
+    def forget(self, methods: Collection[str]) -> None:
+        """Drop what these methods found, so that they are run again."""
+        rows = self.rows.records.values()
+        self.rows.replace(
+            [
+                row.model_copy(update={"methods": {k: v for k, v in row.methods.items() if k not in methods}})
+                for row in rows
+            ]
+        )
 
     def finished(self) -> Settings:
         """Return the settings of what can be reported: the draws with all shifts, or the shifts of the first draw.

@@ -209,6 +209,23 @@ def test_methods_may_be_added_to_a_run(
     assert found["picked"] == whole["picked"]
 
 
+def test_methods_can_be_measured_again(
+    tiny_base_set: Path, data_folder: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("settings.json", "results.jsonl", "landscapes.jsonl"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    before = Lines(tmp_path / "results.jsonl", Row).records
+    code, _, _ = run_small(capsys, tiny_base_set, data_folder, tmp_path, "--redo", "ladder,ladder_served")
+    assert code == EXIT_DONE
+    lines = [json.loads(line)["methods"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [set(methods) == {"ladder", "ladder_served"} for methods in lines] == [False] * 12 + [True] * 12
+    assert not any("ladder" in methods for methods in lines[:12])
+    after = Lines(tmp_path / "results.jsonl", Row).records
+    for key, row in before.items():
+        assert after[key].methods["ladder"].accuracy == row.methods["ladder"].accuracy
+        assert after[key].methods["picked"] == row.methods["picked"]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [(["--seeds", "3"], "seeds 2, got 3"), (["--n", "4,8"], r"n \[4, 12\], got"), (["--seed", "1"], "seed 0, got 1")],
