@@ -20,6 +20,7 @@ from adapt.head import PENALTIES, Head, fit_heads
 from adapt.score import TEMPERATURES, CrossFit, Floats, choose, part, temp_ce
 
 MIN_HEAD_IMAGES = 50  # below, a wrong choice of the penalty costs more than a fitted layer gains
+DOUBT = 1.0  # standard errors by which recalibrated candidates may be behind on held-out images
 MAX_TEMPERATURE = 1000.0  # of the current soup where it is judged; the least is the candidates' least
 
 Features = Callable[[int], Tensor | None]  # of a candidate, (n, D)
@@ -79,7 +80,7 @@ class Ladder:
         """Return the choice on all images, and the held-out answers.
 
         Candidates with their BatchNorm as it is and recalibrated ones are two kinds. Statistics of the very images
-        that score them flatter the latter, so the kind is the one with the lower held-out log-loss.
+        that score them flatter the latter, so held-out log-losses decide on the kind.
 
         Raises:
             ValueError: no candidate is usable.
@@ -90,9 +91,21 @@ class Ladder:
         kinds = [~self.pool.recalibrated]
         if (self.pool.eligible & self.pool.recalibrated).any():
             kinds.append(self.pool.recalibrated)
-        plain = [self.cross_fit(kind, with_head=False) for kind in kinds]
-        best = kinds[int(np.argmin([self._sum(fit.candidate_losses, everything) for fit in plain]))]
+        best = kinds[0]
+        if len(kinds) > 1:
+            best = kinds[int(self._is_recalibration_borne_out(*(self.cross_fit(k, with_head=False) for k in kinds)))]
         return self.fit(everything, self.pool.eligible & best), self.cross_fit(best)
+
+    def _is_recalibration_borne_out(self, plain: CrossFit, anew: CrossFit) -> bool:
+        """Say whether held-out images are on the side of the recalibrated, or not clearly on the other.
+
+        Their statistics lack a fold's images there, which few images feel: the doubt is theirs.
+        """
+        excess = anew.candidate_losses.astype(np.float64) - plain.candidate_losses
+        if not np.isfinite(excess).all():
+            return bool(np.isfinite(anew.candidate_losses).all())
+        excess = excess if self.weights is None else excess * self.weights
+        return bool(excess.mean() <= DOUBT * excess.std() / len(excess) ** 0.5)
 
     def fit(self, subset: Bools, eligible: Bools, *, with_head: bool = True) -> Fit:
         """Choose on a subset of the images (n,), among the eligible candidates (C,), with or without the last rung.
