@@ -14,17 +14,11 @@ from tqdm import tqdm
 from adapt import report as reports
 from adapt import support as supports
 from adapt.attack import Attack
-from adapt.evaluation import (
-    PreparedBase,
-    evaluate_soups,
-    pick_device,
-    score_logits,
-    served_logits,
-    thread_count,
-)
+from adapt.evaluation import evaluate_soups, score_logits, served_logits
 from adapt.fronts import FrontsCommand
 from adapt.grid import GridKind, finest, lattice
 from adapt.plots import plot_report
+from adapt.prepared import PreparedBase, pick_device, thread_count
 from adapt.score import P_THRESHOLD, TEMPERATURES, choose
 from adapt.search import Search, search
 from adapt.soup import RUNGS, BnMode, Promote, Rung, Soup, Strategy, check_soup, default_soup, make_soup, read_soup

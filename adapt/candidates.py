@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from adapt.evaluation import PreparedBase, Run, run_soups, score_logits
+from adapt.evaluation import Run, run_soups, score_logits
 from adapt.grid import Grid
 from adapt.patch import Tensors
+from adapt.prepared import PreparedBase
 from adapt.score import Floats, Scores
 from adapt.soup import BnMode, Soup
 from adapt.support import Support

@@ -11,8 +11,8 @@ import tyro
 from pydantic import Field
 from tqdm import tqdm
 
-from adapt.evaluation import PreparedBase, pick_device
 from adapt.plots import plot_fronts, plot_triangle
+from adapt.prepared import PreparedBase, pick_device
 from adapt.robust import (
     STEP,
     BaseFronts,

@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapt.evaluation import BATCH_PIXELS, MIN_BATCH, PreparedBase, exact_convolutions
+from adapt.evaluation import BATCH_PIXELS, MIN_BATCH
 from adapt.grid import simplex
+from adapt.prepared import PreparedBase, exact_convolutions
 from adapt.soup import BnMode
 from training.attacks import apgd
 from training.data import ImageSet

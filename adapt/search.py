@@ -21,11 +21,12 @@ from adapt.candidates import (
     run_candidates,
     run_current,
 )
-from adapt.evaluation import PreparedBase, pick_device, run_soups, thread_count
+from adapt.evaluation import run_soups
 from adapt.grid import Grid, GridKind, Lattice, lattice
 from adapt.head import Head
 from adapt.ladder import Fit, Ladder, Rerun
 from adapt.patch import Floats, Patch, make_patch
+from adapt.prepared import PreparedBase, pick_device, thread_count
 from adapt.score import (
     NUM_FOLDS,
     P_THRESHOLD,

@@ -17,8 +17,9 @@ from typing import ClassVar
 import onnxruntime as ort
 from pydantic import Field
 
-from adapt.evaluation import PreparedBase, served_logits, thread_count
+from adapt.evaluation import served_logits
 from adapt.plots import plot_report
+from adapt.prepared import PreparedBase, thread_count
 from adapt.report import UnseenAccuracy, make_report, table, write
 from adapt.search import search
 from adapt.soup import RUNGS, Rung, Soup, default_soup, make_soup

@@ -4,7 +4,8 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 
-from adapt.evaluation import Cancelled, PreparedBase, pick_device
+from adapt.evaluation import Cancelled
+from adapt.prepared import PreparedBase, pick_device
 from adapt.search import find_soup, recalibrate
 from adapt.soup import Outcome, Promote, Soup, Strategy
 from deploy.bundle import build_bundle

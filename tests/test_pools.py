@@ -11,11 +11,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapt.evaluation import PreparedBase, evaluate_soups
+from adapt.evaluation import evaluate_soups
 from adapt.fronts import choose_pairs, choose_triangle
 from adapt.grid import MAX_CANDIDATES, GridTooLarge, finest, lattice
 from adapt.mixing import mix
 from adapt.plots import plot_report
+from adapt.prepared import PreparedBase
 from adapt.report import make_report, table
 from adapt.search import search
 from adapt.soup import check_soup, default_soup, make_soup, read_soup, write_soup

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from adapt.evaluation import PreparedBase, served_logits, thread_count
+from adapt.evaluation import served_logits
+from adapt.prepared import PreparedBase, thread_count
 from adapt.search import search
 from adapt.soup import Soup, default_soup, make_soup
 from adapt.support import Support, from_images

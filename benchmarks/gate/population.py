@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.evaluation import PreparedBase, score_logits, soup_logits
+from adapt.evaluation import score_logits, soup_logits
+from adapt.prepared import PreparedBase
 from adapt.score import Scores
 from benchmarks.shifts.sources import Sources
 from benchmarks.shifts.table import soups_of

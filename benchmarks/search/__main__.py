@@ -13,9 +13,10 @@ import tyro
 from pydantic import Field
 from torch import Tensor, nn
 
-from adapt.evaluation import PreparedBase, evaluate_soups
+from adapt.evaluation import evaluate_soups
 from adapt.grid import affine
 from adapt.mixing import mix
+from adapt.prepared import PreparedBase
 from adapt.search import search
 from adapt.soup import default_soup
 from adapt.support import Support

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from pydantic import Field
 
-from adapt.evaluation import PreparedBase, thread_count
+from adapt.prepared import PreparedBase, thread_count
 from benchmarks.shifts.harness import known_methods, run_methods
 from benchmarks.shifts.report import markdown, write_report
 from benchmarks.shifts.results import COSTLY, Results, Settings, contract, open_results

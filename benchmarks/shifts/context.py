@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from adapt.evaluation import PreparedBase
+from adapt.prepared import PreparedBase
 from adapt.support import Support
 from benchmarks.shifts.suite import Family
 from benchmarks.shifts.table import Table

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adapt.evaluation import PreparedBase
+from adapt.prepared import PreparedBase
 from adapt.support import check_disjoint
 from benchmarks.shifts.context import Context, Method, Predict, Unseen
 from benchmarks.shifts.methods import HINDSIGHT, methods_of

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapt.evaluation import PreparedBase, run_soups, score_logits, soup_logits
+from adapt.evaluation import run_soups, score_logits, soup_logits
 from adapt.head import PENALTIES, Head, fit_heads
 from adapt.patch import Tensors
+from adapt.prepared import PreparedBase
 from adapt.recalibration import Recalibrator
 from adapt.score import NUM_FOLDS, TEMPERATURES, choose
 from adapt.soup import BnMode

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from adapt.candidates import SAME
-from adapt.evaluation import PreparedBase, score_logits, soup_logits
+from adapt.evaluation import score_logits, soup_logits
 from adapt.grid import Grid, finest
+from adapt.prepared import PreparedBase
 from adapt.score import Scores
 from adapt.soup import default_soup
 from adapt.strategies import nodes

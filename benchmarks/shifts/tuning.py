@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.evaluation import PreparedBase, soup_logits
+from adapt.evaluation import soup_logits
+from adapt.prepared import PreparedBase
 from adapt.recalibration import PRIOR_IMAGES, Recalibrator
 from adapt.search import search
 from adapt.soup import default_soup

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from adapt.attack import Attack, classifier_of, parse_coefficients
-from adapt.evaluation import PreparedBase
+from adapt.prepared import PreparedBase
 from adapt.soup import default_soup, make_soup, write_soup
 from tests.conftest import CLASSES
 from training.bases import load_base_set

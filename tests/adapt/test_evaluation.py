@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import adapt.evaluation
+import adapt.prepared
 from adapt.bn import folded_state_dicts
-from adapt.evaluation import Cancelled, PreparedBase, evaluate_soups, pick_device, thread_count
+from adapt.evaluation import Cancelled, evaluate_soups
 from adapt.mixing import mix
+from adapt.prepared import PreparedBase, pick_device, thread_count
 from adapt.score import TEMPERATURES
 from training.bases import BaseSet
 from training.images import to_input
@@ -92,7 +94,7 @@ def test_a_net_without_batchnorm_has_one_mode(ln_base: BaseSet, base: BaseSet):
 def test_nothing_is_folded_twice(base: BaseSet, monkeypatch: pytest.MonkeyPatch):
     prepared = PreparedBase(base)
     model = prepared.model("folded")
-    monkeypatch.setattr(adapt.evaluation, "fold_base", lambda base: pytest.fail("folded again"))
+    monkeypatch.setattr(adapt.prepared, "fold_base", lambda base: pytest.fail("folded again"))
     assert prepared.model("folded") is model
 
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import adapt.robust
-from adapt.evaluation import PreparedBase
 from adapt.fronts import choose_pairs, choose_triangle
 from adapt.mixing import mix
 from adapt.plots import plot_fronts
+from adapt.prepared import PreparedBase
 from adapt.robust import (
     BaseFronts,
     Fronts,

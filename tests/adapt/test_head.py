@@ -3,8 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapt.evaluation import PreparedBase, find_head, run_soups
+from adapt.evaluation import run_soups
 from adapt.head import PENALTIES, Head, fit_heads
+from adapt.prepared import PreparedBase, find_head
 
 
 def problem(n: int, seed: int) -> tuple[torch.Tensor, np.ndarray, Head]:

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from adapt.evaluation import PreparedBase, run_soups, served_logits
+from adapt.evaluation import run_soups, served_logits
 from adapt.head import fit_heads
 from adapt.ladder import MIN_HEAD_IMAGES
+from adapt.prepared import PreparedBase
 from adapt.search import Search, recalibrate, search
 from adapt.soup import RUNGS, SoupError, default_soup
 from adapt.strategies import num_evaluated

@@ -9,8 +9,8 @@ import safetensors.numpy
 import torch
 from pydantic import ValidationError
 
-from adapt.evaluation import PreparedBase
 from adapt.patch import Patch, PatchError, make_patch
+from adapt.prepared import PreparedBase
 from adapt.soup import BnMode, SoupError, default_soup, make_soup, patch_path, read_soup, write_soup
 from training.bases import BaseSet
 

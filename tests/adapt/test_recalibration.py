@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from adapt.evaluation import PreparedBase, run_soups, soup_logits
+from adapt.evaluation import run_soups, soup_logits
+from adapt.prepared import PreparedBase
 from adapt.recalibration import Recalibrator, _moments, project_to_simplex
 from training.bases import BaseSet
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapt.evaluation import Cancelled, PreparedBase, evaluate_soups
+from adapt.evaluation import Cancelled, evaluate_soups
 from adapt.grid import GridTooLarge
+from adapt.prepared import PreparedBase
 from adapt.report import make_report, table
 from adapt.score import temp_ce
 from adapt.search import Search, find_soup, search

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapt.candidates import Task
-from adapt.evaluation import PreparedBase, evaluate_soups, score_logits, soup_logits
+from adapt.evaluation import evaluate_soups, score_logits, soup_logits
 from adapt.grid import affine, lattice
+from adapt.prepared import PreparedBase
 from adapt.score import cross_fit, temp_ce
 from adapt.search import search
 from adapt.soup import BnMode, Rung, default_soup, make_soup

@@ -31,8 +31,10 @@ def test_the_search_benchmark_measures_every_candidate(tiny_base_set: Path) -> N
     finally:
         torch.set_num_threads(threads)
     assert (data["soups"], data["n"]) == (149, 8)
-    assert set(data["seconds"]) == {"search", "forwards", "naive"}
+    assert set(data["seconds"]) == {"search", "auto", "forwards", "naive"}
     assert data["search_over_forwards"] > 0
+    assert data["naive_over_auto"] > 0
+    assert data["auto_share_of_grid"] <= 29 / 149
 
 
 def test_the_client_counts_answers_and_failures() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adapt.evaluation import PreparedBase, thread_count
+from adapt.prepared import PreparedBase, thread_count
 from adapt.search import search
 from adapt.soup import default_soup
 from benchmarks.pictures import jpegs

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from adapt.evaluation import PreparedBase, soup_logits
+from adapt.evaluation import soup_logits
+from adapt.prepared import PreparedBase
 from adapt.recalibration import Recalibrator
 from adapt.soup import default_soup
 from benchmarks.shifts import tuned, tuning

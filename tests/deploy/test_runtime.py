@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import deploy.runtime
-from adapt.evaluation import PreparedBase
 from adapt.patch import Patch
+from adapt.prepared import PreparedBase
 from adapt.soup import BnMode
 from deploy.layout import BUNDLE_NAME, MODES
 from deploy.parity import TorchReference
