@@ -1,11 +1,13 @@
 """The last layer, fitted again on a few labelled images: logistic regression drawn to the soup's own layer."""
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import optimize
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 # Strengths of the pull to the soup's own layer, strong first. None of them depends on the number of images: the pull
@@ -68,11 +70,20 @@ def fit_heads(
 
     found, heads = np.zeros(shape.numel() + shape[0]), []
     for penalty in PENALTIES:
-        fitted = optimize.minimize(
-            objective, found, args=(penalty,), jac=True, method="L-BFGS-B", options={"maxiter": MAX_STEPS}
-        )
+        # The optimiser's BLAS threads and torch's would wait for one another at each of many small steps: on two cores
+        # that took twenty times as long as one BLAS thread.
+        with _pools().limit(limits=1, user_api="blas"):
+            fitted = optimize.minimize(
+                objective, found, args=(penalty,), jac=True, method="L-BFGS-B", options={"maxiter": MAX_STEPS}
+            )
         found = fitted.x
         change = torch.from_numpy(found.copy())
         weight = own.weight + change[: shape.numel()].view(shape) / scale
         heads.append(Head(weight, own.bias + change[shape.numel() :] - (weight - own.weight) @ centre))
     return heads
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    """Return the thread pools of the libraries loaded; looking for them takes a while."""
+    return ThreadpoolController()
