@@ -41,7 +41,8 @@ class Attack(Evaluate):
         soup = self._soups(base.manifest).get(name)
         if soup is None:
             return super()._identity(base, name)
-        return {"base": base.manifest.digest, "coefficients": soup.coefficients, "bn_mode": soup.bn_mode}
+        found = {"base": base.manifest.digest, "coefficients": soup.coefficients, "bn_mode": soup.bn_mode}
+        return found if soup.patch is None else found | {"patch": soup.patch.digest}
 
     def _soups(self, manifest: Manifest) -> dict[str, Soup]:
         soups = {str(path): read_soup(path) for path in self.soups}
@@ -74,9 +75,10 @@ def parse_coefficients(text: str, names: tuple[str, ...]) -> dict[str, float]:
 
 
 def classifier_of(base: BaseSet, soup: Soup) -> nn.Module:
-    """Return a classifier in eval mode with the weights of a soup, through which gradients flow."""
+    """Return a classifier in eval mode with the weights of a soup, its patch included, through which gradients flow."""
     state_dicts = folded_state_dicts(base) if soup.bn_mode == "folded" else base.state_dicts
     classifier = base.model()
     row = torch.tensor(soup.vector(base.manifest), dtype=torch.float64)
-    classifier.net.load_state_dict(mix(list(state_dicts.values()), row))
+    patch = None if soup.patch is None else soup.patch.tensors()
+    classifier.net.load_state_dict(mix(list(state_dicts.values()), row, patch=patch))
     return classifier

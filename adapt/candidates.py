@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from adapt.evaluation import Run, run_soups, score_logits
 from adapt.grid import Grid
+from adapt.head import Head
 from adapt.patch import Tensors
 from adapt.prepared import PreparedBase
 from adapt.score import Floats, Scores
@@ -56,6 +58,11 @@ class Task:
     def num_ingredients(self) -> int:
         """M."""
         return len(self.prepared.manifest.ingredients)
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Images without a label."""
+        return 0 if self.unlabelled is None else len(self.unlabelled)
 
     @property
     def kinds(self) -> tuple[bool, ...]:
@@ -185,3 +192,72 @@ def joined(blocks: Sequence[Block], *, eligible: Bools, eligible_without: Bools 
         current_logits=blocks[0].logits[0],
         image_forwards=sum(block.image_forwards for block in blocks),
     )
+
+
+class Rerun(NamedTuple):
+    """A recalibrated candidate without some of the images in its statistics, on all of them."""
+
+    logits: Tensor  # (n, K)
+    features: Tensor | None  # (n, D)
+
+
+class Library:
+    """What candidates give the last rung and the held-out answers; runs them again where that was not kept.
+
+    Attributes:
+        image_forwards: images through the network for that.
+    """
+
+    def __init__(self, task: Task, pool: Pool) -> None:
+        self._task, self._pool = task, pool
+        self._found: dict[int, Tensor | None] = {}
+        self.image_forwards = 0
+
+    def features(self, candidate: int) -> Tensor | None:
+        """Return what a candidate's last layer is given, (n, D); None where it has no linear last layer."""
+        kept = self._pool.features[candidate]
+        if kept is not None:
+            return kept
+        if candidate not in self._found:
+            row = self._pool.coefficients[[candidate]]
+            recalibrated = bool(self._pool.recalibrated[candidate])
+            block = run_candidates(self._task, row, recalibrated=recalibrated) if candidate else run_current(self._task)
+            self.image_forwards += block.image_forwards
+            self._found[candidate] = block.features[0]
+        return self._found[candidate]
+
+    def rerun(self, candidate: int, subset: Bools) -> Rerun:
+        """Run a recalibrated candidate with the statistics of a subset of the images, and of all unlabelled ones."""
+        task = self._task
+        images = task.support.images
+        order = np.concatenate([np.flatnonzero(subset), np.flatnonzero(~subset)])
+        rows = self._pool.coefficients[[candidate]]
+        recalibrated = run_soups(
+            task.prepared,
+            rows,
+            images[subset],
+            recalibrate=True,
+            unlabelled=task.unlabelled,
+            should_stop=task.should_stop,
+        )
+        rest = run_soups(
+            task.prepared,
+            rows,
+            images[~subset],
+            bn_mode="raw",
+            patch=recalibrated.statistics[0],
+            should_stop=task.should_stop,
+        )
+        self.image_forwards += recalibrated.image_forwards + rest.image_forwards
+        back = torch.from_numpy(np.argsort(order))
+        logits = torch.cat([recalibrated.logits[0], rest.logits[0]])[back]
+        parts = (recalibrated.features[0], rest.features[0])
+        if parts[0] is None or parts[1] is None:
+            return Rerun(logits, None)
+        return Rerun(logits, torch.cat([parts[0], parts[1]])[back])
+
+    def head(self, candidate: int) -> Head | None:
+        """Return a candidate's own last layer; None where it is not linear."""
+        current = self._task.current.patch
+        patch = None if candidate or current is None else current.tensors()
+        return self._task.prepared.head(self._pool.coefficients[candidate].tolist(), patch)

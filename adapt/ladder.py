@@ -4,7 +4,6 @@ Every choice here is made from a subset of the labelled images: all of them for 
 image that judges it. So what judges an image has never seen its label, whichever rungs were taken.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from adapt.candidates import Bools, Ints, Pool
+from adapt.candidates import Bools, Ints, Library, Pool, Rerun, Task
 from adapt.evaluation import score_logits
 from adapt.head import PENALTIES, Head, fit_heads
 from adapt.score import TEMPERATURES, CrossFit, Floats, choose, part, temp_ce
@@ -22,9 +21,6 @@ from adapt.score import TEMPERATURES, CrossFit, Floats, choose, part, temp_ce
 MIN_HEAD_IMAGES = 50  # below, a wrong choice of the penalty costs more than a fitted layer gains
 DOUBT = 1.0  # standard errors by which recalibrated candidates may be behind on held-out images
 MAX_TEMPERATURE = 1000.0  # of the current soup where it is judged; the least is the candidates' least
-
-Features = Callable[[int], Tensor | None]  # of a candidate, (n, D)
-Heads = Callable[[int], Head | None]  # a candidate's own last layer
 
 
 class Fit(NamedTuple):
@@ -43,38 +39,38 @@ class Fit(NamedTuple):
     head: Head | None = None
 
 
-class Rerun(NamedTuple):
-    """A recalibrated candidate without some of the images in its statistics, on all of them."""
-
-    logits: Tensor  # (n, K)
-    features: Tensor | None  # (n, D)
-
-
 @dataclass(frozen=True)
 class Ladder:
     """Chooses from a pool, with any of the labelled images left out.
 
     Attributes:
+        task: the images, their folds and weights.
         pool: the candidates; the current soup is at position 0.
-        labels: (n,) class indices of the images.
-        folds: (n,) None where nothing can be held out.
-        num_classes: K.
-        features: what a candidate's last layer is given; None without the last rung.
-        heads: a candidate's own last layer.
-        weights: (n,) of the images; None for equal ones.
-        rerun: runs a recalibrated candidate on all images, with the statistics of a subset (n,) of them.
+        library: what their last layers are and are given, and their answers with other statistics.
+        with_head: whether a last layer may be fitted again.
     """
 
+    task: Task
     pool: Pool
-    labels: Ints
-    folds: Ints | None
-    num_classes: int
-    features: Features | None
-    heads: Heads
-    rerun: Callable[[int, Bools], Rerun]
-    weights: Floats | None = None
+    library: Library
+    with_head: bool
     _heads: dict[tuple[int, bytes], list[Head]] = field(default_factory=dict, init=False, repr=False)
     _reruns: dict[tuple[int, bytes], Rerun] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def labels(self) -> Ints:
+        """Class indices of the images, (n,)."""
+        return self.task.support.labels
+
+    @property
+    def folds(self) -> Ints | None:
+        """Fold of each image, (n,); None where nothing can be held out."""
+        return self.task.folds
+
+    @property
+    def weights(self) -> Floats | None:
+        """Of the images, (n,); None for equal ones."""
+        return self.task.weights
 
     def climb(self) -> tuple[Fit, CrossFit | None]:
         """Return the choice on all images, and the held-out answers.
@@ -115,7 +111,7 @@ class Ladder:
         """
         candidate, temperature = choose(self.pool.scores.losses[:, :, subset], eligible, part(self.weights, subset))
         plain = Fit(candidate, temperature)
-        if not with_head or not self._may_fit_head(subset) or (features := self._features(candidate)) is None:
+        if not with_head or not self._may_fit_head(subset) or (features := self.library.features(candidate)) is None:
             return plain
         penalty = self._best_penalty(candidate, features, subset)
         if penalty is None:
@@ -171,7 +167,7 @@ class Ladder:
             return scores.losses[found.candidate, found.temperature, held_out], scores.correct[
                 found.candidate, held_out
             ]
-        features = self._features(found.candidate)
+        features = self.library.features(found.candidate)
         assert features is not None, "a head was fitted to these features"
         return _judged(found.head(features[index]), labels)
 
@@ -179,13 +175,13 @@ class Ladder:
         labels, seen = self.labels, torch.from_numpy(~held_out)
         key = (found.candidate, held_out.tobytes())
         if key not in self._reruns:
-            self._reruns[key] = self.rerun(found.candidate, ~held_out)
+            self._reruns[key] = self.library.rerun(found.candidate, ~held_out)
         run = self._reruns[key]
         scores = score_logits(run.logits[seen][None], labels[~held_out])
         temperature = int(temp_ce(scores.losses, part(self.weights, ~held_out))[1][0])
         if found.penalty is None:
             return _judged(run.logits[~seen] / TEMPERATURES[temperature], labels[held_out])
-        own = self.heads(found.candidate)
+        own = self.library.head(found.candidate)
         assert own is not None
         assert run.features is not None, "a head was fitted to this candidate's features"
         counts = part(self.weights, ~held_out)
@@ -195,12 +191,9 @@ class Ladder:
 
     def _may_fit_head(self, subset: Bools) -> bool:
         """A class without images would be fitted away."""
-        if self.features is None or subset.sum() < MIN_HEAD_IMAGES:
+        if not self.with_head or subset.sum() < MIN_HEAD_IMAGES:
             return False
-        return len(np.unique(self.labels[subset])) == self.num_classes
-
-    def _features(self, candidate: int) -> Tensor | None:
-        return None if self.features is None else self.features(candidate)
+        return len(np.unique(self.labels[subset])) == len(self.task.support.class_names)
 
     def _best_penalty(self, candidate: int, features: Tensor, subset: Bools) -> int | None:
         """Return the penalty of least cross-validated cross-entropy on the subset, None if no fit is better."""
@@ -232,7 +225,7 @@ class Ladder:
         """Return the layer for each penalty; leaving out two folds is the same in either order, so fits are kept."""
         key = (candidate, subset.tobytes())
         if key not in self._heads:
-            own = self.heads(candidate)
+            own = self.library.head(candidate)
             assert own is not None, "features are given where there is a last layer"
             temperature = TEMPERATURES[self._temperature(candidate, subset)]
             index = torch.from_numpy(subset)

@@ -3,20 +3,20 @@
 import copy
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adapt.patch import STATISTICS, PatchError
+from adapt.patch import STATISTICS, Tensors, check_patch
 from training.bases import StateDict, check_like
 
 ALIGNMENT = 16  # float32 elements: every tensor starts on a 64-byte line
 
 
-def mix(ingredients: Sequence[Mapping[str, Tensor]], coefficients: Float[Tensor, "M"]) -> StateDict:
-    """Return the soup  theta = sum_m c_m * theta_m.
+def mix(
+    ingredients: Sequence[Mapping[str, Tensor]], coefficients: Float[Tensor, "M"], *, patch: Tensors | None = None
+) -> StateDict:
+    """Return the soup  theta = sum_m c_m * theta_m, with the tensors of the patch in the place of mixed ones.
 
     Accumulates in float64, returns each tensor in its own dtype. BatchNorm statistics mix like parameters; integer
     buffers (step counters) come from the first ingredient. One-hot coefficients give that ingredient bit for bit.
@@ -24,8 +24,11 @@ def mix(ingredients: Sequence[Mapping[str, Tensor]], coefficients: Float[Tensor,
     Args:
         ingredients: M state dicts with the same keys, shapes and dtypes.
         coefficients: mixing numbers; need not be positive or sum to 1.
+        patch: by state-dict key. What it replaces is not mixed at all, so its variances may stand where mixed ones
+            would be negative.
 
     Raises:
+        PatchError: the patch has a tensor that the network has not.
         StateDictMismatch: keys, shapes or dtypes differ (names the first five).
         ValueError: the counts differ, or a running variance came out negative, which coefficients outside [0, 1] can
             cause.
@@ -39,13 +42,23 @@ def mix(ingredients: Sequence[Mapping[str, Tensor]], coefficients: Float[Tensor,
     first = ingredients[0]
     for other in ingredients[1:]:
         check_like(first, other)
+    patch = patch or {}
+    check_patch(patch, _shapes(first))
     numbers = [float(number) for number in coefficients]
-    if (position := _one_hot(numbers)) is not None:
-        return {
-            key: (ingredients[position][key] if tensor.is_floating_point() else tensor).clone()
-            for key, tensor in first.items()
-        }
-    return {key: _mix_tensor(key, [state_dict[key] for state_dict in ingredients], numbers) for key in first}
+    position = _one_hot(numbers)
+
+    def mixed(key: str, tensor: Tensor) -> Tensor:
+        if key in patch:
+            return torch.from_numpy(patch[key]).to(tensor.dtype)
+        if position is not None:
+            return (ingredients[position][key] if tensor.is_floating_point() else tensor).clone()
+        return _mix_tensor(key, [state_dict[key] for state_dict in ingredients], numbers)
+
+    return {key: mixed(key, tensor) for key, tensor in first.items()}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def _mix_tensor(key: str, tensors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
@@ -110,7 +123,7 @@ class FlatModel:
             tensors[key].data = view
 
     @torch.no_grad()
-    def set(self, coefficients: Sequence[float], patch: Mapping[str, npt.NDArray[np.float32]] | None = None) -> None:
+    def set(self, coefficients: Sequence[float], patch: Tensors | None = None) -> None:
         """Give the network the weights of this soup; those of an ingredient bit for bit where one-hot.
 
         Args:
@@ -126,12 +139,10 @@ class FlatModel:
             self.flat.copy_(self.rows[position])
         else:
             torch.mv(self.rows.T, torch.tensor(numbers, dtype=self.rows.dtype, device=self.rows.device), out=self.flat)
-        for key, array in (patch or {}).items():
-            view = self._views.get(key)
-            if view is None or tuple(view.shape) != array.shape:
-                has = "no such tensor" if view is None else f"one of shape {tuple(view.shape)}"
-                raise PatchError(f"patch: {key!r} of shape {array.shape} does not fit the network, which has {has}")
-            view.copy_(torch.from_numpy(array))
+        if patch is not None:
+            check_patch(patch, _shapes(self._views))
+            for key, array in patch.items():
+                self._views[key].copy_(torch.from_numpy(array))
 
     @torch.no_grad()
     def set_statistics(self, coefficients: Sequence[float]) -> None:

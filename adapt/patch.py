@@ -97,3 +97,11 @@ def make_patch(tensors: Tensors, *, recalibrated: int = 0, head: bool = False) -
     patch = Patch(digest=hashlib.sha256(data).hexdigest(), recalibrated=recalibrated, head=head, data=data)
     patch.tensors()
     return patch
+
+
+def check_patch(patch: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise PatchError unless the network, whose tensors have these shapes, has every tensor of the patch."""
+    for key, array in patch.items():
+        if (shape := shapes.get(key)) != array.shape:
+            has = "no such tensor" if shape is None else f"one of shape {shape}"
+            raise PatchError(f"patch: {key!r} of shape {array.shape} does not fit the network, which has {has}")

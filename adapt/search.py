@@ -6,25 +6,18 @@ from dataclasses import dataclass
 from typing import Required, TypedDict, Unpack
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from adapt.candidates import (
     SAME,
-    Bools,
     Ints,
+    Library,
     Pool,
     Progress,
     ShouldStop,
     Task,
-    run_candidates,
-    run_current,
 )
-from adapt.evaluation import run_soups
 from adapt.grid import Grid, GridKind, Lattice, lattice
-from adapt.head import Head
-from adapt.ladder import Fit, Ladder, Rerun
+from adapt.ladder import Fit, Ladder
 from adapt.patch import Floats, Patch, make_patch
 from adapt.prepared import PreparedBase, pick_device, thread_count
 from adapt.score import (
@@ -32,6 +25,7 @@ from adapt.score import (
     P_THRESHOLD,
     TEMPERATURES,
     CrossFit,
+    Decision,
     Scores,
     balanced_weights,
     decide,
@@ -54,12 +48,9 @@ from adapt.soup import (
 )
 from adapt.strategies import num_evaluated, search_grid, search_surrogate
 from adapt.support import Support
+from adapt.unlabelled import Images, check_unlabelled
 from training.bases import BaseSet
 from training.manifest import check_mixable
-
-NO_LABELS = "no labelled images: without them nothing can be shown to be better"
-
-Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -180,7 +171,7 @@ def search(
     manifest = base.manifest
     check_mixable(manifest)
     check_soup(current, manifest)
-    _check_images(unlabelled, support.images)
+    check_unlabelled(unlabelled, manifest)
     strategy, points = _resolve(strategy, grid, step, len(manifest.ingredients))
     folds = support.folds(NUM_FOLDS, seed=seed) if len(support) >= 2 else None
     report = progress or (lambda fraction, message: None)
@@ -191,43 +182,25 @@ def search(
         weights = balanced_weights(support.labels) if balance else None
         task = Task(prepared, support, unlabelled, current, bn_mode, recalibrate, folds, weights, report, should_stop)
         pool = search_grid(task, points) if strategy == "grid" else search_surrogate(task, points)
-        library = _Library(task, pool)
-        ladder = Ladder(
-            pool,
-            support.labels,
-            folds,
-            len(manifest.class_names),
-            library.features if "head" in rungs and prepared.head_key is not None else None,
-            library.head,
-            library.rerun,
-            weights,
-        )
-        choice, fit = ladder.climb()
-    accuracy = None if fit is None or folds is None else _summary(pool, fit, folds, seed, p_threshold)
-    same = choice.candidate == 0 and choice.head is None
-    per_class = support.per_class
-    decision = decide(accuracy, promote=promote, same=same, counts=list(per_class.values()), p_threshold=p_threshold)
+        library = Library(task, pool)
+        choice, fit = Ladder(task, pool, library, with_head="head" in rungs).climb()
     patch = _patch(task, pool, choice)
-    vector = pool.coefficients[choice.candidate]
-    num_unlabelled = 0 if unlabelled is None else len(unlabelled)
-    outcome = Outcome(
-        state=decision.state,
-        reason=decision.reason,
-        coefficients=dict(zip(manifest.ingredient_names, vector.tolist(), strict=True)),
-        temperature=TEMPERATURES[choice.temperature] if choice.head is None else 1.0,
-        bn_mode=_bn_mode(task, pool, choice),
-        patch=None if patch is None else patch.summary,
-        support=SupportSummary(n=len(support), unlabelled=num_unlabelled, per_class=per_class),
-        accuracy=accuracy,
-        search=SearchSummary(
-            strategy=strategy,
-            candidates=len(pool.coefficients),
-            image_forwards=pool.image_forwards + library.image_forwards,
-            seconds=time.perf_counter() - started,
-            grid=f"{grid} {points}",
-        ),
-        ingredients=_ingredient_accuracy(manifest.ingredient_names, pool),
+    accuracy = None if fit is None or folds is None else _summary(pool, fit, folds, seed, p_threshold)
+    decision = decide(
+        accuracy,
+        promote=promote,
+        same=choice.candidate == 0 and choice.head is None,
+        counts=list(support.per_class.values()),
+        p_threshold=p_threshold,
     )
+    summary = SearchSummary(
+        strategy=strategy,
+        candidates=len(pool.coefficients),
+        image_forwards=pool.image_forwards + library.image_forwards,
+        seconds=time.perf_counter() - started,
+        grid=f"{grid} {points}",
+    )
+    outcome = _outcome(task, pool, choice, patch, accuracy, decision, summary)
     soup = make_soup(
         manifest,
         outcome.coefficients,
@@ -239,136 +212,28 @@ def search(
     return Search(soup, outcome, pool, choice, fit)
 
 
-def recalibrate(
-    base: BaseSet | PreparedBase,
-    unlabelled: Images,
-    *,
-    current: Soup,
-    device: str = "cpu",
-    num_threads: int | None = None,
-    progress: Progress | None = None,
-    should_stop: ShouldStop | None = None,
-) -> tuple[Soup, Outcome]:
-    """Return the current soup with BatchNorm statistics of unlabelled images; it is never to be promoted by itself.
-
-    Coefficients, temperature and a last layer that the current soup's patch has stay as they are. Without labels
-    nothing can be shown to be better: the outcome is always `kept`.
-
-    Args:
-        base: the base set; a `PreparedBase` saves folding it again (its own device is used then).
-        unlabelled: uint8 (m, H, W, 3) at the network's input size, at least one.
-        current: the soup now in use.
-        device: "cpu", "cuda" or "auto".
-        num_threads: CPU threads of torch; None leaves them as they are.
-        progress: called with the fraction done and what is being done.
-        should_stop: asked before each candidate.
-
-    Raises:
-        SoupError: the current soup belongs to another base set.
-        Cancelled: `should_stop` said so.
-        ValueError: a network without BatchNorm; no images; another device or size.
-    """
-    started = time.perf_counter()
-    check_soup(current, base.manifest)
-    if len(unlabelled) < 1:
-        raise ValueError("expected at least one unlabelled image, got none")
-    spec = base.manifest.input
-    _check_images(unlabelled, np.empty((0, spec.height, spec.width, 3), dtype=np.uint8))
-    row = np.asarray([current.vector(base.manifest)])
-    with thread_count(num_threads):
-        if progress is not None:
-            progress(0.0, "preparing the base set")
-        prepared = base if isinstance(base, PreparedBase) else PreparedBase(base, device=pick_device(device))
-        found = run_soups(
-            prepared, row, unlabelled[:0], recalibrate=True, unlabelled=unlabelled, should_stop=should_stop
-        )
-    statistics = found.statistics[0]
-    assert statistics is not None, "recalibration was asked for"
-    had_head = current.patch is not None and current.patch.head
-    kept = current.patch.tensors() if current.patch is not None else {}
-    patch = make_patch({**kept, **statistics}, recalibrated=len(unlabelled), head=had_head)
-    outcome = Outcome(
-        state="kept",
-        reason=NO_LABELS,
-        coefficients=current.coefficients,
-        temperature=current.temperature,
-        bn_mode="raw",
-        patch=patch.summary,
-        support=SupportSummary(n=0, unlabelled=len(unlabelled), per_class={}),
-        accuracy=None,
-        search=SearchSummary(
-            strategy="recalibrate",
-            candidates=1,
-            image_forwards=found.image_forwards,
-            seconds=time.perf_counter() - started,
-        ),
-        ingredients={},
+def _outcome(
+    task: Task,
+    pool: Pool,
+    choice: Fit,
+    patch: Patch | None,
+    accuracy: AccuracySummary | None,
+    decision: Decision,
+    summary: SearchSummary,
+) -> Outcome:
+    names = task.prepared.manifest.ingredient_names
+    return Outcome(
+        state=decision.state,
+        reason=decision.reason,
+        coefficients=dict(zip(names, pool.coefficients[choice.candidate].tolist(), strict=True)),
+        temperature=TEMPERATURES[choice.temperature] if choice.head is None else 1.0,
+        bn_mode=_bn_mode(task, pool, choice),
+        patch=None if patch is None else patch.summary,
+        support=SupportSummary(n=len(task.support), unlabelled=task.num_unlabelled, per_class=task.support.per_class),
+        accuracy=accuracy,
+        search=summary,
+        ingredients=_ingredient_accuracy(names, pool),
     )
-    soup = make_soup(
-        base.manifest,
-        current.coefficients,
-        bn_mode="raw",
-        temperature=current.temperature,
-        patch=patch,
-        evidence=outcome,
-    )
-    return soup, outcome
-
-
-class _Library:
-    """What the last layers of candidates are and are given; a candidate is run again where a strategy kept nothing."""
-
-    def __init__(self, task: Task, pool: Pool) -> None:
-        self._task, self._pool = task, pool
-        self._found: dict[int, Tensor | None] = {}
-        self.image_forwards = 0
-
-    def features(self, candidate: int) -> Tensor | None:
-        kept = self._pool.features[candidate]
-        if kept is not None:
-            return kept
-        if candidate not in self._found:
-            row = self._pool.coefficients[[candidate]]
-            recalibrated = bool(self._pool.recalibrated[candidate])
-            block = run_candidates(self._task, row, recalibrated=recalibrated) if candidate else run_current(self._task)
-            self.image_forwards += block.image_forwards
-            self._found[candidate] = block.features[0]
-        return self._found[candidate]
-
-    def rerun(self, candidate: int, subset: Bools) -> Rerun:
-        """Run a recalibrated candidate with the statistics of a subset of the images, and of all unlabelled ones."""
-        task = self._task
-        images = task.support.images
-        order = np.concatenate([np.flatnonzero(subset), np.flatnonzero(~subset)])
-        rows = self._pool.coefficients[[candidate]]
-        recalibrated = run_soups(
-            task.prepared,
-            rows,
-            images[subset],
-            recalibrate=True,
-            unlabelled=task.unlabelled,
-            should_stop=task.should_stop,
-        )
-        rest = run_soups(
-            task.prepared,
-            rows,
-            images[~subset],
-            bn_mode="raw",
-            patch=recalibrated.statistics[0],
-            should_stop=task.should_stop,
-        )
-        self.image_forwards += recalibrated.image_forwards + rest.image_forwards
-        back = torch.from_numpy(np.argsort(order))
-        logits = torch.cat([recalibrated.logits[0], rest.logits[0]])[back]
-        parts = (recalibrated.features[0], rest.features[0])
-        if parts[0] is None or parts[1] is None:
-            return Rerun(logits, None)
-        return Rerun(logits, torch.cat([parts[0], parts[1]])[back])
-
-    def head(self, candidate: int) -> Head | None:
-        current = self._task.current.patch
-        patch = None if candidate or current is None else current.tensors()
-        return self._task.prepared.head(self._pool.coefficients[candidate].tolist(), patch)
 
 
 def _patch(task: Task, pool: Pool, choice: Fit) -> Patch | None:
@@ -381,7 +246,7 @@ def _patch(task: Task, pool: Pool, choice: Fit) -> Patch | None:
     statistics = pool.statistics[choice.candidate]
     if statistics is not None:
         tensors.update(statistics)
-        recalibrated = len(task.support) + (0 if task.unlabelled is None else len(task.unlabelled))
+        recalibrated = len(task.support) + task.num_unlabelled
     if choice.head is not None:
         for part, tensor in zip(("weight", "bias"), choice.head, strict=True):
             tensors[f"{task.prepared.head_key}.{part}"] = tensor.float().numpy()
@@ -392,14 +257,6 @@ def _bn_mode(task: Task, pool: Pool, choice: Fit) -> BnMode:
     if choice.candidate == 0:
         return task.current.bn_mode
     return "raw" if pool.recalibrated[choice.candidate] else task.prepared.canonical(task.bn_mode)
-
-
-def _check_images(unlabelled: Images | None, like: Images) -> None:
-    if unlabelled is not None and (unlabelled.shape[1:] != like.shape[1:] or unlabelled.dtype != np.uint8):
-        raise ValueError(
-            f"expected unlabelled images uint8 (m, {', '.join(map(str, like.shape[1:]))}), got {unlabelled.dtype} "
-            f"{unlabelled.shape}"
-        )
 
 
 def _resolve(strategy: Strategy, kind: GridKind, step: float | None, num_ingredients: int) -> tuple[Strategy, Lattice]:

@@ -1,7 +1,8 @@
-"""What a measurement was made on."""
+"""What a measurement was made on, and with."""
 
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -10,6 +11,16 @@ def machine() -> str:
     """Return processor, cores and package versions in one line."""
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime-gpu", "bentoml"))
     return f"{_processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {packages}"
+
+
+def commit() -> str:
+    """Return the checkout's commit, marked if files differ from it."""
+    try:
+        git = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+        done = subprocess.run(git, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def _processor() -> str:

@@ -1,12 +1,10 @@
 """The serving bundle on disk: `bundle.json`, the graph without weights, flat rows. Imports no torch and no ONNX."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from adapt.patch import PatchError, Tensors
 from adapt.soup import BnMode
 from training.documents import Frozen, Signed, check_file, read_document
 from training.manifest import InputSpec, Manifest, check_coefficients
@@ -144,14 +142,6 @@ def _check_files(folder: Path, info: BundleInfo, *, verify: bool) -> None:
             raise BundleError(f"{path}: expected {sizes[name]} bytes, got {size}: the file is corrupt")
         if verify or not path.is_file():
             check_file(path, expected, BundleError)
-
-
-def check_patch(patch: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise PatchError unless the network, whose tensors have these shapes, has every tensor of the patch."""
-    for key, array in patch.items():
-        if (shape := shapes.get(key)) != array.shape:
-            has = "no such tensor" if shape is None else f"one of shape {shape}"
-            raise PatchError(f"patch: {key!r} of shape {array.shape} does not fit the network, which has {has}")
 
 
 def find_bundle(base_folder: Path, manifest: Manifest, home: Path | None) -> Path | None:

@@ -12,7 +12,6 @@ from adapt.bn import folded_state_dicts
 from adapt.mixing import mix
 from adapt.patch import Patch
 from adapt.soup import BnMode
-from deploy.layout import check_patch
 from deploy.session import Floats
 from training.bases import BaseSet, StateDict
 from training.documents import Frozen, one_line
@@ -72,22 +71,10 @@ class TorchReference:
         return self.folded if bn_mode == "folded" else self.base.state_dicts
 
     def mix(self, coefficients: Mapping[str, float], bn_mode: BnMode, patch: Patch | None = None) -> StateDict:
-        """Return the soup's state dict.
-
-        What the patch replaces is not mixed at all, so its variances may stand where mixed ones would be negative.
-
-        Raises:
-            PatchError: the patch has a tensor that the network has not.
-            ValueError: a raw running variance came out negative.
-        """
+        """Return the soup's state dict; errors as for `adapt.mixing.mix`."""
         vector = torch.tensor(self.base.manifest.vector(dict(coefficients)), dtype=torch.float64)
-        state_dicts = list(self.state_dicts(bn_mode).values())
-        if patch is None:
-            return mix(state_dicts, vector)
-        tensors = patch.tensors()
-        check_patch(tensors, {key: tuple(tensor.shape) for key, tensor in state_dicts[0].items()})
-        mixed = mix([{key: one[key] for key in one if key not in tensors} for one in state_dicts], vector)
-        return mixed | {key: torch.from_numpy(array).to(state_dicts[0][key].dtype) for key, array in tensors.items()}
+        tensors = None if patch is None else patch.tensors()
+        return mix(list(self.state_dicts(bn_mode).values()), vector, patch=tensors)
 
     @torch.no_grad()
     def logits(self, state_dict: StateDict, images: Floats) -> Floats:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapt.patch import PatchError, Tensors
+from adapt.patch import PatchError, Tensors, check_patch
 from adapt.soup import BnMode
 from deploy.layout import (
     BUNDLE_NAME,
@@ -22,7 +22,6 @@ from deploy.layout import (
     SKELETON_NAME,
     BundleError,
     BundleInfo,
-    check_patch,
     find_bundle,
     read_info,
 )

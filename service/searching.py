@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 
 from adapt.evaluation import Cancelled
 from adapt.prepared import PreparedBase, pick_device
-from adapt.search import find_soup, recalibrate
+from adapt.search import find_soup
 from adapt.soup import Outcome, Promote, Soup, Strategy
+from adapt.unlabelled import recalibrate
 from deploy.bundle import build_bundle
 from service.catalog import Base
 from service.samples import Material

@@ -1,6 +1,5 @@
 """Tables and a picture of what the draws say."""
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +9,7 @@ from adapt.plots import COLOURS
 from adapt.score import P_THRESHOLD
 from benchmarks.gate.draws import OLD, OURS, TESTS
 from benchmarks.gate.measure import CRITERIA, EDGES, FALSE, LEVELS, MIXES, NOISE, Claim, Plan
-from benchmarks.machine import machine
+from benchmarks.machine import commit, machine
 
 MEANING = {
     "default": "default soup served",
@@ -40,7 +39,7 @@ def markdown(data: Mapping[str, Any], plan: Plan, checked: Sequence[Claim], comm
     sections = [
         "# Is what an adaptation reports true, and how sure is its gate?",
         "",
-        f"Command: `{command}`, at commit {_commit()}.",
+        f"Command: `{command}`, at commit {commit()}.",
         "",
         f"Simulated on the logits of every soup on {data['pictures']} pictures of each of {len(plan.shifts)} "
         f"populations: {', '.join(plan.shifts)}. Labelled pictures are drawn with replacement, so what is true of a "
@@ -283,13 +282,3 @@ def plot(data: Mapping[str, Any], plan: Plan, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
-
-
-def _commit() -> str:
-    """Return the checkout's commit, marked if files differ from it."""
-    try:
-        git = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-        done = subprocess.run(git, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()

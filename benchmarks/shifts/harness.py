@@ -14,9 +14,10 @@ import torch
 
 from adapt.prepared import PreparedBase
 from adapt.support import check_disjoint
+from benchmarks.machine import commit
 from benchmarks.shifts.context import Context, Method, Predict, Unseen
 from benchmarks.shifts.methods import HINDSIGHT, methods_of
-from benchmarks.shifts.results import Found, LandscapeRow, Results, Row, Settings, commit, packed
+from benchmarks.shifts.results import Found, LandscapeRow, Results, Row, Settings, packed
 from benchmarks.shifts.sets import as_support, draw_positions
 from benchmarks.shifts.sources import Sources, family_of
 from benchmarks.shifts.table import Positions, Soups, Table, read_table, soups_of, tabulate, write_table

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.evaluation import soup_logits
+from adapt.evaluation import served_logits
 from adapt.score import temp_ce
 from adapt.search import Search, search
 from adapt.soup import Soup, default_soup
@@ -135,12 +135,11 @@ def _searched(context: Context, found: Search, soup: Soup) -> Answer:
     row = tuple(soup.vector(context.prepared.manifest))
     # The table has soups of folded weights.
     position = context.table.soups.find(row) if soup.bn_mode == "folded" and soup.patch is None else None
-    patch = None if soup.patch is None else soup.patch.tensors()
 
     def predict(unseen: Unseen) -> Tensor:
         if position is not None:
             return unseen.logits[position]
-        return soup_logits(context.prepared, np.asarray([row]), unseen.images, bn_mode=soup.bn_mode, patch=patch)[0]
+        return served_logits(context.prepared, soup, unseen.images)
 
     return Answer(predict, found.outcome.search.image_forwards, coefficients=row, evidence=_evidence(found))
 

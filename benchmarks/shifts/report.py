@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.machine import machine
+from benchmarks.machine import commit, machine
 from benchmarks.shifts.bootstrap import Difference, holm
 from benchmarks.shifts.comparison import SUITE, Comparison
 from benchmarks.shifts.figures import plot_accuracy, plot_composition
-from benchmarks.shifts.results import COSTLY, Accuracies, Found, Results, Settings, commit, spread
+from benchmarks.shifts.results import COSTLY, Accuracies, Found, Results, Settings, spread
 from benchmarks.shifts.rivals import RIVALS
 from benchmarks.shifts.sets import FOLDER_SETS
 from benchmarks.shifts.sources import family_of

@@ -3,7 +3,6 @@
 import base64
 import copy
 import json
-import subprocess
 from collections.abc import Collection, Sequence
 from itertools import product
 from pathlib import Path
@@ -279,16 +278,6 @@ class Results:
 
 
 Accuracies = dict[str, Floats]  # by method: (shifts, n, draws)
-
-
-def commit() -> str:
-    """Return the checkout's commit, marked if files differ from it."""
-    try:
-        git = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-        done = subprocess.run(git, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def spread(values: Floats) -> tuple[Floats, Floats]:

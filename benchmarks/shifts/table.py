@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.candidates import SAME
+from adapt.candidates import SAME, distinct
 from adapt.evaluation import score_logits, soup_logits
 from adapt.grid import Grid, finest
 from adapt.prepared import PreparedBase
@@ -62,14 +62,9 @@ def soups_of(manifest: Manifest) -> Soups:
     num_ingredients = len(manifest.ingredients)
     default = np.asarray([default_soup(manifest).vector(manifest)])
     grid = finest("affine", num_ingredients).points(num_ingredients)
-    searched = _distinct(np.concatenate([default, grid, np.eye(num_ingredients)]))
+    searched = distinct(np.concatenate([default, grid, np.eye(num_ingredients)]))
     uniform = np.full((1, num_ingredients), 1 / num_ingredients)
-    return Soups(_distinct(np.concatenate([searched, uniform, nodes(num_ingredients)])), len(searched))
-
-
-def _distinct(rows: Grid) -> Grid:
-    """Return the rows without repeats, in order of first appearance."""
-    return rows[np.sort(np.unique(rows.round(9), axis=0, return_index=True)[1])]
+    return Soups(distinct(np.concatenate([searched, uniform, nodes(num_ingredients)])), len(searched))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.evaluation import soup_logits
+from adapt.evaluation import served_logits
 from adapt.prepared import PreparedBase
 from adapt.recalibration import PRIOR_IMAGES, Recalibrator
 from adapt.search import search
@@ -132,9 +132,7 @@ def tune_profile(
             for profile in found:
                 prepared.recalibrator = Recalibrator(prepared.model("raw"), prior_images=profile)
                 soup = search(prepared, parts.support, current=default_soup(prepared.manifest), seed=seed).soup
-                row = np.asarray([soup.vector(prepared.manifest)])
-                patch = None if soup.patch is None else soup.patch.tensors()
-                logits = soup_logits(prepared, row, parts.test.images, bn_mode=soup.bn_mode, patch=patch)[0]
+                logits = served_logits(prepared, soup, parts.test.images)
                 found[profile][count][shift] = _accuracy(logits, parts.test.labels)
             logger.info("%s, n = %d: %d profiles", shift, count, len(found))
     prepared.recalibrator = Recalibrator(prepared.model("raw"))

@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 
 from adapt.attack import Attack, classifier_of, parse_coefficients
+from adapt.evaluation import run_soups, served_logits
+from adapt.patch import make_patch
 from adapt.prepared import PreparedBase
 from adapt.soup import default_soup, make_soup, write_soup
 from tests.conftest import CLASSES
@@ -47,6 +49,33 @@ def test_the_attacked_soup_is_the_served_one(tiny_base_set: Path, bn_mode: str) 
     torch.testing.assert_close(logits, served.net(prepared.normalise(images)), rtol=1e-4, atol=1e-4)
     (gradient,) = torch.autograd.grad(logits.sum(), images)
     assert gradient.abs().max() > 0
+
+
+def test_a_patch_is_attacked_too(
+    tiny_base_set: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = load_base_set(tiny_base_set)
+    prepared = PreparedBase(base)
+    row = np.asarray([[1.25, -0.25, 0.25, -0.25]])
+    pixels = np.random.default_rng(1).integers(90, 130, (40, 16, 16, 3), dtype=np.uint8)
+    statistics = run_soups(prepared, row, pixels, recalibrate=True).statistics[0]
+    assert statistics is not None
+    numbers = dict(zip(NAMES, row[0].tolist(), strict=True))
+    soup = make_soup(base.manifest, numbers, bn_mode="raw", patch=make_patch(statistics, recalibrated=40))
+    images = torch.from_numpy(pixels[:5].transpose(0, 3, 1, 2) / np.float32(255))
+    with torch.no_grad():
+        found = classifier_of(base, soup)(images)
+    torch.testing.assert_close(found, served_logits(prepared, soup, pixels[:5]), rtol=1e-4, atol=1e-4)
+    # What was found for one patch is not taken for what another survives.
+    changed = {key: array + np.float32(1) for key, array in statistics.items()}
+    other = make_soup(base.manifest, numbers, bn_mode="raw", patch=make_patch(changed, recalibrated=40))
+    path = tmp_path / "soup.json"
+    args = [tiny_base_set, "--data", folder, "--n", 6, "--steps", 2, "--state", tmp_path / "state", "--soups", path]
+    write_soup(path, soup)
+    assert attack(*args) == 0
+    write_soup(path, other)
+    assert attack(*args) == 2
+    assert "patch" in capsys.readouterr().err
 
 
 def test_one_ingredient_alone_is_that_ingredient(

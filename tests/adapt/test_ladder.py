@@ -9,10 +9,11 @@ from adapt.evaluation import run_soups, served_logits
 from adapt.head import fit_heads
 from adapt.ladder import MIN_HEAD_IMAGES
 from adapt.prepared import PreparedBase
-from adapt.search import Search, recalibrate, search
+from adapt.search import Search, search
 from adapt.soup import RUNGS, SoupError, default_soup
 from adapt.strategies import num_evaluated
 from adapt.support import Support
+from adapt.unlabelled import recalibrate
 from tests.adapt.test_search import support_for
 from training.bases import BaseSet, load_base_set, save_base_set
 
@@ -81,10 +82,15 @@ def test_a_shift_of_the_statistics_is_recalibrated_and_promoted(prepared: Prepar
 
 def test_what_was_chosen_is_what_is_served(prepared: PreparedBase, found: Search, dim: Support) -> None:
     said = served_logits(prepared, found.soup, dim.images) / found.soup.temperature
-    if found.choice.head is None:
-        losses = torch.nn.functional.cross_entropy(said, torch.from_numpy(dim.labels), reduction="none")
-        chosen = found.scores.losses[found.choice.candidate, found.choice.temperature]
-        np.testing.assert_allclose(losses.numpy(), chosen, rtol=1e-3, atol=1e-3)
+    features = found.pool.features[found.choice.candidate]
+    assert found.choice.head is not None
+    assert features is not None
+    torch.testing.assert_close(said, found.choice.head(features).float(), rtol=1e-3, atol=1e-3)
+    own = search(prepared, dim, current=default_soup(prepared.manifest), rungs=("batchnorm",))
+    said = served_logits(prepared, own.soup, dim.images) / own.soup.temperature
+    losses = torch.nn.functional.cross_entropy(said, torch.from_numpy(dim.labels), reduction="none")
+    chosen = own.scores.losses[own.choice.candidate, own.choice.temperature]
+    np.testing.assert_allclose(losses.numpy(), chosen, rtol=1e-3, atol=1e-3)
     assert found.outcome.patch == (None if found.soup.patch is None else found.soup.patch.summary)
     assert found.outcome.temperature == found.soup.temperature
 
@@ -133,9 +139,10 @@ def test_a_current_soup_with_a_patch_is_judged_with_it_and_kept_as_it_is(prepare
     again = search(prepared, support, current=found.soup, rungs=())
     expected = served_logits(prepared, found.soup, support.images).argmax(1).numpy() == support.labels
     assert again.scores.correct[0].tolist() == expected.tolist()
-    if again.choice.candidate == 0:
-        assert again.soup.patch == found.soup.patch
-        assert again.soup.bn_mode == found.soup.bn_mode
+    assert again.choice.candidate == 0
+    assert again.outcome.state == "kept"
+    assert again.soup.patch == found.soup.patch
+    assert again.soup.bn_mode == found.soup.bn_mode
 
 
 def test_unlabelled_images_count_in_the_statistics(prepared: PreparedBase) -> None:
