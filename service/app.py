@@ -22,19 +22,19 @@ from starlette.types import ASGIApp
 
 from adapt.soup import default_soup
 from deploy.layout import BundleError
-from service.adaptation import Adaptation
-from service.adapter import AdapterLoop
-from service.api import DECODING_THREADS, create_app
-from service.catalog import Base, check_bundles, choose_default, read_catalog
-from service.context import Context
-from service.database import Database
-from service.jobs import JobQueue
+from service.adapter.loop import AdapterLoop
+from service.http.adaptation import Adaptation
+from service.http.api import DECODING_THREADS, create_app
+from service.http.context import Context
+from service.http.security import Gate
 from service.metrics import Metrics
-from service.predictor import DEFAULT, Predictor
-from service.registry import Conflict, Registry
-from service.samples import Samples
-from service.security import Gate
+from service.prediction.catalog import Base, check_bundles, choose_default, read_catalog
+from service.prediction.predictor import DEFAULT, Predictor
 from service.settings import Settings, SettingsError
+from service.store.database import Database
+from service.store.jobs import JobQueue
+from service.store.registry import Conflict, Registry
+from service.store.samples import Samples
 from training.manifest import BaseSetError
 
 logger = logging.getLogger("service")
@@ -78,7 +78,7 @@ class QuietService(Service[Any]):  # type: ignore[misc]
 def _count(problem: Any) -> None:
     context: Context | None = getattr(app.state, "context", None)
     if context is not None:
-        context.metrics.reject(problem, "")
+        context.metrics.reject(problem.reason, "")
 
 
 # Requests are not traced or logged one by one, which would cost more than some take; BentoML's own configuration

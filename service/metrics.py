@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from service.problems import Problem
-
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -104,9 +102,9 @@ class Metrics:
             self.coefficient.labels(deployment, ingredient).set(coefficient)
         self._reserve()
 
-    def reject(self, problem: Problem, deployment: str) -> None:
+    def reject(self, reason: str, deployment: str) -> None:
         """Count a refused request; `deployment` must be one that exists, or empty."""
-        self.rejected.labels(deployment, problem.reason).inc()
+        self.rejected.labels(deployment, reason).inc()
 
     def render(self) -> bytes:
         """Return the metrics of all processes in the text format of Prometheus."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.openapi import openapi_document
+from service.http.openapi import openapi_document
 from training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]

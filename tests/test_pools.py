@@ -24,7 +24,7 @@ from adapt.support import Support
 from deploy.bundle import build_bundle, check_bundle
 from deploy.parity import TorchReference
 from deploy.runtime import Bundle, find_bundle
-from service.catalog import check_bundles, choose_default, read_catalog
+from service.prediction.catalog import check_bundles, choose_default, read_catalog
 from service.settings import Settings
 from tests.conftest import CLASSES, make_base_set
 from training.bases import BaseSet, load_base_set, rewrite_manifest

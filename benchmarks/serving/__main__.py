@@ -19,7 +19,7 @@ from benchmarks.server import serve
 from benchmarks.serving.bare import serve_bare
 from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
-from service.answers import confidences, predictions_json
+from service.http.answers import confidences, predictions_json
 from training.cli import Command, Result, run
 from training.images import decode, prepare, to_input
 from training.manifest import Manifest, read_manifest

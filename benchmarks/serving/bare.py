@@ -22,8 +22,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deploy.runtime import Bundle, SoupSession
-from service.answers import confidences, predictions_json
-from service.batcher import Batcher
+from service.http.answers import confidences, predictions_json
+from service.prediction.batcher import Batcher
 from training.images import decode, prepare, to_input
 from training.manifest import Manifest, read_manifest
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from deploy.parity import TorchReference
-from service.database import Database
-from service.registry import Registry
+from service.store.database import Database
+from service.store.registry import Registry
 from tests.service.conftest import KNOWING, Labelled, Server, as_parts, encode
 from training.bases import load_base_set
 from training.images import to_input

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.batcher import Batcher, Logits
+from service.prediction.batcher import Batcher, Logits
 
 SLOW, FAST = 1.0, 1e-6  # seconds per image: in a thread, or on the loop
 

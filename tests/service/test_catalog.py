@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.catalog import read_catalog
+from service.prediction.catalog import read_catalog
 from training.manifest import BaseSetError
 
 
@@ -18,6 +18,6 @@ def test_a_base_set_with_nothing_to_mix_is_passed_over(
     with pytest.raises(BaseSetError, match="with ingredients to mix, found none"):
         read_catalog(tmp_path, check_files=True)
     base_set_factory(tmp_path / "tiny")
-    with caplog.at_level(logging.WARNING, "service.catalog"):
+    with caplog.at_level(logging.WARNING, "service.prediction.catalog"):
         assert list(read_catalog(tmp_path, check_files=True)) == ["tiny"]
     assert [record.args[0].name for record in caplog.records[-2:]] == ["imported", "other"]  # type: ignore[index,union-attr]

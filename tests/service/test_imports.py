@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("module", ["service.app", "service.api", "service.predictor", "service.registry"])
+@pytest.mark.parametrize(
+    "module", ["service.app", "service.http.api", "service.prediction.predictor", "service.store.registry"]
+)
 def test_predictor_modules_leave_torch_alone(module: str, tmp_path: Path) -> None:
     code = (
         f"import {module}, sys; "

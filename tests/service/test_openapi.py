@@ -5,8 +5,8 @@ from typing import Any
 
 from starlette.routing import Route
 
-from service.api import create_app
-from service.openapi import docs_page, openapi_document
+from service.http.api import create_app
+from service.http.openapi import docs_page, openapi_document
 
 PROBES = {"/livez", "/readyz"}  # BentoML's
 UNLISTED = {"/", "/docs", "/openapi.json"}

@@ -12,8 +12,8 @@ import pytest
 from adapt.patch import Patch, make_patch
 from adapt.soup import Soup, make_soup
 from deploy.parity import TorchReference
-from service.database import Database
-from service.registry import Registry
+from service.store.database import Database
+from service.store.registry import Registry
 from tests.service.conftest import Labelled, Server, as_parts
 from training.bases import load_base_set
 from training.images import to_input

@@ -14,11 +14,11 @@ import pytest
 
 from adapt.patch import Patch, make_patch
 from adapt.soup import Outcome, SearchSummary, Soup, SupportSummary
-from service.database import Database
-from service.jobs import SUPERSEDED, JobQueue, QueueFull
-from service.registry import Conflict, Registry, UnknownDeployment, UnknownVersion
-from service.schemas import soup_view
-from service.tables import Job
+from service.http.schemas import soup_view
+from service.store.database import Database
+from service.store.jobs import SUPERSEDED, JobQueue, QueueFull
+from service.store.registry import Conflict, Registry, UnknownDeployment, UnknownVersion
+from service.store.tables import Job
 
 SUPPORT = SupportSummary(n=2, per_class={"cat": 1, "dog": 1})
 STALE = 30.0

@@ -10,9 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.reservoir import (
-    HOUR,
-    Plan,
+from service.prediction.reservoir import (
     Reservoirs,
     Share,
     claim,
@@ -22,11 +20,12 @@ from service.reservoir import (
     read_reservoir,
 )
 from service.settings import Settings
+from service.store.tables import ReservoirPlan
 from tests.service.conftest import Labelled, Server, as_parts
 from training.manifest import InputSpec
 
 SPEC = InputSpec(height=2, width=3, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
-PLAN = Plan("r1", size=10, retention_hours=1.0)
+PLAN = ReservoirPlan("r1", size=10, retention_hours=1.0)
 
 
 def picture(number: int) -> np.ndarray:
@@ -43,13 +42,13 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path, workers=2)
 
 
-def claimed(settings: Settings, plan: Plan = PLAN) -> Share:
+def claimed(settings: Settings, plan: ReservoirPlan = PLAN) -> Share:
     share = claim(settings, plan, SPEC)
     assert share is not None
     return share
 
 
-def kept(settings: Settings, plan: Plan = PLAN) -> list[int]:
+def kept(settings: Settings, plan: ReservoirPlan = PLAN) -> list[int]:
     found = numbers(read_reservoir(settings, plan, SPEC))
     assert count_kept(settings, plan, SPEC) == len(found)
     return found
@@ -72,7 +71,7 @@ def test_every_image_is_kept_with_the_same_probability(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, workers=1)
     counts = np.zeros(50)
     for run in range(300):
-        plan = Plan(f"r{run}", size=10, retention_hours=1.0)
+        plan = ReservoirPlan(f"r{run}", size=10, retention_hours=1.0)
         share = claimed(settings, plan)
         for number in range(50):
             share.offer([picture(number)], time.time())
@@ -88,7 +87,7 @@ def test_every_image_is_kept_with_the_same_probability(tmp_path: Path) -> None:
 def test_images_leave_when_their_time_is_over(settings: Settings) -> None:
     share = claimed(settings)
     now = time.time()
-    share.offer([picture(1), picture(2)], now - HOUR + 1)
+    share.offer([picture(1), picture(2)], now - 3600 + 1)
     share.offer([picture(3)], now)
     share.write(share.take_changes(now))
     assert kept(settings) == [1, 2, 3]
@@ -104,8 +103,8 @@ def test_images_leave_when_their_time_is_over(settings: Settings) -> None:
 
 def test_reader_passes_over_what_no_living_worker_clears(settings: Settings) -> None:
     share = claimed(settings)
-    share.offer([picture(1)], time.time() - HOUR - 1)
-    share.write({0: (time.time() - HOUR - 1, picture(1)), 1: (time.time(), picture(2))})
+    share.offer([picture(1)], time.time() - 3600 - 1)
+    share.write({0: (time.time() - 3600 - 1, picture(1)), 1: (time.time(), picture(2))})
     share.close()
     assert kept(settings) == [2]
 
@@ -194,7 +193,7 @@ def test_disk_that_takes_no_more_stops_nobody(settings: Settings, monkeypatch: p
         reservoirs = Reservoirs(settings)
         await reservoirs.refresh({"one": (PLAN, SPEC)})
         with monkeypatch.context() as patched:
-            patched.setattr("service.reservoir.os.pwrite", full)
+            patched.setattr("service.prediction.reservoir.os.pwrite", full)
             reservoirs.offer("one", [picture(1)])
             await reservoirs.flush()
         reservoirs.offer("one", [picture(2)])

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from adapt.soup import SupportSummary
-from service.adaptation import Upload, check_upload, read_upload
-from service.problems import Problem
-from service.samples import Material, Samples, SamplesGone
+from service.http.adaptation import Upload, check_upload, read_upload
+from service.http.problems import Problem
+from service.http.uploads import Part
 from service.settings import Settings
-from service.uploads import Part
+from service.store.samples import Material, Samples, SamplesGone
 from tests.service.conftest import encode
 from training.manifest import Manifest, read_manifest
 

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from service.problems import Problem
-from service.security import Gate, host_name
+from service.http.problems import Problem
+from service.http.security import Gate, host_name
 
 refused: list[Problem] = []
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from service.problems import Problem
+from service.http.problems import Problem
+from service.http.uploads import Part, read_body, read_images, read_json, read_multipart
 from service.settings import Settings
-from service.uploads import Part, read_body, read_images, read_json, read_multipart
 
 LIMITS = Settings(max_upload_mb=0.001, max_images=5, upload_timeout_seconds=0.2)
 BOUNDARY = "frontier"

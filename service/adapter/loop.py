@@ -1,6 +1,6 @@
 """The adapter process: builds missing serving bundles, then works on queued jobs.
 
-What needs torch is in `service.searching`, imported when the loop starts: predictors import this module, too.
+What needs torch is in `service.adapter.searching`, imported when the loop starts: predictors import this module, too.
 """
 
 import logging
@@ -15,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
-from service.catalog import Base
-from service.jobs import JobQueue
 from service.metrics import Metrics
-from service.registry import Registry, plan_of
-from service.reservoir import delete_others, read_reservoir
-from service.samples import Samples
+from service.prediction.catalog import Base
+from service.prediction.reservoir import delete_others, read_reservoir
 from service.settings import Settings
-from service.tables import Deployment, Job, new_id
+from service.store.jobs import JobQueue
+from service.store.registry import Registry, plan_of
+from service.store.samples import Samples
+from service.store.tables import Deployment, Job, new_id
 
 if TYPE_CHECKING:
-    from service.searching import Searcher
+    from service.adapter.searching import Searcher
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class AdapterLoop:
 
     def _prepare(self) -> "Searcher":
         """Load torch, build the bundles that are missing, fold the weights, clear away what crashes left."""
-        from service.searching import Searcher
+        from service.adapter.searching import Searcher
 
         searcher = Searcher(self._settings, self._catalog)
         searcher.build_missing_bundles()
@@ -107,7 +107,7 @@ class AdapterLoop:
 
     def _decide(self, searcher: "Searcher", job: Job, heartbeat: "Heartbeat") -> str | None:
         """Search, store what was found, and return the state the job ended in; None if it did not end here."""
-        from service.searching import Cancelled
+        from service.adapter.searching import Cancelled
 
         try:
             return self._search(searcher, job, heartbeat)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from service.tables import Deployment, SoupVersion, Table
+from service.store.tables import Deployment, SoupVersion, Table
 
 # Columns that came after their tables; all may be null. A registry made without them gets them at the next start.
 ADDED = (

@@ -10,15 +10,15 @@ import numpy as np
 from adapt.archive import Limits
 from adapt.soup import Promote, Strategy
 from adapt.support import Support, SupportError, from_archive, from_images
-from service.decoding import PixelBudget, decode_in_order
-from service.jobs import JobQueue
-from service.predictor import Predictor
-from service.problems import FieldError, Problem, invalid
-from service.registry import Registry, UnknownDeployment
-from service.samples import Material, Samples
+from service.http.decoding import PixelBudget, decode_in_order
+from service.http.problems import FieldError, Problem, invalid
+from service.http.uploads import Part, parse_json, too_many_images
+from service.prediction.predictor import Predictor
 from service.settings import Settings
-from service.tables import Job, new_id
-from service.uploads import Part, parse_json, too_many_images
+from service.store.jobs import JobQueue
+from service.store.registry import Registry, UnknownDeployment
+from service.store.samples import Material, Samples
+from service.store.tables import Job, new_id
 from training.images import Pixels, pixel_hash, prepare
 from training.manifest import Manifest
 

@@ -10,9 +10,9 @@ from adapt.search import find_soup
 from adapt.soup import Outcome, Promote, Soup, Strategy
 from adapt.unlabelled import recalibrate
 from deploy.bundle import build_bundle
-from service.catalog import Base
-from service.samples import Material
+from service.prediction.catalog import Base
 from service.settings import Settings
+from service.store.samples import Material
 from training.bases import load_base_set
 
 __all__ = ["Cancelled", "Searcher"]

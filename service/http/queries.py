@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 
-from service.problems import invalid
+from service.http.problems import invalid
 
 
 class Query:

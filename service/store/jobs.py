@@ -6,9 +6,9 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from adapt.soup import Outcome, Soup, SupportSummary
-from service.database import Database
-from service.registry import add_soup, get_deployment, get_soup, move, soup_of
-from service.tables import ACTIVE_STATES, Deployment, Job
+from service.store.database import Database
+from service.store.registry import add_soup, get_deployment, get_soup, move, soup_of
+from service.store.tables import ACTIVE_STATES, Deployment, Job
 
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
 SUPERSEDED = "superseded"

@@ -15,34 +15,22 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from service.settings import Settings
+from service.store.tables import ReservoirPlan
 from training.images import Pixels
 from training.manifest import InputSpec
 
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0  # between two writes of what was sampled
-HOUR = 3600.0
 
 Images = npt.NDArray[np.uint8]
 Changes = dict[int, tuple[float, Pixels] | None]  # by position in the file; None clears it
-
-
-class Plan(NamedTuple):
-    """A reservoir that is switched on, as the registry knows it."""
-
-    id: str  # a new one each time that it is switched on or changed, and the name of its folder
-    size: int  # most images, all workers together
-    retention_hours: float
-
-    def oldest(self, now: float) -> float:
-        """The time before which images are not kept."""
-        return now - self.retention_hours * HOUR
 
 
 def record_type(spec: InputSpec) -> np.dtype[Any]:
@@ -58,7 +46,7 @@ class Share:
     the number of images kept does. After a restart n starts anew from what is kept.
     """
 
-    def __init__(self, file: int, plan: Plan, spec: InputSpec, capacity: int) -> None:
+    def __init__(self, file: int, plan: ReservoirPlan, spec: InputSpec, capacity: int) -> None:
         """Go on with what the file holds.
 
         Args:
@@ -148,7 +136,7 @@ class Reservoirs:
             share.close()
         self._shares.clear()
 
-    async def refresh(self, wanted: Mapping[str, tuple[Plan, InputSpec]]) -> None:
+    async def refresh(self, wanted: Mapping[str, tuple[ReservoirPlan, InputSpec]]) -> None:
         """Sample for these deployments and no others; what was switched off is deleted."""
         current = {name: share.plan for name, share in self._shares.items()}
         if current == {name: plan for name, (plan, _) in wanted.items()}:
@@ -185,7 +173,7 @@ class Reservoirs:
             await self.flush()
 
 
-def claim(settings: Settings, plan: Plan, spec: InputSpec) -> Share | None:
+def claim(settings: Settings, plan: ReservoirPlan, spec: InputSpec) -> Share | None:
     """Return the first share of a reservoir that no living process has, or None if each is taken.
 
     Raises:
@@ -208,7 +196,7 @@ def claim(settings: Settings, plan: Plan, spec: InputSpec) -> Share | None:
     return None
 
 
-def read_reservoir(settings: Settings, plan: Plan, spec: InputSpec) -> Images | None:
+def read_reservoir(settings: Settings, plan: ReservoirPlan, spec: InputSpec) -> Images | None:
     """Return the images that are kept, uint8 (m, H, W, 3), or None if there are none."""
     found = []
     for path in _files(settings, plan, spec):
@@ -221,7 +209,7 @@ def read_reservoir(settings: Settings, plan: Plan, spec: InputSpec) -> Images | 
     return images if images is not None and len(images) else None
 
 
-def count_kept(settings: Settings, plan: Plan, spec: InputSpec) -> int:
+def count_kept(settings: Settings, plan: ReservoirPlan, spec: InputSpec) -> int:
     """Return how many images are kept, without reading them."""
     total, record = 0, record_type(spec).itemsize
     for path in _files(settings, plan, spec):
@@ -254,7 +242,7 @@ def most_images(settings: Settings, spec: InputSpec) -> int:
     return int(settings.max_reservoir_mb * 1e6) // record_type(spec).itemsize
 
 
-def _files(settings: Settings, plan: Plan, spec: InputSpec) -> list[Path]:
+def _files(settings: Settings, plan: ReservoirPlan, spec: InputSpec) -> list[Path]:
     return sorted((settings.reservoirs_path / plan.id).glob(f"*-{spec.height}x{spec.width}.bin"))
 
 
@@ -265,6 +253,6 @@ def _times(file: int, count: int, record: int) -> Iterable[float]:
         yield float(np.frombuffer(data, dtype="<f8")[0]) if len(data) == 8 else 0.0
 
 
-def _is_kept(times: npt.NDArray[np.float64], plan: Plan) -> npt.NDArray[np.bool_]:
+def _is_kept(times: npt.NDArray[np.float64], plan: ReservoirPlan) -> npt.NDArray[np.bool_]:
     kept: npt.NDArray[np.bool_] = times >= max(plan.oldest(time.time()), 1.0)
     return kept

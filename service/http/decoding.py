@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 
-from service.problems import Problem, invalid
+from service.http.problems import Problem, invalid
 from service.settings import Settings
 from training.images import ImageError, Pixels, decode, prepare
 from training.manifest import InputSpec

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import MEDIA_TYPE, Problem, render
+from service.http.problems import MEDIA_TYPE, Problem, render
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})  # orchestrators and scrapers call by address

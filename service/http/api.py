@@ -15,18 +15,18 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from service import deployments
-from service.adaptation import MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
-from service.answers import confidences, predictions_json
-from service.context import Context, endpoint, json_response, refuse
-from service.decoding import decode_prepared
-from service.openapi import docs_page, openapi_document
-from service.predictor import DEFAULT
-from service.problems import Problem, invalid
-from service.queries import Query
-from service.schemas import Bases, JobView, base_view, job_view
-from service.tables import Job
-from service.uploads import media_type, read_images, read_multipart, unsupported
+from service.http import deployments
+from service.http.adaptation import MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
+from service.http.answers import confidences, predictions_json
+from service.http.context import Context, endpoint, json_response, refuse
+from service.http.decoding import decode_prepared
+from service.http.openapi import docs_page, openapi_document
+from service.http.problems import Problem, invalid
+from service.http.queries import Query
+from service.http.schemas import Bases, JobView, base_view, job_view
+from service.http.uploads import media_type, read_images, read_multipart, unsupported
+from service.prediction.predictor import DEFAULT
+from service.store.tables import Job
 
 DECODING_THREADS = 2
 EVENT_SECONDS = 0.25  # between two looks at a job that somebody follows

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, ForeignKeyConstraint, Index, LargeBinary, MetaData, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -29,6 +29,18 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
+class ReservoirPlan(NamedTuple):
+    """A reservoir of recent images that is switched on."""
+
+    id: str  # a new one each time that it is switched on or changed, and the name of its folder
+    size: int  # most images, all workers together
+    retention_hours: float
+
+    def oldest(self, now: float) -> float:
+        """The time before which images are not kept."""
+        return now - self.retention_hours * 3600
+
+
 class Deployment(Table):
     """A name that clients call; it points at one soup version."""
 
@@ -38,7 +50,7 @@ class Deployment(Table):
     uid: Mapped[str] = mapped_column(String(32), default=new_id)  # a name made again is another deployment
     base_set: Mapped[str] = mapped_column(String(63))
     version: Mapped[int]
-    reservoir: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # service.reservoir.Plan
+    reservoir: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a ReservoirPlan
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 

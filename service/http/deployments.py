@@ -9,13 +9,9 @@ from starlette.responses import Response
 
 from adapt.soup import Soup, SoupError, check_soup, default_soup, make_soup
 from deploy.runtime import UnusableSoup
-from service.catalog import Base
-from service.context import Context, checked, json_response
-from service.predictor import DEFAULT, NotReady
-from service.problems import Problem, invalid, unavailable
-from service.registry import plan_of
-from service.reservoir import count_kept, delete_reservoir, most_images
-from service.schemas import (
+from service.http.context import Context, checked, json_response
+from service.http.problems import Problem, invalid, unavailable
+from service.http.schemas import (
     DEPLOYMENT_NAME,
     MAX_COEFFICIENT,
     DeploymentEntry,
@@ -29,8 +25,12 @@ from service.schemas import (
     soup_view,
     worker_view,
 )
-from service.tables import Deployment
-from service.uploads import read_json
+from service.http.uploads import read_json
+from service.prediction.catalog import Base
+from service.prediction.predictor import DEFAULT
+from service.prediction.reservoir import count_kept, delete_reservoir, most_images
+from service.store.registry import plan_of
+from service.store.tables import Deployment
 
 ROLLOUT_SECONDS = 10  # how long a rollback or the dial waits for the workers before it answers 202
 
@@ -167,8 +167,6 @@ def _check_servable(context: Context, base: Base, soup: Soup) -> None:
         raise Problem(409, "that version was made for other weights than those of the base set now") from None
     except UnusableSoup as error:
         raise invalid("coefficients", str(error)) from None
-    except NotReady:
-        raise unavailable("the serving bundle of the base set is not ready yet") from None
 
 
 def _dialled(base: Base, coefficients: dict[str, float], current: Soup) -> Soup:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
-from service.problems import Problem, invalid
+from service.http.problems import Problem, invalid
 from service.settings import Settings
 
 MAX_OTHER_PARTS = 16  # parts besides images

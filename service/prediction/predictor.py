@@ -17,14 +17,13 @@ from sqlalchemy.exc import DBAPIError
 
 from adapt.soup import Soup, check_soup
 from deploy.runtime import Bundle, SoupSession
-from service.batcher import Batcher, Logits
-from service.catalog import Base
 from service.metrics import DeploymentMetrics, Metrics
-from service.problems import unavailable
-from service.registry import Pointer, Registry
-from service.reservoir import Reservoirs
+from service.prediction.batcher import Batcher, Logits
+from service.prediction.catalog import Base
+from service.prediction.reservoir import Reservoirs
 from service.settings import Settings
-from service.tables import new_id
+from service.store.registry import Pointer, Registry
+from service.store.tables import new_id
 from training.images import to_input
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ WARM_UP_RUNS = 3
 
 
 class NotReady(RuntimeError):
-    """The serving bundle of the base set is not there yet."""
+    """It cannot be served yet, but will be soon."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +109,15 @@ class Predictor:
         """Return the soup that a request accepted now is served with.
 
         Raises:
-            UnknownDeployment: there is none of that name (service.registry).
-            Problem: 503, it cannot serve yet.
+            UnknownDeployment: there is none of that name (service.store.registry).
+            NotReady: it cannot serve yet.
         """
         if (loaded := self._loaded.get(name)) is not None:
             return loaded
         await asyncio.to_thread(self._registry.deployment, name)  # made a moment ago by another worker?
         await self.refresh()
         if name not in self._loaded:
-            raise unavailable(f"deployment {name!r} is not ready yet")
+            raise NotReady(f"deployment {name!r} is not ready yet")
         return self._loaded[name]
 
     def is_known(self, name: str) -> bool:
@@ -230,7 +229,7 @@ class Predictor:
         if digest not in self._bundles:
             folder = base.bundle(self._settings.home)
             if folder is None:
-                raise NotReady(base.manifest.name)
+                raise NotReady("the serving bundle of the base set is not ready yet")
             # The digests were compared before the workers were started; every session is checked in any case.
             self._bundles[digest] = Bundle.open(folder, verify=False, base_digest=digest)
         return self._bundles[digest]

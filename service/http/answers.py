@@ -32,7 +32,7 @@ def predictions_json(
     *,
     top_k: int,
 ) -> bytes:
-    """Return the JSON text of `service.schemas.Predictions`.
+    """Return the JSON text of `service.http.schemas.Predictions`.
 
     Args:
         deployment: name of the deployment.

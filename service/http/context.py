@@ -9,16 +9,16 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.adaptation import Adaptation
-from service.catalog import Base
-from service.jobs import JobQueue
+from service.http.adaptation import Adaptation
+from service.http.problems import FieldError, Problem, as_problem, render, unavailable
+from service.http.uploads import discard_rest
 from service.metrics import Metrics
-from service.predictor import LoadedSoup, Predictor
-from service.problems import FieldError, Problem, as_problem, render, unavailable
-from service.registry import Registry
-from service.samples import Samples
+from service.prediction.catalog import Base
+from service.prediction.predictor import LoadedSoup, Predictor
 from service.settings import Settings
-from service.uploads import discard_rest
+from service.store.jobs import JobQueue
+from service.store.registry import Registry
+from service.store.samples import Samples
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -71,7 +71,7 @@ def refuse(request: Request, error: Exception) -> Response:
     """Return the problem that stands for an exception, and count it."""
     problem = as_problem(error)
     context: Context = request.app.state.context
-    context.metrics.reject(problem, getattr(request.state, "deployment", ""))
+    context.metrics.reject(problem.reason, getattr(request.state, "deployment", ""))
     return render(problem)
 
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from adapt.patch import PatchSummary
 from adapt.soup import AccuracySummary, BnMode, SearchSummary, Soup, SupportSummary
-from service.tables import Deployment, Job, SoupVersion, Worker
+from service.store.tables import Deployment, Job, SoupVersion, Worker
 from training.documents import Frozen
 from training.manifest import Ingredient, InputSpec, Manifest
 

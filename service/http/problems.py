@@ -12,8 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.jobs import QueueFull
-from service.registry import Conflict, UnknownDeployment, UnknownVersion
+from service.prediction.predictor import NotReady
+from service.store.jobs import QueueFull
+from service.store.registry import Conflict, UnknownDeployment, UnknownVersion
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,8 @@ def as_problem(error: Exception) -> Problem:
             return Problem(404, f"there is no deployment {str(error.args[0])[:80]!r}", reason="unknown_deployment")
         case UnknownVersion():
             return Problem(404, f"the deployment has no version {error.args[0]}")
+        case NotReady():
+            return unavailable(str(error))
         case Conflict():
             return Problem(409, str(error))
         case QueueFull():

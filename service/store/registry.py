@@ -8,9 +8,8 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from adapt.soup import Soup, soup_from_parts
-from service.database import Database
-from service.reservoir import Plan
-from service.tables import ACTIVE_STATES, Deployment, Event, Job, SoupVersion, Worker, new_id
+from service.store.database import Database
+from service.store.tables import ACTIVE_STATES, Deployment, Event, Job, ReservoirPlan, SoupVersion, Worker, new_id
 
 
 class UnknownDeployment(KeyError):
@@ -38,7 +37,7 @@ class Snapshot(NamedTuple):
     """What a predictor needs to know several times a second."""
 
     deployments: tuple[Pointer, ...]
-    reservoirs: dict[str, Plan]  # by deployment, where there is one
+    reservoirs: dict[str, ReservoirPlan]  # by deployment, where there is one
     has_active_jobs: bool
 
 
@@ -58,7 +57,7 @@ class Registry:
             active = session.scalar(select(Job.seq).where(Job.state.in_(ACTIVE_STATES)).limit(1))
         return Snapshot(
             tuple(Pointer(*pointer) for *pointer, _ in rows),
-            {row.name: Plan(**row.reservoir) for row in rows if row.reservoir is not None},
+            {row.name: ReservoirPlan(**row.reservoir) for row in rows if row.reservoir is not None},
             active is not None,
         )
 
@@ -176,7 +175,9 @@ class Registry:
             move(session, found, version, kind="dial", unproven=True)
             return found
 
-    def set_reservoir(self, deployment: str, size: int, retention_hours: float) -> tuple[Plan, Plan | None]:
+    def set_reservoir(
+        self, deployment: str, size: int, retention_hours: float
+    ) -> tuple[ReservoirPlan, ReservoirPlan | None]:
         """Switch the reservoir of a deployment on, or change it, which starts an empty one.
 
         Returns:
@@ -190,11 +191,11 @@ class Registry:
             before = plan_of(found)
             if before is not None and (before.size, before.retention_hours) == (size, retention_hours):
                 return before, before
-            plan = Plan(new_id(), size, retention_hours)
+            plan = ReservoirPlan(new_id(), size, retention_hours)
             found.reservoir = plan._asdict()
             return plan, before
 
-    def clear_reservoir(self, deployment: str) -> Plan | None:
+    def clear_reservoir(self, deployment: str) -> ReservoirPlan | None:
         """Switch the reservoir of a deployment off; return what it was, None if it was off already.
 
         Raises:
@@ -244,9 +245,9 @@ def get_deployment(session: Session, name: str, *, lock: bool = False) -> Deploy
     return found
 
 
-def plan_of(deployment: Deployment) -> Plan | None:
+def plan_of(deployment: Deployment) -> ReservoirPlan | None:
     """Return the reservoir of a deployment, None if it is off."""
-    return None if deployment.reservoir is None else Plan(**deployment.reservoir)
+    return None if deployment.reservoir is None else ReservoirPlan(**deployment.reservoir)
 
 
 def get_soup(session: Session, deployment: str, version: int) -> SoupVersion:

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.problems import MEDIA_TYPE
-from service.schemas import (
+from service.http.problems import MEDIA_TYPE
+from service.http.schemas import (
     DEPLOYMENT_NAME,
     Bases,
     Deployments,

@@ -1,0 +1,1 @@
+"""The HTTP contract: routes, requests, answers, errors, and who may ask."""

@@ -1,0 +1,1 @@
+"""What answers with a soup: catalogue, sessions, batches, recent images."""
