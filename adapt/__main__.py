@@ -54,11 +54,11 @@ class SearchCommand(Command):
     )
     rungs: tuple[Rung, ...] = Field(
         default=RUNGS,
-        description="tried beside the coefficients: batchnorm statistics of the images, a last layer (head) fitted to "
+        description="tried beside the coefficients: channel statistics of the images, a last layer (head) fitted to "
         "them; give none for coefficients alone",
     )
     unlabelled: Path | None = Field(
-        default=None, description="folder of more images of the shift, without labels, for the batchnorm statistics"
+        default=None, description="folder of more images of the shift, without labels, for the statistics"
     )
     grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
     step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")

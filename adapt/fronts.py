@@ -33,7 +33,7 @@ from adapt.soup import BnMode
 from training.bases import BaseSet, load_base_set
 from training.cli import Command, Result
 from training.data import ImageSet
-from training.evaluate import APGD_LOSSES, evaluation_threats, load_test_images
+from training.evaluate import APGD_LOSSES, evaluation_threats, load_images
 from training.manifest import NORMS, Manifest, check_mixable
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class FrontsCommand(Command):
         check_mixable(manifests[0])
         steps, pairs = edge_steps(self.step), choose_pairs(manifests, self.pairs)
         triangle = choose_triangle(manifests[0], self.ingredients)
-        test = load_test_images(manifests[0], self.data).balanced(self.n, seed=self.seed)
+        test = load_images(manifests[0], self.data).balanced(self.n, seed=self.seed)
         settings = FrontSettings(
             n=len(test),
             images=test.digest,

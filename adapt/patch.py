@@ -1,8 +1,8 @@
-"""The patch: the few tensors a soup replaces after mixing, BatchNorm statistics and the last layer. No torch.
+"""The patch: the few tensors a soup replaces after mixing, channel statistics and the last layer. No torch.
 
 A patch is kilobytes. It is applied to the mixed weights by name, whatever the BatchNorm mode: in the raw mode
-recalibrated statistics take the place of the mixed ones, in every mode a re-fitted last layer takes the place of the
-mixed one.
+recalibrated statistics (without BatchNorm, weights and biases that move and scale channels) take the place of the mixed
+ones, in every mode a re-fitted last layer takes the place of the mixed one.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class PatchSummary(Frozen):
 
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of `patch.safetensors`")]
     recalibrated: int = Field(
-        default=0, ge=0, description="images the BatchNorm statistics were estimated on; 0 where they were not"
+        default=0, ge=0, description="images the channel statistics were estimated on; 0 where they were not"
     )
     head: bool = Field(default=False, description="the last layer was fitted again")
 

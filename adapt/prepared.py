@@ -11,7 +11,7 @@ from adapt.bn import Folded, check_same_logits, fold_base, fuse, fused_state_dic
 from adapt.head import Head
 from adapt.mixing import FlatModel
 from adapt.patch import Tensors
-from adapt.recalibration import Recalibrator
+from adapt.recalibration import PRIOR_IMAGES, Recalibrator
 from adapt.soup import BnMode
 from training.bases import BaseSet
 from training.manifest import Manifest
@@ -39,13 +39,18 @@ class PreparedBase:
     def warm_up(self) -> None:
         """Prepare now whatever a search would prepare when it first needs it."""
         self.model("folded")
-        if self.has_batchnorm:
+        if self.can_recalibrate:
             _ = self.recalibrator
 
     @property
     def has_batchnorm(self) -> bool:
         """Whether there are BatchNorm statistics to fold or to recalibrate."""
         return self._has_batchnorm
+
+    @property
+    def can_recalibrate(self) -> bool:
+        """Whether statistics of training are known: those of BatchNorm, or moments in the base set."""
+        return self._has_batchnorm or self.base.moments is not None
 
     @cached_property
     def head_key(self) -> str | None:
@@ -68,8 +73,17 @@ class PreparedBase:
 
     @cached_property
     def recalibrator(self) -> Recalibrator:
-        """What gives the network of `model("raw")` the statistics of images; ValueError without BatchNorm."""
-        return Recalibrator(self.model("raw"))
+        """What gives the network of `model("raw")` the statistics of images.
+
+        Raises:
+            ValueError: not `can_recalibrate`.
+        """
+        return self.recalibrator_with(PRIOR_IMAGES)
+
+    def recalibrator_with(self, prior_images: tuple[float, float]) -> Recalibrator:
+        """Return one with other prior strengths; otherwise as `recalibrator`."""
+        moments = None if self.base.moments is None else list(self.base.moments.values())
+        return Recalibrator(self.model("raw"), moments=moments, prior_images=prior_images)
 
     def canonical(self, bn_mode: BnMode) -> BnMode:
         """Return the mode; always "folded" for a network without BatchNorm, where both are the same."""

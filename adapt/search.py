@@ -142,8 +142,9 @@ def search(
         unlabelled: uint8 (m, H, W, 3) at the network's input size: more images of the shift, to recalibrate on.
         strategy: "grid" evaluates the whole grid; "surrogate" predicts it from a few soups and verifies the best;
             "auto" takes the cheaper of both, which is the surrogate from three ingredients on.
-        rungs: what is tried beside the coefficients: "batchnorm" statistics, the last layer ("head"); none, one or
-            both. A network without BatchNorm, or without a linear last layer, does without that rung.
+        rungs: what is tried beside the coefficients: channel "statistics" of the images, the last layer ("head"); none,
+            one or both. A network with neither BatchNorm nor moments, or without a linear last layer, does without that
+            rung.
         grid: "affine" (extrapolates a little) or "simplex" (no coefficient below 0).
         step: of the grid, 1 divided by a whole number; None for 0.25 (affine) or 0.1 (simplex).
         bn_mode: how the candidates mix BatchNorm that is not recalibrated.
@@ -178,7 +179,7 @@ def search(
     with thread_count(num_threads):
         report(0.0, "preparing the base set")
         prepared = base if isinstance(base, PreparedBase) else PreparedBase(base, device=pick_device(device))
-        recalibrate = "batchnorm" in rungs and prepared.has_batchnorm
+        recalibrate = "statistics" in rungs and prepared.can_recalibrate
         weights = balanced_weights(support.labels) if balance else None
         task = Task(prepared, support, unlabelled, current, bn_mode, recalibrate, folds, weights, report, should_stop)
         pool = search_grid(task, points) if strategy == "grid" else search_surrogate(task, points)

@@ -36,7 +36,7 @@ logger = logging.getLogger("walkthrough")
 
 LADDERS: Mapping[str, tuple[Rung, ...]] = {
     "coefficients": (),
-    "coefficients, BatchNorm statistics": ("batchnorm",),
+    "coefficients, channel statistics": ("statistics",),
     "all of the ladder": RUNGS,
 }
 

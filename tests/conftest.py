@@ -1,5 +1,6 @@
 """Tiny seeded base sets and images that every folder's tests share."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from training.bases import save_base_set
+from training.bases import add_moments, load_base_set, rewrite_manifest, save_base_set
+from training.data import ImageSet
 from training.manifest import Architecture, Ingredient, InputSpec, Manifest, Provenance, ThreatModel
+from training.measure import moments_of
 from training.models import Classifier, create_classifier
 
 CLASSES = ("cat", "dog", "ship")
@@ -98,6 +101,21 @@ def tiny_base_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_ln_base_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with LayerNorm nets."""
     return make_base_set(tmp_path_factory.mktemp("bases") / "tiny-ln", architecture=LAYERNORM_NET, name="tiny-ln")
+
+
+@pytest.fixture(scope="session")
+def tiny_moments_base_set(tiny_ln_base_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with moments, measured on random images."""
+    folder = tmp_path_factory.mktemp("bases") / "tiny-moments"
+    shutil.copytree(tiny_ln_base_set, folder)
+    base = load_base_set(folder)
+    pixels = np.random.default_rng(11).integers(0, 256, (600, 16, 16, 3), dtype=np.uint8)
+    images = ImageSet(pixels, np.arange(600) % 3, CLASSES, tuple(map(str, range(600))))
+    found = moments_of(base.manifest, base.state_dicts, images)
+    assert found is not None
+    manifest = add_moments(base, *found)
+    rewrite_manifest(folder, manifest.model_copy(update={"name": "tiny-moments"}))
+    return folder
 
 
 @pytest.fixture

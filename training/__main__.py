@@ -7,13 +7,14 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 from pydantic import Field
 
-from training.bases import list_base_sets
+from training.bases import add_moments, list_base_sets, load_base_set
 from training.cli import EXIT_DONE, Command, Result, run
 from training.compute import Compute, Tracker
 from training.estimate import estimate
-from training.evaluate import Evaluate
+from training.evaluate import Evaluate, load_images
 from training.importing import Import
 from training.manifest import Manifest
+from training.measure import moments_of
 from training.recipe import load_recipe
 from training.train import train
 
@@ -77,6 +78,37 @@ class Run(Command):
         return Result(manifest.model_dump(mode="json"), text)
 
 
+class AddMoments(Command):
+    """Measure how the channels of an existing base set usually look, so that it can be recalibrated without BatchNorm.
+
+    New base sets of networks without BatchNorm have this already. The digest changes: bundle the base set again.
+
+    Example: python -m training moments bases/mine --data .data/cifar10
+    """
+
+    name: ClassVar[str] = "moments"
+    folder: Annotated[Path, tyro.conf.Positional] = Field(description="the base set; its manifest is written anew")
+    data: Path | None = Field(
+        default=None,
+        description="the recipe's data folder (its validation part is used), or any folder of unshifted images with "
+        "one folder per class; default: where the recipe found its data",
+    )
+
+    def execute(self) -> Result:
+        """Measure and write."""
+        base = load_base_set(self.folder)
+        images = load_images(base.manifest, self.data, part="validation")
+        if (found := moments_of(base.manifest, base.state_dicts, images, seed=self.seed)) is None:
+            raise ValueError(f"{self.folder}: has BatchNorm, whose statistics say this already, or no layer to move")
+        manifest = add_moments(base, *found)
+        assert manifest.moments is not None
+        layers = len(found[0][manifest.ingredient_names[0]])
+        text = (
+            f"{self.folder}: moments of {layers} layers on {manifest.moments.n} images; digest {manifest.digest[:12]}"
+        )
+        return Result(manifest.model_dump(mode="json"), text)
+
+
 class List(Command):
     """List the base sets below a folder.
 
@@ -112,7 +144,7 @@ def _table(manifests: list[Manifest]) -> str:
     return "\n".join(rows)
 
 
-COMMANDS = (Run, Import, Evaluate, List)
+COMMANDS = (Run, Import, Evaluate, AddMoments, List)
 
 if __name__ == "__main__":
     sys.exit(run(COMMANDS, prog="python -m training", description="Make base sets: the offline stage."))

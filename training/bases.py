@@ -1,20 +1,23 @@
 """The base set on disk: a folder with `manifest.json` and one safetensors file per ingredient."""
 
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.documents import file_sha256, signed
-from training.manifest import MANIFEST_NAME, BaseSetError, Ingredient, Manifest, read_manifest
+from training.manifest import MANIFEST_NAME, BaseSetError, Ingredient, Manifest, MomentsFile, read_manifest
 from training.models import Classifier, create_classifier
+from training.moments import LayerMoments, Moments, movable_layers
 
 StateDict = dict[str, Tensor]
 
@@ -28,12 +31,14 @@ class BaseSet:
     """A verified base set in memory.
 
     `state_dicts` maps each ingredient's name, in manifest order, to the state dict of its timm network (CPU; float32
-    tensors and integer counters; timm's own keys).
+    tensors and integer counters; timm's own keys). `moments`, of each ingredient too, is None where they were not
+    measured.
     """
 
     path: Path
     manifest: Manifest
     state_dicts: dict[str, StateDict]
+    moments: Mapping[str, LayerMoments] | None = None
 
     def model(self, ingredient: str | None = None) -> Classifier:
         """Return a fresh classifier in eval mode on the CPU with the weights of an ingredient (default: the first)."""
@@ -56,10 +61,10 @@ def load_base_set(folder: Path) -> BaseSet:
     """
     manifest = read_manifest(folder)
     try:
-        expected = create_classifier(manifest.architecture, manifest.input, len(manifest.class_names)).net.state_dict()
+        net = create_classifier(manifest.architecture, manifest.input, len(manifest.class_names)).net
     except ValueError as error:
         raise BaseSetError(f"{folder / MANIFEST_NAME}: {error}") from None
-    state_dicts = {}
+    expected, state_dicts = net.state_dict(), {}
     for ingredient in manifest.ingredients:
         path = folder / ingredient.file
         try:
@@ -70,13 +75,44 @@ def load_base_set(folder: Path) -> BaseSet:
         if bad := [key for key, tensor in state_dict.items() if not torch.isfinite(tensor).all()]:
             raise BaseSetError(f"{path}: expected finite weights, found NaN or infinity in {bad[0]}")
         state_dicts[ingredient.name] = state_dict
-    return BaseSet(folder, manifest, state_dicts)
+    moments = None if manifest.moments is None else _read_moments(folder / manifest.moments.file, net, manifest)
+    return BaseSet(folder, manifest, state_dicts, moments)
 
 
 def _read(path: Path) -> StateDict:
     """Read one ingredient; floating-point tensors stored in half precision are widened to float32."""
     tensors = safetensors.torch.load_file(path)
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+
+
+def _read_moments(path: Path, net: nn.Module, manifest: Manifest) -> dict[str, LayerMoments]:
+    """Read the moments of every ingredient: of the same layers, all of them movable."""
+    try:
+        tensors = safetensors.torch.load_file(path)
+        layers = [name for name in movable_layers(net, max_weights=math.inf) if _first(manifest, name) in tensors]
+        sizes = {name: net.get_parameter(f"{name}.bias").detach() for name in layers}
+        keys = _moment_keys(manifest.ingredient_names, layers)
+        check_like({key: sizes[layer] for key, (_, layer, _) in keys.items()}, tensors)
+    except (StateDictMismatch, safetensors.SafetensorError, OSError) as error:
+        raise BaseSetError(f"{path}: expected moments of {manifest.architecture.name}: {error}") from None
+    if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise BaseSetError(f"{path}: expected finite moments, found NaN or infinity in {bad[0]}")
+    if bad := [key for key, tensor in tensors.items() if key.endswith(".var") and (tensor < 0).any()]:
+        raise BaseSetError(f"{path}: expected variances of at least 0, found a negative one in {bad[0]}")
+    return {
+        name: {layer: Moments(*(tensors[f"{name}/{layer}.{part}"] for part in Moments._fields)) for layer in layers}
+        for name in manifest.ingredient_names
+    }
+
+
+def _first(manifest: Manifest, layer: str) -> str:
+    return next(iter(_moment_keys(manifest.ingredient_names, [layer])))
+
+
+def _moment_keys(names: Iterable[str], layers: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Return ingredient, layer and `mean` or `var` by the key of their tensor."""
+    parts = product(names, layers, Moments._fields)
+    return {f"{name}/{layer}.{part}": (name, layer, part) for name, layer, part in parts}
 
 
 def check_like(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -96,13 +132,20 @@ def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def save_base_set(folder: Path, manifest: Manifest, state_dicts: Mapping[str, Mapping[str, Tensor]]) -> Manifest:
+def save_base_set(
+    folder: Path,
+    manifest: Manifest,
+    state_dicts: Mapping[str, Mapping[str, Tensor]],
+    *,
+    moments: Mapping[str, LayerMoments] | None = None,
+) -> Manifest:
     """Write a base set atomically and return its signed manifest.
 
     Args:
         folder: where it goes; must not exist or be empty.
         manifest: complete but for the ingredients' SHA-256 (any value) and the digest, which are filled in here.
         state_dicts: one per ingredient, timm's own keys.
+        moments: one per ingredient, where the manifest has `moments`.
 
     Raises:
         FileExistsError: the folder already holds something.
@@ -114,7 +157,10 @@ def save_base_set(folder: Path, manifest: Manifest, state_dicts: Mapping[str, Ma
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         ingredients = [_write(staging, ingredient, state_dicts[ingredient.name]) for ingredient in manifest.ingredients]
-        done = signed(manifest.model_copy(update={"ingredients": tuple(ingredients)}))
+        update: dict[str, object] = {"ingredients": tuple(ingredients)}
+        if manifest.moments is not None and moments is not None:
+            update["moments"] = _write_moments(staging, manifest.moments, moments)
+        done = signed(manifest.model_copy(update=update))
         (staging / MANIFEST_NAME).write_text(done.model_dump_json(indent=2) + "\n", encoding="utf-8")
         staging.chmod(0o755)
         if folder.exists():
@@ -131,6 +177,34 @@ def _write(folder: Path, ingredient: Ingredient, state_dict: Mapping[str, Tensor
     safetensors.torch.save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}, path)
     path.chmod(0o644)
     return ingredient.model_copy(update={"sha256": file_sha256(path)})
+
+
+def add_moments(base: BaseSet, moments: Mapping[str, LayerMoments], described: MomentsFile) -> Manifest:
+    """Give an existing base set moments, or others than it has; returns its manifest, which has a new digest.
+
+    Args:
+        base: as it was loaded.
+        moments: one per ingredient.
+        described: what the manifest is to say of them, but for the SHA-256.
+    """
+    written = _write_moments(base.path, described, moments)
+    return rewrite_manifest(base.path, base.manifest.model_copy(update={"moments": written}))
+
+
+def _write_moments(folder: Path, described: MomentsFile, moments: Mapping[str, LayerMoments]) -> MomentsFile:
+    path = folder / described.file
+    keys = _moment_keys(moments, next(iter(moments.values())))
+    tensors = {key: getattr(moments[name][layer], part) for key, (name, layer, part) in keys.items()}
+    partial = folder / f".{described.file}.{os.getpid()}"
+    try:
+        safetensors.torch.save_file(
+            {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial
+        )
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return described.model_copy(update={"sha256": file_sha256(path)})
 
 
 def rewrite_manifest(folder: Path, manifest: Manifest) -> Manifest:

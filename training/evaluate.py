@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import tyro
@@ -31,7 +31,7 @@ from training.robustness import (
 )
 from training.threat import DEFAULT_THREATS, NORMS, Norm, ThreatModel
 
-__all__ = ["APGD_LOSSES", "Evaluate", "evaluate_classifier", "evaluation_threats", "load_test_images"]
+__all__ = ["APGD_LOSSES", "Evaluate", "evaluate_classifier", "evaluation_threats", "load_images"]
 
 
 class Evaluate(Command):
@@ -70,7 +70,7 @@ class Evaluate(Command):
         device = _checked_device(self.device)
         base = load_base_set(self.folder)
         threats = _overridden(evaluation_threats(base.manifest), self.threats)
-        test = load_test_images(base.manifest, self.data)
+        test = load_images(base.manifest, self.data)
         positions = balanced_indices(test.labels, self.n, seed=self.seed)
         chosen = test.subset(positions)
         images, labels = torch.from_numpy(to_input(chosen.images)), torch.from_numpy(chosen.labels)
@@ -168,13 +168,14 @@ def evaluation_threats(manifest: Manifest) -> tuple[ThreatModel, ...]:
     return tuple(by_norm[norm] for norm in NORMS)
 
 
-def load_test_images(manifest: Manifest, data: Path | None) -> ImageSet:
-    """Load the test images of a base set's recipe, or other images of its classes.
+def load_images(manifest: Manifest, data: Path | None, *, part: Literal["test", "validation"] = "test") -> ImageSet:
+    """Load the test images of a base set's recipe, or the validation images, or other images of its classes.
 
     Args:
         manifest: names data source, input size and classes.
         data: the recipe's data folder, or a folder with one folder per class (some may be absent). Default: where the
             recipe says.
+        part: of the recipe's data; neither was trained on.
 
     Raises:
         ValueError: no such data, or images of unknown classes.
@@ -187,18 +188,19 @@ def load_test_images(manifest: Manifest, data: Path | None) -> ImageSet:
     if data is not None and not _has_parts(data) and not _is_torchvision(spec, data):
         return load_folder(data, manifest.input, manifest.class_names)
     if spec.source == "digits" and data is None:
-        test = load_splits(spec, manifest.input).test
+        found = getattr(load_splits(spec, manifest.input), part)
     else:
         root = data or (Path(spec.path) if spec.path else None)
         if root is None or not root.is_dir():
             raise ValueError(f"{root or manifest.name}: found no such data folder; give the images with --data PATH")
-        if not _has_parts(root):
-            test = load_splits(spec, manifest.input, root).test
+        if part == "test" and _has_parts(root):  # the training part is not needed
+            found = load_folder(root / "test", manifest.input, manifest.class_names)
         else:
-            test = load_folder(root / "test", manifest.input, manifest.class_names)  # the training part is not needed
-    if test.class_names != manifest.class_names:
-        raise ValueError(f"expected images of the classes {list(manifest.class_names)}, got {list(test.class_names)}")
-    return test
+            found = getattr(load_splits(spec, manifest.input, root), part)
+    images: ImageSet = found
+    if images.class_names != manifest.class_names:
+        raise ValueError(f"expected images of the classes {list(manifest.class_names)}, got {list(images.class_names)}")
+    return images
 
 
 def _has_parts(root: Path) -> bool:

@@ -123,6 +123,15 @@ class Ingredient(Frozen):
     metrics: dict[str, Metric] = Field(default_factory=dict)
 
 
+class MomentsFile(Frozen):
+    """Where the means and variances of the ingredients' channels are: see training/moments.py."""
+
+    file: Literal["moments.safetensors"] = "moments.safetensors"
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    n: int = Field(ge=1, description="training images they were measured on")
+    data_hash: str = Field(description="digest of these images")
+
+
 class Provenance(Frozen):
     """Where a base set comes from."""
 
@@ -150,6 +159,11 @@ class Manifest(Signed):
     default_coefficients: dict[str, float]
     default_temperature: float = Field(default=1.0, gt=0, description="divides the logits of the default soup")
     provenance: Provenance
+    moments: MomentsFile | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,  # base sets without it keep the digest they have
+        description="of the channels of networks without BatchNorm; without it these cannot be recalibrated",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -198,7 +212,7 @@ def read_manifest(folder: Path, *, check_files: bool = True) -> Manifest:
 
     Args:
         folder: the base set, `bases/<name>/`.
-        check_files: also compare the SHA-256 of every ingredient file.
+        check_files: also compare the SHA-256 of every file it names.
 
     Raises:
         BaseSetError: missing, malformed, edited or corrupt; one line that names the file and what was expected.
@@ -211,4 +225,6 @@ def read_manifest(folder: Path, *, check_files: bool = True) -> Manifest:
     if check_files:
         for ingredient in manifest.ingredients:
             check_file(folder / ingredient.file, ingredient.sha256, BaseSetError, what="an ingredient")
+        if manifest.moments is not None:
+            check_file(folder / manifest.moments.file, manifest.moments.sha256, BaseSetError, what="the moments")
     return manifest

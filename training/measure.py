@@ -10,8 +10,9 @@ from training.bases import BaseSet, StateDict
 from training.data import ImageSet, Splits
 from training.evaluate import APGD_LOSSES, evaluate_classifier
 from training.images import to_input
-from training.manifest import Ingredient, Manifest, Metric
+from training.manifest import Ingredient, Manifest, Metric, MomentsFile
 from training.models import Classifier, create_classifier
+from training.moments import NUM_IMAGES, LayerMoments, measure_moments, movable_layers
 from training.provenance import provenance
 from training.recipe import EvaluationSpec, Recipe
 
@@ -105,6 +106,29 @@ def measure(
         default_coefficients={name: float(name == best) for name in validation},
         provenance=origin,
     )
+
+
+def moments_of(
+    manifest: Manifest, state_dicts: Mapping[str, StateDict], images: ImageSet, *, seed: int = 0, device: str = "cpu"
+) -> tuple[dict[str, LayerMoments], MomentsFile] | None:
+    """Return the moments of every ingredient, and what a manifest says of them; None for networks with BatchNorm.
+
+    Args:
+        manifest: of the ingredients.
+        state_dicts: one per ingredient.
+        images: what they are measured on, of the kind the ingredients were trained on, at most `NUM_IMAGES` of them.
+        seed: of the choice of images.
+        device: torch device.
+    """
+    classifier = create_classifier(manifest.architecture, manifest.input, len(manifest.class_names)).eval()
+    if not movable_layers(classifier.net):
+        return None
+    some = images.balanced(NUM_IMAGES, seed=seed)
+    found: dict[str, LayerMoments] = {}
+    for name in manifest.ingredient_names:
+        classifier.net.load_state_dict(state_dicts[name])
+        found[name] = measure_moments(classifier, some.images, device=device)
+    return found, MomentsFile(sha256="0" * 64, n=len(some), data_hash=some.digest)
 
 
 def metrics_of(

@@ -14,7 +14,7 @@ from training.compute import Compute
 from training.data import Images, Splits, load_splits
 from training.fit import CHECKPOINT, LOG, Fit, Place
 from training.manifest import Manifest
-from training.measure import measure
+from training.measure import measure, moments_of
 from training.models import create_classifier
 from training.recipe import Recipe
 
@@ -87,7 +87,11 @@ def train(
         return None
     device = str(accelerator.device)
     manifest = measure(recipe, splits, state_dicts, base=base, seed=seed, seconds=_logged_seconds(work), device=device)
-    written = save_base_set(out, manifest, state_dicts)
+    moments = None
+    if (found := moments_of(manifest, state_dicts, splits.validation, seed=seed, device=device)) is not None:
+        moments, described = found
+        manifest = manifest.model_copy(update={"moments": described})
+    written = save_base_set(out, manifest, state_dicts, moments=moments)
     shutil.copy(work / LOG, out / LOG)
     shutil.rmtree(work)
     logger.info("wrote %s", out)

@@ -19,7 +19,7 @@ from benchmarks.machine import machine
 from training.attack_losses import LossName
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
-from training.evaluate import evaluation_threats, load_test_images
+from training.evaluate import evaluation_threats, load_images
 from training.images import to_input
 from training.intervals import wilson
 from training.threat import ThreatModel
@@ -52,7 +52,7 @@ class Attacks(Command):
         """Measure."""
         torch.set_num_threads(self.threads)
         base = load_base_set(self.base)
-        test = load_test_images(base.manifest, self.data).balanced(self.n, seed=self.seed)
+        test = load_images(base.manifest, self.data).balanced(self.n, seed=self.seed)
         images, labels = torch.from_numpy(to_input(test.images)), torch.from_numpy(test.labels)
         threats = evaluation_threats(base.manifest)
         speed = self._speed(base.model(self.models[0]), images[: self.n_timed], labels[: self.n_timed], threats[0])

@@ -16,6 +16,8 @@ from benchmarks.shifts.table import Table
 
 T = TypeVar("T")
 
+STREAM = 200  # pictures without labels that a service could have kept: as many as TENT sees at a time
+
 
 class Shared:
     """Work that several methods have in common: done once, and its time charged to each of them.
@@ -51,6 +53,8 @@ class Context:
         seed: of the method's own random choices.
         table: the logits and scores of many soups on the labelled pictures.
         shared: work in common with other methods on the same pictures.
+        stream: uint8 (m, H, W, 3), m <= `STREAM`, other pictures of the shift that nobody labelled; not the unseen
+            ones.
     """
 
     prepared: PreparedBase
@@ -59,6 +63,7 @@ class Context:
     seed: int
     table: Table
     shared: Shared = field(default_factory=Shared)
+    stream: npt.NDArray[np.uint8] | None = None
 
 
 class Unseen(NamedTuple):

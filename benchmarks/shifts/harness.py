@@ -15,7 +15,7 @@ import torch
 from adapt.prepared import PreparedBase
 from adapt.support import check_disjoint
 from benchmarks.machine import commit
-from benchmarks.shifts.context import Context, Method, Predict, Unseen
+from benchmarks.shifts.context import STREAM, Context, Method, Predict, Unseen
 from benchmarks.shifts.methods import HINDSIGHT, methods_of
 from benchmarks.shifts.results import Found, LandscapeRow, Results, Row, Settings, packed
 from benchmarks.shifts.sets import as_support, draw_positions
@@ -119,10 +119,17 @@ def _run_draw(
             continue
         support = as_support(data.subset(positions))
         check_disjoint(support, test.hashes)
-        context = Context(prepared, support, family_of(shift), draw.seed, table.at(positions))
+        stream = data.images[_others(draw.pool, positions, seed=draw.seed)]
+        context = Context(prepared, support, family_of(shift), draw.seed, table.at(positions), stream=stream)
         unseen_pictures = Unseen(test.images, tested.logits)
         found = dict(_answers(context, unseen_pictures, test.labels, {name: methods[name] for name in missing}))
         results.rows.add(Row(shift=shift, n=n, seed=draw.seed, methods=found, commit=checkout))
+
+
+def _others(pool: Positions, labelled: Positions, *, seed: int) -> Positions:
+    """Return some of the pool that are not labelled; none where all are."""
+    others = np.setdiff1d(pool, labelled)
+    return np.random.default_rng(seed).permutation(others)[:STREAM]
 
 
 def _answers(

@@ -60,6 +60,28 @@ def ladder_served(context: Context) -> Answer:
     return _searched(context, found, found.soup if promoted else default_soup(context.prepared.manifest))
 
 
+def ladder_stream(context: Context) -> Answer:
+    """Search as `ladder` does, with up to 200 unlabelled pictures of the shift as well; take the candidate."""
+    current = default_soup(context.prepared.manifest)
+    stream = context.stream if context.stream is not None and len(context.stream) else None
+    found = search(context.prepared, context.support, current=current, unlabelled=stream, seed=context.seed)
+    return _searched(context, found, found.soup)
+
+
+def ladder_single(context: Context) -> Answer:
+    """Climb the ladder with one ingredient at a time, nothing mixed: what is left tells what mixing adds."""
+    found = search(
+        context.prepared,
+        context.support,
+        current=default_soup(context.prepared.manifest),
+        strategy="grid",
+        grid="simplex",
+        step=1.0,  # the corners alone
+        seed=context.seed,
+    )
+    return _searched(context, found, found.soup)
+
+
 def soup_uniform(context: Context) -> Answer:
     """Mix all ingredients in equal parts."""
     return _tabled(context.table.soups, context.table.soups.uniform())
@@ -87,6 +109,8 @@ def ensemble_weighted(context: Context) -> Answer:
 METHODS: Mapping[str, Method] = {
     "ladder": ladder,
     "ladder_served": ladder_served,
+    "ladder_stream": ladder_stream,
+    "ladder_single": ladder_single,
     "soup_grid": soup_grid,
     "soup_auto": soup_auto,
     "soup_uniform": soup_uniform,

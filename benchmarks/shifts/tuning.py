@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapt.evaluation import served_logits
 from adapt.prepared import PreparedBase
-from adapt.recalibration import PRIOR_IMAGES, Recalibrator
+from adapt.recalibration import PRIOR_IMAGES
 from adapt.search import search
 from adapt.soup import default_soup
 from benchmarks.shifts.context import Answer, Context, Unseen
@@ -130,12 +130,12 @@ def tune_profile(
         for count in n:
             parts = draw(data, n_support=count, n_test=n_test, seed=seed)
             for profile in found:
-                prepared.recalibrator = Recalibrator(prepared.model("raw"), prior_images=profile)
+                prepared.recalibrator = prepared.recalibrator_with(profile)
                 soup = search(prepared, parts.support, current=default_soup(prepared.manifest), seed=seed).soup
                 logits = served_logits(prepared, soup, parts.test.images)
                 found[profile][count][shift] = _accuracy(logits, parts.test.labels)
             logger.info("%s, n = %d: %d profiles", shift, count, len(found))
-    prepared.recalibrator = Recalibrator(prepared.model("raw"))
+    prepared.recalibrator = prepared.recalibrator_with(PRIOR_IMAGES)
     return found
 
 

@@ -65,7 +65,7 @@ async def adapt(context: Context, request: Request) -> Response:
     deadline = time.monotonic() + wait
     upload = read_upload(parts, context.settings)
     if not upload.is_labelled and not context.predictor.has_statistics(loaded.base):
-        raise invalid("unlabelled", "the network has no BatchNorm statistics, so without labels nothing can be found")
+        raise invalid("unlabelled", "the base set has no channel statistics, so without labels nothing can be found")
     material = await asyncio.to_thread(check_upload, upload, loaded.base.manifest, context.settings)
     job = await asyncio.to_thread(context.adaptation.submit, name, material, strategy=strategy, promote=promote)
     job, is_done = await context.adaptation.wait(job, deadline - time.monotonic())

@@ -221,8 +221,8 @@ class Predictor:
         )
 
     def has_statistics(self, base: Base) -> bool:
-        """Say if the network of a base set has BatchNorm statistics, which images without labels can move."""
-        return any(slot.is_variance for slot in self._bundle(base).info.tensors)
+        """Say if channel statistics of training are known, which images without labels can move."""
+        return base.manifest.moments is not None or any(slot.is_variance for slot in self._bundle(base).info.tensors)
 
     def _bundle(self, base: Base) -> Bundle:
         digest = base.manifest.digest

@@ -29,5 +29,11 @@ def ln_base(tiny_ln_base_set: Path) -> BaseSet:
 
 
 @pytest.fixture(scope="session")
+def prepared_moments(tiny_moments_base_set: Path) -> PreparedBase:
+    """LayerNorm nets that can be recalibrated."""
+    return PreparedBase(load_base_set(tiny_moments_base_set))
+
+
+@pytest.fixture(scope="session")
 def prepared(base: BaseSet) -> PreparedBase:
     return PreparedBase(base)

@@ -112,12 +112,12 @@ def test_rungs_and_unlabelled_images(
     assert alone["patch"] is None
     assert alone["search"]["image_forwards"] <= 23 * 30
     out = tmp_path / "out"
-    args = ("search", tiny_base_set, folder, "--rungs", "batchnorm", "--unlabelled", unseen, "--out", out)
+    args = ("search", tiny_base_set, folder, "--rungs", "statistics", "--unlabelled", unseen, "--out", out)
     job = run_json(capsys, *args)
     assert job["support"]["unlabelled"] == 24
     soup = read_soup(out / "soup.json")
     assert (job["patch"] is None) == (soup.patch is None) == (not (out / "patch.safetensors").exists())
-    assert main(["search", str(tiny_base_set), str(folder), "--rungs", "batchnorm", "--unlabelled", str(unseen)]) == 0
+    assert main(["search", str(tiny_base_set), str(folder), "--rungs", "statistics", "--unlabelled", str(unseen)]) == 0
     assert "30 images of 3 classes; 24 unlabelled" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
     assert "expected images" in failure(capsys, "search", tiny_base_set, folder, "--unlabelled", tmp_path / "empty")

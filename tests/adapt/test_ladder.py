@@ -86,7 +86,7 @@ def test_what_was_chosen_is_what_is_served(prepared: PreparedBase, found: Search
     assert found.choice.head is not None
     assert features is not None
     torch.testing.assert_close(said, found.choice.head(features).float(), rtol=1e-3, atol=1e-3)
-    own = search(prepared, dim, current=default_soup(prepared.manifest), rungs=("batchnorm",))
+    own = search(prepared, dim, current=default_soup(prepared.manifest), rungs=("statistics",))
     said = served_logits(prepared, own.soup, dim.images) / own.soup.temperature
     losses = torch.nn.functional.cross_entropy(said, torch.from_numpy(dim.labels), reduction="none")
     chosen = own.scores.losses[own.choice.candidate, own.choice.temperature]
@@ -148,7 +148,7 @@ def test_a_current_soup_with_a_patch_is_judged_with_it_and_kept_as_it_is(prepare
 def test_unlabelled_images_count_in_the_statistics(prepared: PreparedBase) -> None:
     support = coloured(30, prepared.manifest.class_names, contrast=0.2)
     more = coloured(200, prepared.manifest.class_names, seed=8, contrast=0.2).images
-    result = search(prepared, support, current=default_soup(prepared.manifest), unlabelled=more, rungs=("batchnorm",))
+    result = search(prepared, support, current=default_soup(prepared.manifest), unlabelled=more, rungs=("statistics",))
     assert result.outcome.support.unlabelled == 200
     assert result.soup.patch is not None
     assert result.soup.patch.recalibrated == 230
@@ -160,6 +160,21 @@ def test_a_network_without_batchnorm_climbs_only_to_its_last_layer(ln_base: Base
     assert not result.pool.recalibrated.any()
     with pytest.raises(ValueError, match="no BatchNorm"):
         recalibrate(prepared, support_for(prepared, 5).images, current=default_soup(ln_base.manifest))
+
+
+def test_a_network_without_batchnorm_climbs_on_where_its_moments_are_known(prepared_moments: PreparedBase) -> None:
+    manifest = prepared_moments.manifest
+    dim = coloured(60, manifest.class_names, contrast=0.2)
+    result = search(prepared_moments, dim, current=default_soup(manifest), rungs=("statistics",))
+    assert result.pool.recalibrated.any()
+    chosen = result.pool.recalibrated & result.pool.eligible
+    assert np.isfinite(result.pool.scores.losses[chosen]).all()
+    soup, outcome = recalibrate(prepared_moments, dim.images, current=default_soup(manifest))
+    assert outcome.state == "kept"
+    assert soup.patch is not None
+    served = served_logits(prepared_moments, soup, dim.images)
+    row = np.asarray([soup.vector(manifest)])
+    torch.testing.assert_close(served, run_soups(prepared_moments, row, dim.images, recalibrate=True).logits[0])
 
 
 def test_without_labels_the_current_soup_is_recalibrated_and_kept(prepared: PreparedBase, found: Search) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from adapt.evaluation import run_soups, soup_logits
 from adapt.prepared import PreparedBase
-from adapt.recalibration import Recalibrator, _moments, project_to_simplex
+from adapt.recalibration import Recalibrator, project_to_simplex
 from training.bases import BaseSet
 
 
@@ -109,10 +109,46 @@ def test_networks_without_batchnorm_and_bad_priors_are_refused(ln_base: BaseSet,
     assert isinstance(prepared.model("raw").net, nn.Module)
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 4, 4), (7, 3), (1, 3, 2, 2), (1, 3), (1, 3, 1, 1)])
-def test_moments_are_those_of_the_channels(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 100
-    mean, var = _moments(x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x)
-    expected_var, expected_mean = torch.var_mean(x.double(), dim=[0, *range(2, x.dim())], correction=0)
-    torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(var.double(), expected_var, rtol=1e-4, atol=1e-5)
+SOUPS = np.asarray([[0.0, 1.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25], [1.25, -0.25, 0.25, -0.25]])
+
+
+def test_images_that_moments_were_measured_on_change_hardly_anything(prepared_moments: PreparedBase) -> None:
+    rows, images = SOUPS[:1], pictures(300, seed=5)
+    plain = soup_logits(prepared_moments, rows, images)[0]
+    anew = run_soups(prepared_moments, rows, images, recalibrate=True).logits[0]
+    torch.testing.assert_close(anew, plain, rtol=0.02, atol=0.02)
+
+
+def test_a_change_of_contrast_and_brightness_is_undone_without_batchnorm(prepared_moments: PreparedBase) -> None:
+    """The first layer sees them as a scale and a shift, which is what it can take back."""
+    images = pictures(300, seed=5)
+    dim = (images // 4 + 20).astype(np.uint8)
+    for row in SOUPS:
+        right = soup_logits(prepared_moments, row[None], images)[0]
+        wrong = soup_logits(prepared_moments, row[None], dim)[0]
+        anew = run_soups(prepared_moments, row[None], dim, recalibrate=True).logits[0]
+        assert (anew - right).abs().mean() < 0.3 * (wrong - right).abs().mean()
+
+
+def test_weights_and_biases_carry_what_the_logits_were_made_with(prepared_moments: PreparedBase) -> None:
+    images = pictures(50)
+    run = run_soups(prepared_moments, SOUPS, images, recalibrate=True, unlabelled=pictures(30, seed=1))
+    assert run.image_forwards == 3 * 80
+    for position, row in enumerate(SOUPS):
+        patch = run.statistics[position]
+        assert patch is not None
+        assert all(key.endswith((".weight", ".bias")) for key in patch)
+        again = soup_logits(prepared_moments, row[None], images, bn_mode="raw", patch=patch)[0]
+        torch.testing.assert_close(run.logits[position], again, rtol=1e-3, atol=1e-4)
+    assert not any(module._forward_hooks for module in prepared_moments.model("raw").net.modules())
+
+
+def test_without_batchnorm_several_batches_come_close_to_one(
+    prepared_moments: PreparedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = (pictures(96) // 2).astype(np.uint8)
+    whole = run_soups(prepared_moments, SOUPS[:1], images, recalibrate=True)
+    monkeypatch.setattr("adapt.evaluation.RECALIBRATION_PIXELS", 48 * 16 * 16)
+    parts = run_soups(prepared_moments, SOUPS[:1], images, recalibrate=True)
+    assert parts.image_forwards == 2 * 96
+    torch.testing.assert_close(parts.logits[0], whole.logits[0], rtol=0.05, atol=0.05)

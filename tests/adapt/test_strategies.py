@@ -68,7 +68,7 @@ def task_for(
     )
 
 
-@pytest.mark.parametrize("rungs", [(), ("batchnorm",)])
+@pytest.mark.parametrize("rungs", [(), ("statistics",)])
 def test_the_surrogate_finds_what_the_grid_finds_at_a_sixth_of_the_cost(
     prepared: PreparedBase, rungs: tuple[Rung, ...]
 ) -> None:

@@ -1,11 +1,14 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from adapt.prepared import PreparedBase, thread_count
@@ -13,8 +16,8 @@ from adapt.search import search
 from adapt.soup import default_soup
 from benchmarks.pictures import jpegs
 from benchmarks.shifts.__main__ import FULL, QUICK, main
-from benchmarks.shifts.context import Context, Unseen
-from benchmarks.shifts.harness import draw_pictures, known_methods
+from benchmarks.shifts.context import STREAM, Context, Shared, Unseen
+from benchmarks.shifts.harness import _others, draw_pictures, known_methods
 from benchmarks.shifts.methods import Landscape, fit_mixture, methods_of, soup_oracle, soup_single
 from benchmarks.shifts.results import LandscapeRow, Lines, Row, Settings
 from benchmarks.shifts.sets import as_support, clean_images
@@ -31,7 +34,10 @@ SHIFTS = "gaussian_noise,fog,contrast"
 SMALL = ["--n", "4,12", "--seeds", "2", "--n-test", "40", "--threads", "1", "--costly-n", "12", "--costly-seeds", "1"]
 FIXED = {"fixed_linf", "fixed_nominal", "fixed_l2", "fixed_l1"}
 SOUPS = {"soup_grid", "soup_auto", "soup_uniform", "picked"} | FIXED  # of folded weights, without a patch
-OURS = {"ladder", "ladder_served", "soup_grid", "soup_auto", "soup_single", "soup_uniform", "soup_oracle"}
+OURS = {
+    *("ladder", "ladder_served", "ladder_stream", "ladder_single"),
+    *("soup_grid", "soup_auto", "soup_single", "soup_uniform", "soup_oracle"),
+}
 TRAINED = {"finetune", "surgical", "tent"}
 RIVALS = {"picked", "picked_bn", "picked_head", "picked_bn_head", "ensemble", "ensemble_weighted"} | FIXED | TRAINED
 
@@ -353,6 +359,29 @@ def test_every_method_answers_with_logits_of_its_own_soup(
             position = table.soups.position(answer.coefficients)
             assert torch.equal(logits, table.logits[position])
     assert set(known_methods(prepared)) == OURS | RIVALS
+
+
+def test_the_stream_is_what_neither_was_labelled_nor_is_tested(
+    prepared: PreparedBase, shifted: ImageSet, table: Table
+) -> None:
+    bare = context_at(prepared, shifted, table, 12, 0)
+    stream = shifted.images[-20:]
+    methods = methods_of(prepared.manifest)
+    assert methods["ladder_stream"](bare).forwards == methods["ladder"](bare).forwards
+    with_stream = methods["ladder_stream"](replace(bare, shared=Shared(), stream=stream))
+    assert with_stream.forwards > methods["ladder"](bare).forwards
+    single = methods["ladder_single"](bare)
+    assert single.coefficients is not None
+    assert sorted(single.coefficients) == [0, 0, 0, 1]
+
+
+@given(labelled=st.integers(1, 40))
+@settings(max_examples=10)
+def test_unlabelled_pictures_come_from_the_rest_of_the_pool(labelled: int) -> None:
+    pool = np.random.default_rng(1).permutation(300)[:40]
+    others = _others(pool, pool[:labelled], seed=0)
+    assert set(others.tolist()) == set(pool[labelled:].tolist())
+    assert len(_others(np.arange(1000), pool[:1], seed=0)) == STREAM
 
 
 def test_the_weighted_ensemble_is_no_worse_than_any_other_on_its_labels() -> None:

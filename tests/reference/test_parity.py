@@ -21,7 +21,7 @@ from training.__main__ import COMMANDS
 from training.attack_losses import LossName
 from training.bases import load_base_set
 from training.cli import run
-from training.evaluate import evaluation_threats, load_test_images
+from training.evaluate import evaluation_threats, load_images
 from training.images import to_input
 from training.models import Classifier
 from training.threat import Norm, ThreatModel
@@ -48,7 +48,7 @@ class Bench(NamedTuple):
 
 def make_bench(folder: Path, data: Path | None, n: int) -> Bench:
     base = load_base_set(folder)
-    test = load_test_images(base.manifest, data).balanced(n, seed=0)
+    test = load_images(base.manifest, data).balanced(n, seed=0)
     images, labels = torch.from_numpy(to_input(test.images)), torch.from_numpy(test.labels)
     assert len(labels) == n
     models = {name: base.model(name).to(memory_format=torch.channels_last) for name in MODELS}

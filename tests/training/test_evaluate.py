@@ -8,7 +8,7 @@ import torch
 from tests.conftest import CLASSES
 from tests.training.conftest import Trained
 from training.cli import run
-from training.evaluate import Evaluate, evaluate_classifier, evaluation_threats, load_test_images
+from training.evaluate import Evaluate, evaluate_classifier, evaluation_threats, load_images
 from training.manifest import Manifest, ThreatModel, read_manifest
 
 THREATS = (ThreatModel(norm="Linf", eps=0.1), ThreatModel(norm="L2", eps=1.5), ThreatModel(norm="L1", eps=6))
@@ -133,18 +133,18 @@ def test_a_data_folder_with_parts_gives_its_test_part(tiny_base_set: Path, image
     (tmp_path / "train").mkdir()  # need not hold anything: it is not read
     (tmp_path / "test").symlink_to(image_folder)
     manifest = read_manifest(tiny_base_set)
-    whole, part = load_test_images(manifest, image_folder), load_test_images(manifest, tmp_path)
+    whole, part = load_images(manifest, image_folder), load_images(manifest, tmp_path)
     assert len(part) == 36
     assert part.hashes == whole.hashes
     relative = with_recipe(tiny_base_set, data={"source": "folder", "path": str(tmp_path), "num_validation": 3})
-    assert load_test_images(relative, None).hashes == whole.hashes
+    assert load_images(relative, None).hashes == whole.hashes
 
 
 def test_a_folder_may_lack_classes_and_keeps_their_indices(
     tiny_base_set: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "ship").symlink_to(image_folder / "ship")
-    data = load_test_images(read_manifest(tiny_base_set), tmp_path)
+    data = load_images(read_manifest(tiny_base_set), tmp_path)
     assert set(data.labels.tolist()) == {CLASSES.index("ship")}
     assert data.class_names == CLASSES
 
@@ -152,9 +152,9 @@ def test_a_folder_may_lack_classes_and_keeps_their_indices(
 def test_embedded_digits_need_no_folder(tiny_base_set: Path) -> None:
     manifest = read_manifest(tiny_base_set)
     digits = manifest.model_copy(update={"class_names": tuple("0123456789")})
-    assert len(load_test_images(digits, None)) == 600
+    assert len(load_images(digits, None)) == 600
     with pytest.raises(ValueError, match=r"expected images of the classes \['cat', 'dog', 'ship'\]"):
-        load_test_images(manifest, None)
+        load_images(manifest, None)
 
 
 def test_radii_can_be_given(tiny_base_set: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +226,6 @@ def test_bad_input_ends_with_one_line_and_code_2(
 def test_missing_recipe_data_is_named(tiny_base_set: Path, tmp_path: Path) -> None:
     gone = with_recipe(tiny_base_set, data={"source": "cifar10", "path": str(tmp_path / "gone"), "num_validation": 10})
     with pytest.raises(ValueError, match="gone: found no such data folder; give the images with --data PATH"):
-        load_test_images(gone, None)
+        load_images(gone, None)
     with pytest.raises(ValueError, match="give the images with --data PATH"):
-        load_test_images(with_recipe(tiny_base_set), None)
+        load_images(with_recipe(tiny_base_set), None)
