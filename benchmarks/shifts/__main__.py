@@ -11,16 +11,17 @@ import tyro
 from pydantic import Field
 
 from adapt.prepared import PreparedBase, thread_count
+from benchmarks.shifts.attacked import Attack
 from benchmarks.shifts.harness import known_methods, run_methods
-from benchmarks.shifts.report import markdown, write_report
-from benchmarks.shifts.results import COSTLY, Results, Settings, contract, open_results
+from benchmarks.shifts.report import reported
+from benchmarks.shifts.results import COSTLY, Results, Settings, open_results
 from benchmarks.shifts.sets import clean_images
 from benchmarks.shifts.sheet import contact_sheet
 from benchmarks.shifts.sources import find_sources
 from benchmarks.shifts.suite import SUITE, find_shift
 from benchmarks.shifts.tuned import write_trials
-from benchmarks.shifts.tuning import GRID, describe, tune, tune_profile
 from benchmarks.shifts.tuning import SHIFTS as TUNED_SHIFTS
+from benchmarks.shifts.tuning import TUNED_N, describe, tune, tune_profile
 from training.bases import load_base_set
 from training.cli import Command, Result, run
 from training.manifest import InputSpec, check_mixable
@@ -64,7 +65,7 @@ class Shifts(Command):
     """Compare ways to adapt to shifted pictures from few labelled ones, on unseen ones.
 
     A run that was interrupted goes on where it stopped; one that is done is only reported again. Subcommands: `report`
-    what a run has so far, `tune` rivals, `preview` and `list` the shifts.
+    what a run has so far, `attack` what it chose, `tune` rivals, `preview` and `list` the shifts.
 
     Example: python -m benchmarks.shifts --quick --data .data/cifar10 --out runs/shifts --json
     """
@@ -128,7 +129,7 @@ class Shifts(Command):
             results.forget(redone)
         with thread_count(self.threads):
             run_methods(prepared, sources, results)
-        return _reported(results)
+        return reported(results)
 
     def _plan(self) -> Plan:
         """Return what to measure: the options, and where they are silent the full or the quick plan."""
@@ -151,16 +152,6 @@ class Shifts(Command):
             costly_seeds=min(seeds, self.costly_seeds or plan.costly_seeds),
             shifts=plan.shifts,
         )
-
-
-def _reported(results: Results) -> Result:
-    """Write the report of the results and return it."""
-    accuracies = results.accuracies()
-    if missing := [name for name in results.settings.methods if name not in accuracies]:
-        logger.info("left out, as not measured, or as all shifts are of one family: %s", ", ".join(missing))
-    written = write_report(results.folder, results, accuracies)
-    logger.info("wrote %s", ", ".join(str(path) for path in written))
-    return Result(contract(accuracies, results.settings), markdown(results, accuracies))
 
 
 def _counts(option: str, words: Sequence[str]) -> tuple[int, ...]:
@@ -195,7 +186,7 @@ class Report(Command):
 
     def execute(self) -> Result:
         """Report."""
-        return _reported(open_results(self.out).restricted())
+        return reported(open_results(self.out).restricted())
 
 
 class Tune(Command):
@@ -208,6 +199,9 @@ class Tune(Command):
     base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=Path(".data/cifar10"), description="CIFAR-10, or a folder with test/<class>/<file>")
     shifts: tuple[str, ...] = Field(default=TUNED_SHIFTS, description="names of shifts, of two families or more")
+    n: tuple[str, ...] | None = Field(
+        default=None, description=f"labelled pictures; {','.join(map(str, TUNED_N))} if not given, with commas"
+    )
     n_test: int = Field(default=500, ge=1, description="unseen pictures of each")
     profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
         default=False, description="only compare priors of the ladder's BatchNorm statistics, and enter nothing"
@@ -218,7 +212,10 @@ class Tune(Command):
         """Tune."""
         prepared = PreparedBase(load_base_set(self.base))
         name = prepared.manifest.name
-        size = max(n for grid in GRID.values() for n in grid) + self.n_test
+        counts = TUNED_N if self.n is None else _counts("n", self.n)
+        if unknown := sorted(set(counts) - set(TUNED_N)):
+            raise ValueError(f"n: expected some of {list(TUNED_N)}, got {unknown[0]}")
+        size = max(TUNED_N) + self.n_test
         sources = find_sources(self.data, None, prepared.manifest, size=size, seed=self.seed)
         shifts = _known("shifts", self.shifts, tuple(SUITE))
         if len({SUITE[shift].family for shift in shifts}) < 2:
@@ -227,8 +224,17 @@ class Tune(Command):
             if self.profile:
                 found = tune_profile(prepared, sources, shifts=shifts, n=(20, 100), n_test=self.n_test, seed=self.seed)
                 return _profiles(name, found)
-            command = f"python -m benchmarks.shifts tune bases/{name} --seed {self.seed} --n-test {self.n_test}"
-            trials = tune(prepared, sources, command=command, shifts=shifts, n_test=self.n_test, seed=self.seed)
+            options = f"--seed {self.seed} --n {','.join(map(str, counts))} --n-test {self.n_test}"
+            command = f"python -m benchmarks.shifts tune bases/{name} {options}"
+            trials = tune(
+                prepared,
+                sources,
+                command=command,
+                shifts=shifts,
+                counts=counts,
+                n_test=self.n_test,
+                seed=self.seed,
+            )
         write_trials(name, trials)
         return Result(trials.model_dump(mode="json"), describe(trials))
 
@@ -284,7 +290,7 @@ class List(Command):
         return Result({"shifts": rows}, "\n".join(lines))
 
 
-SUBCOMMANDS: tuple[type[Command], ...] = (Report, Tune, Preview, List)
+SUBCOMMANDS: tuple[type[Command], ...] = (Report, Attack, Tune, Preview, List)
 
 
 def main(args: Sequence[str]) -> int:

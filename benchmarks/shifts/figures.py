@@ -76,6 +76,29 @@ def plot_composition(results: Results, n: int, path: Path) -> bool:
     return True
 
 
+def plot_fronts(results: Results, n: int, path: Path) -> None:
+    """Draw accuracy under the union of attacks against accuracy, a point for each shift, a cross for each mean."""
+    settings = results.settings
+    rows = [row for row in results.attacked.records.values() if row.shift in settings.shifts]
+    figure = _figure(7.5, 5.5)
+    axes: Any = figure.subplots()
+    for number, method in enumerate(dict.fromkeys(row.method for row in rows)):
+        points = [(row.accuracy["clean"], row.accuracy["union"]) for row in rows if row.method == method]
+        x, y = 100 * np.asarray(points).T
+        colour = "#000000" if method == "ladder" else COLOURS[number % len(COLOURS)]
+        axes.scatter(x, y, s=14, color=colour, alpha=0.4, linewidths=0)
+        mark = f"{method}: {x.mean():.1f}, {y.mean():.1f}"
+        axes.scatter(x.mean(), y.mean(), s=90, color=colour, marker="X", edgecolors="white", label=mark)
+    axes.set_xlabel("accuracy on unseen pictures of the shift, %")
+    axes.set_ylabel("accuracy under attack (union of threat models), %")
+    axes.set_title(
+        f"{settings.base_set}, chosen on {n} labelled pictures; crosses: means of {len(settings.shifts)} shifts"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
 def _figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported late: slow
     from matplotlib.figure import Figure

@@ -1,5 +1,6 @@
 """The report of what a run found: tables, and the pictures of `figures`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import numpy.typing as npt
 from benchmarks.machine import commit, machine
 from benchmarks.shifts.bootstrap import Difference, holm
 from benchmarks.shifts.comparison import SUITE, Comparison
-from benchmarks.shifts.figures import plot_accuracy, plot_composition
-from benchmarks.shifts.results import COSTLY, Accuracies, Found, Results, Settings, spread
+from benchmarks.shifts.figures import plot_accuracy, plot_composition, plot_fronts
+from benchmarks.shifts.results import COSTLY, Accuracies, Found, Results, Settings, contract, spread
 from benchmarks.shifts.rivals import RIVALS
 from benchmarks.shifts.sets import FOLDER_SETS
 from benchmarks.shifts.sources import family_of
+from training.cli import Result
+from training.manifest import NORMS
+
+logger = logging.getLogger(__name__)
 
 OURS = ("ladder", "soup_auto")  # the first that was run is what the others are compared with
 ENSEMBLES = ("ensemble", "ensemble_weighted")
@@ -23,6 +28,16 @@ TOLERATED, SIGNIFICANT = -0.003, 0.05  # a shift family counts as lost where the
 Floats = npt.NDArray[np.float64]
 
 
+def reported(results: Results) -> Result:
+    """Write the report of the results into their folder and return it."""
+    accuracies = results.accuracies()
+    if missing := [name for name in results.settings.methods if name not in accuracies]:
+        logger.info("left out, as not measured, or as all shifts are of one family: %s", ", ".join(missing))
+    written = write_report(results.folder, results, accuracies)
+    logger.info("wrote %s", ", ".join(str(path) for path in written))
+    return Result(contract(accuracies, results.settings), markdown(results, accuracies))
+
+
 def write_report(folder: Path, results: Results, accuracies: Accuracies) -> list[Path]:
     """Write `REPORT.md` and its pictures into the folder; older ones are replaced. Return their paths."""
     written = [folder / "REPORT.md", folder / "accuracy.png"]
@@ -30,6 +45,9 @@ def write_report(folder: Path, results: Results, accuracies: Accuracies) -> list
     plot_accuracy(accuracies, results.settings, written[1])
     if plot_composition(results, shown_n(results.settings), folder / "composition.png"):
         written.append(folder / "composition.png")
+    if results.attacked.records:
+        plot_fronts(results, shown_n(results.settings), folder / "fronts.png")
+        written.append(folder / "fronts.png")
     return written
 
 
@@ -66,6 +84,7 @@ def markdown(results: Results, accuracies: Accuracies) -> str:
             *_table(["method", "passes", *heads], _costs(results)),
             "",
             *_soups(results, accuracies, shown),
+            *_robustness(results, shown),
             f"## Accuracy in percent by family of shifts, n = {shown}",
             "",
             *_by_group(accuracies, settings, shown),
@@ -322,6 +341,33 @@ def _soups(results: Results, accuracies: Accuracies, shown: int) -> list[str]:
     rows.append(["mean", *(f"{value:.2f}" for value in numbers.mean(axis=0))])
     head = ["shift", "best ingredient, in hindsight", "single soup", "own soup", "second", "third"]
     return [f"## Soups of the grid in percent, n = {shown}", "", *_table(head[: len(rows[0])], rows), ""]
+
+
+def _robustness(results: Results, shown: int) -> list[str]:
+    """Return what is left of the chosen soups' accuracy under attack, if that was measured."""
+    rows = [row for row in results.attacked.records.values() if row.shift in results.settings.shifts]
+    if not rows:
+        return []
+    columns = ("clean", *NORMS, "union")
+    methods = list(dict.fromkeys(row.method for row in rows))
+    means = {
+        name: [_mean(np.asarray([row.accuracy[column] for row in rows if row.method == name])) for column in columns]
+        for name in methods
+    }
+    return [
+        f"## Accuracy in percent under attack, n = {shown}",
+        "",
+        f"Soups chosen on the first draw, attacked on {rows[0].n} unseen pictures of each shift (APGD-{rows[0].steps}, "
+        "one restart: upper bounds, that of L1 a generous one); means over the shifts. An ingredient is as it is.",
+        "",
+        *_table(
+            ["method", "not attacked", *NORMS, "union"],
+            [[name, *(f"{100 * value:.1f}" for value in values)] for name, values in means.items()],
+        ),
+        "",
+        "![accuracy under attack against accuracy, by shift](fronts.png)",
+        "",
+    ]
 
 
 def _costly(accuracies: Accuracies, settings: Settings) -> list[str]:

@@ -119,8 +119,28 @@ class LandscapeRow(Frozen):
         return Landscape(family_of(self.shift), np.asarray(self.pool), np.asarray(self.test))
 
 
+class AttackedRow(Frozen):
+    """One method's soup for a shift, chosen on its first draw, attacked on unseen pictures of the shift."""
+
+    shift: str
+    method: str
+    n: int = Field(description="pictures")
+    steps: int = Field(description="of APGD, one restart")
+    accuracy: dict[str, float] = Field(description='"clean" (not attacked), each norm, and "union"')
+    commit: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Which soup."""
+        return self.shift, self.method
+
+    def joined(self, other: "AttackedRow") -> "AttackedRow":
+        """Return the later one."""
+        return other
+
+
 Floats = npt.NDArray[np.float64]
-Record = TypeVar("Record", Row, LandscapeRow)
+Record = TypeVar("Record", Row, LandscapeRow, AttackedRow)
 
 
 class Lines(Generic[Record]):
@@ -186,6 +206,7 @@ class Results:
         file.write_text(settings.model_copy(update={"methods": methods}).model_dump_json(indent=2) + "\n")
         self.rows = Lines(folder / "results.jsonl", Row)
         self.landscapes = Lines(folder / "landscapes.jsonl", LandscapeRow)
+        self.attacked = Lines(folder / "attacked.jsonl", AttackedRow)
 
     def is_done(self, shift: str, seed: int) -> bool:
         """Say whether nothing is left to do for a draw of a shift."""

@@ -76,11 +76,19 @@ GRID: Mapping[str, Mapping[int, Sequence[Options]]] = {
         for n in (20, 100)
     },
 }
+TUNED_N = tuple(sorted({n for grid in GRID.values() for n in grid}))
 PROFILES = ((1.0, 32.0), (1.0, 12.0), (0.3, 30.0), (4.0, 12.0), (16.0, 16.0))
 
 
 def tune(
-    prepared: PreparedBase, sources: Sources, *, command: str, shifts: Sequence[str], n_test: int, seed: int
+    prepared: PreparedBase,
+    sources: Sources,
+    *,
+    command: str,
+    shifts: Sequence[str],
+    counts: Sequence[int],
+    n_test: int,
+    seed: int,
 ) -> Trials:
     """Return the accuracy of every setting on every shift.
 
@@ -89,6 +97,7 @@ def tune(
         sources: clean pictures, as many as the most labelled ones and the unseen ones together.
         command: what was asked for, to be kept beside the numbers.
         shifts: one of each family or more.
+        counts: numbers of labelled pictures, some of those in `GRID`.
         n_test: unseen pictures.
         seed: of the draw and of every method.
     """
@@ -96,7 +105,7 @@ def tune(
     found: dict[str, dict[tuple[int, int], dict[str, float]]] = {name: defaultdict(dict) for name in methods}
     for shift in shifts:
         data = sources.load(shift, seed=seed)
-        for n in sorted({n for grid in methods.values() for n in grid}):
+        for n in counts:
             context, test = _task(prepared, shift, data, n=n, n_test=n_test, seed=seed)
             unseen = Unseen(test.images, torch.empty(0))
             for name, grid in methods.items():

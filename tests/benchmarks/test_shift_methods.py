@@ -184,6 +184,40 @@ def test_what_is_finished_can_be_reported(
     assert f"--seeds {seeds} " in (tmp_path / "REPORT.md").read_text()
 
 
+def test_chosen_soups_are_attacked_once_and_reported(
+    tiny_base_set: Path, data_folder: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("settings.json", "results.jsonl", "landscapes.jsonl"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    args = [
+        "attack",
+        str(tmp_path),
+        "--base",
+        str(tiny_base_set),
+        "--data",
+        str(data_folder),
+        "--n",
+        "6",
+        "--steps",
+        "2",
+    ]
+    assert main(args) == EXIT_DONE
+    lines = [json.loads(line) for line in (tmp_path / "attacked.jsonl").read_text().splitlines()]
+    methods = {"ladder", "soup_auto", *FIXED}
+    assert {(line["shift"], line["method"]) for line in lines} == {(s, m) for s in SHIFTS.split(",") for m in methods}
+    for line in lines:
+        accuracy = line["accuracy"]
+        assert accuracy["union"] <= min(accuracy["Linf"], accuracy["L2"], accuracy["L1"]) <= accuracy["clean"]
+    report = (tmp_path / "REPORT.md").read_text()
+    assert "under attack" in report
+    assert (tmp_path / "fronts.png").exists()
+    assert main(args) == EXIT_DONE
+    assert len((tmp_path / "attacked.jsonl").read_text().splitlines()) == len(lines)
+    capsys.readouterr()
+    assert main(["attack", str(tmp_path), "--data", str(data_folder)]) == EXIT_BAD_INPUT
+    assert "expected results of" in capsys.readouterr().err
+
+
 def test_a_report_of_nothing_is_one_line(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == EXIT_BAD_INPUT
     assert "found no settings.json" in capsys.readouterr().err

@@ -324,7 +324,8 @@ def test_tuning_tries_everything_and_is_kept(
     _, _, data = make_context(prepared)
     monkeypatch.setattr(tuning, "GRID", SMALL_GRID)
     monkeypatch.setattr(tuned, "FILE", tmp_path / "tuned.json")
-    found = tuning.tune(prepared, Sources(data, {}), command="x", shifts=["fog", "contrast"], n_test=20, seed=0)
+    shifts = ["fog", "contrast"]
+    found = tuning.tune(prepared, Sources(data, {}), command="x", shifts=shifts, counts=[4, 6], n_test=20, seed=0)
     assert [(trial.n, set(trial.accuracy)) for trial in found.methods["picked_bn"]] == [(4, {"fog", "contrast"})] * 2
     assert found.methods["finetune"][0].options["schedule"]["steps"] == 2
     tuned.write_trials("tiny", found)
