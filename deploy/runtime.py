@@ -25,7 +25,7 @@ from deploy.layout import (
     find_bundle,
     read_info,
 )
-from deploy.session import Device, Floats, SoupSession, build_inference
+from deploy.session import Device, Floats, SoupSession, build_inference, session_bytes
 from training.documents import one_line
 from training.manifest import check_coefficients
 
@@ -91,6 +91,11 @@ class Bundle:
             probe_images=images.astype(np.float32) / np.float32(255),
             probe_logits=logits.reshape(len(MODES), num_soups, num_probes, len(info.class_names)),
         )
+
+    @property
+    def session_bytes(self) -> int:
+        """About how much memory each of its sessions keeps, besides what all sessions share."""
+        return session_bytes(self.skeleton, self.info.row_floats)
 
     def mix(
         self, coefficients: Mapping[str, float], *, bn_mode: BnMode = "folded", patch: Tensors | None = None

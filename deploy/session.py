@@ -6,6 +6,7 @@ import functools
 import io
 import logging
 import sys
+import threading
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from adapt.soup import BnMode
-from deploy.layout import INPUT_NAME, OUTPUT_NAME, WEIGHTS_LOCATION, BundleError
+from deploy.layout import FLOAT_BYTES, INPUT_NAME, OUTPUT_NAME, WEIGHTS_LOCATION, BundleError
 from training.documents import one_line
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,13 @@ Floats = npt.NDArray[np.float32]
 
 MAX_RUN_BATCH = 256  # images per call into ONNX Runtime: bounds the memory of a large request
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+GRAPH_FACTOR = 36  # bytes that ONNX Runtime keeps per byte of a serialised graph; 28 to 42 for the nets measured
+_arena_lock = threading.Lock()
+
+
+def session_bytes(skeleton: bytes, row_floats: int) -> int:
+    """Return about how much memory a session on the CPU keeps: its own copy of the weights, and the graph."""
+    return row_floats * FLOAT_BYTES + GRAPH_FACTOR * len(skeleton)
 
 
 class SoupSession:
@@ -109,6 +117,8 @@ def _create(skeleton: bytes, weights: Floats, provider: str, *, threads: int, op
     options.add_external_initializers_from_files_in_memory([WEIGHTS_LOCATION], [buffer], [buffer.nbytes])
     if provider == CUDA:
         _load_cuda_libraries()
+    else:
+        _share_arena(options)
     try:
         # Without enable_fallback=0, ONNX Runtime answers an error on CUDA by building again, on the CPU, from options
         # whose buffer may be gone by then.
@@ -118,6 +128,24 @@ def _create(skeleton: bytes, weights: Floats, provider: str, *, threads: int, op
     if session.get_providers()[0] != provider:
         raise BundleError(f"{provider} cannot be loaded by ONNX Runtime, which has only {session.get_providers()}")
     return session
+
+
+def _share_arena(options: ort.SessionOptions) -> None:
+    """Let all sessions of the process take what a run needs from one arena.
+
+    An arena never shrinks: with one each, every session would keep room for the largest batch it ever ran, more than
+    its weights take. The weights stay outside, where a session that is dropped leaves no holes.
+    """
+    with _arena_lock:
+        _register_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+
+
+@functools.cache
+def _register_arena() -> None:
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
 
 
 def _providers(provider: str) -> list[Any]:

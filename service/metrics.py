@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry, Counter, Histogram
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,11 @@ class DeploymentMetrics(NamedTuple):
     inference: "Histogram"
     batch_size: "Histogram"
     swap: "Histogram"
+    hits: "Counter"
+    misses: "Counter"
+    evictions: "Counter"
+    sessions: "Gauge"
+    session_bytes: "Gauge"
 
 
 class Metrics:
@@ -69,6 +74,24 @@ class Metrics:
             **kwargs,
         )
         self.swap_failures = prometheus.Counter("saucier_swap_failures", "Soups that did not load.", by, **kwargs)
+        self.hits = prometheus.Counter("saucier_session_hits", "Requests whose session was there.", by, **kwargs)
+        self.misses = prometheus.Counter(
+            "saucier_session_misses", "Requests that waited for their session to be built.", by, **kwargs
+        )
+        self.evictions = prometheus.Counter(
+            "saucier_session_evictions", "Sessions that made room for others.", by, **kwargs
+        )
+        held: Any = "livesum"
+        self.sessions = prometheus.Gauge(
+            "saucier_sessions", "Sessions held, of all workers.", by, multiprocess_mode=held, **kwargs
+        )
+        self.session_bytes = prometheus.Gauge(
+            "saucier_session_bytes",
+            "About how much memory those sessions keep.",
+            by,
+            multiprocess_mode=held,
+            **kwargs,
+        )
         self.jobs = prometheus.Counter("saucier_adapt_jobs", "Adaptations that ended.", [*by, "state"], **kwargs)
         self.adapt = prometheus.Histogram(
             "saucier_adapt_seconds", "Duration of one adaptation.", by, buckets=_LONG_SECONDS, **kwargs
@@ -93,6 +116,11 @@ class Metrics:
             inference=self.inference.labels(deployment),
             batch_size=self.batch_size.labels(deployment),
             swap=self.swap.labels(deployment),
+            hits=self.hits.labels(deployment),
+            misses=self.misses.labels(deployment),
+            evictions=self.evictions.labels(deployment),
+            sessions=self.sessions.labels(deployment),
+            session_bytes=self.session_bytes.labels(deployment),
         )
 
     def serve(self, deployment: str, version: int, coefficients: Mapping[str, float]) -> None:

@@ -49,6 +49,11 @@ class Settings(BaseSettings):
         default=None, ge=1, description="threads of the adapter's searches; by default all cores but one"
     )
     max_batch: int = Field(default=32, ge=1, le=1024, description="most images that run through the network at once")
+    session_cache_mb: float = Field(
+        default=512,
+        gt=0,
+        description="most memory of the sessions of one predictor, in MB (1e6); that of `default` always stays",
+    )
     max_images: int = Field(default=10_000, ge=1, description="most images in one request")
     max_image_pixels: int = Field(default=50_000_000, ge=1, description="most pixels of one image")
     max_request_pixels: int = Field(
@@ -93,6 +98,11 @@ class Settings(BaseSettings):
     def max_upload_bytes(self) -> int:
         """Most bytes of one request body."""
         return int(self.max_upload_mb * 1e6)
+
+    @property
+    def session_cache_bytes(self) -> int:
+        """Most memory of the sessions of one predictor."""
+        return int(self.session_cache_mb * 1e6)
 
     @property
     def registry_url(self) -> str:

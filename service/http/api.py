@@ -58,15 +58,15 @@ async def adapt(context: Context, request: Request) -> Response:
     strategy = query.choice("strategy", STRATEGIES)
     promote = query.choice("promote", PROMOTES)
     wait = query.number("wait", 30, low=0, high=MAX_WAIT_SECONDS)
-    loaded = await context.loaded(request, name)
+    base = context.catalog[(await context.pointer(request, name)).base_set]
     if media_type(request) != "multipart/form-data":
         raise unsupported(request, "multipart/form-data")
     parts = await read_multipart(request, context.settings)
     deadline = time.monotonic() + wait
     upload = read_upload(parts, context.settings)
-    if not upload.is_labelled and not context.predictor.has_statistics(loaded.base):
+    if not upload.is_labelled and not context.predictor.has_statistics(base):
         raise invalid("unlabelled", "the base set has no channel statistics, so without labels nothing can be found")
-    material = await asyncio.to_thread(check_upload, upload, loaded.base.manifest, context.settings)
+    material = await asyncio.to_thread(check_upload, upload, base.manifest, context.settings)
     job = await asyncio.to_thread(context.adaptation.submit, name, material, strategy=strategy, promote=promote)
     job, is_done = await context.adaptation.wait(job, deadline - time.monotonic())
     if is_done:

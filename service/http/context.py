@@ -14,10 +14,11 @@ from service.http.problems import FieldError, Problem, as_problem, render, unava
 from service.http.uploads import discard_rest
 from service.metrics import Metrics
 from service.prediction.catalog import Base
-from service.prediction.predictor import LoadedSoup, Predictor
+from service.prediction.loading import LoadedSoup
+from service.prediction.predictor import Predictor
 from service.settings import Settings
 from service.store.jobs import JobQueue
-from service.store.registry import Registry
+from service.store.registry import Pointer, Registry
 from service.store.samples import Samples
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -37,18 +38,38 @@ class Context:
     adaptation: Adaptation
     decoding: ThreadPoolExecutor
 
-    async def loaded(self, request: Request, name: str) -> LoadedSoup:
+    async def loaded(self, request: Request, name: str, version: int | None = None) -> LoadedSoup:
         """Return what serves a deployment, and note that it exists, for the metrics.
+
+        Args:
+            request: the request.
+            name: the deployment.
+            version: one of its stored versions; None for the current one.
+
+        Raises:
+            UnknownDeployment, UnknownVersion: there is no such thing.
+            NotReady, Outdated, Problem: it cannot serve, or not yet.
+        """
+        self._check_ready()
+        loaded = await self.predictor.get(name, version)
+        request.state.deployment = name
+        return loaded
+
+    async def pointer(self, request: Request, name: str) -> Pointer:
+        """Return what a deployment points at, without a session of it, and note that it exists, for the metrics.
 
         Raises:
             UnknownDeployment: there is none of that name.
-            Problem: 503, it cannot serve yet.
+            NotReady, Problem: it cannot serve yet.
         """
+        self._check_ready()
+        pointer = await self.predictor.pointer(name)
+        request.state.deployment = name
+        return pointer
+
+    def _check_ready(self) -> None:
         if not self.predictor.is_ready:
             raise unavailable("the current soup is not loaded yet")
-        loaded = await self.predictor.get(name)
-        request.state.deployment = name
-        return loaded
 
 
 Answer = Callable[[Context, Request], Awaitable[Response]]

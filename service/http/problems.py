@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.prediction.predictor import NotReady
+from service.prediction.loading import NotReady, Outdated
 from service.store.jobs import QueueFull
 from service.store.registry import Conflict, UnknownDeployment, UnknownVersion
 
@@ -114,6 +114,8 @@ def as_problem(error: Exception) -> Problem:
             return Problem(404, f"the deployment has no version {error.args[0]}")
         case NotReady():
             return unavailable(str(error))
+        case Outdated():
+            return Problem(409, "that version was made for other weights than those of the base set now")
         case Conflict():
             return Problem(409, str(error))
         case QueueFull():

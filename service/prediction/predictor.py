@@ -1,84 +1,68 @@
-"""One predictor process: the soups it serves, and how a new one takes over without a request noticing."""
+"""One predictor process: which soups it serves, and how a new one takes over without a request noticing."""
 
 import asyncio
 import logging
 import os
 import platform
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
-from adapt.soup import Soup, check_soup
-from deploy.runtime import Bundle, SoupSession
-from service.metrics import DeploymentMetrics, Metrics
-from service.prediction.batcher import Batcher, Logits
+from adapt.soup import Soup
+from deploy.runtime import SoupSession
+from service.metrics import Metrics
 from service.prediction.catalog import Base
+from service.prediction.loading import LoadedSoup, Loader, NotReady, Outdated
 from service.prediction.reservoir import Reservoirs
+from service.prediction.sessions import Sessions
 from service.settings import Settings
-from service.store.registry import Pointer, Registry
+from service.store.registry import Pointer, Registry, UnknownVersion
 from service.store.tables import new_id
-from training.images import to_input
 
 logger = logging.getLogger(__name__)
 
-DEFAULT = "default"  # the deployment that always exists
+DEFAULT = "default"  # the deployment that always exists, and whose session is always held
 
 BUSY_POLL_SECONDS = 0.1  # while a job runs, a promotion is near
-RETRY_SECONDS = 5  # pause before a soup that did not load is tried again
 STARTUP_SECONDS = 20  # how long a start waits before it takes requests that it must answer with 503
-WARM_UP_RUNS = 3
-
-
-class NotReady(RuntimeError):
-    """It cannot be served yet, but will be soon."""
-
-
-@dataclass(frozen=True)
-class LoadedSoup:
-    """A soup that serves: an immutable whole, so that a request keeps the one it was accepted with."""
-
-    pointer: Pointer
-    soup: Soup
-    base: Base
-    session: SoupSession
-    batcher: Batcher
-    metrics: DeploymentMetrics
 
 
 class Predictor:
-    """Serves the current soup of every deployment in the registry.
+    """Serves the current soup of every deployment in the registry, and older versions to those who ask for one.
 
-    Lives on one event loop. Sessions are built in threads, beside those that serve; a swap replaces one reference.
+    Lives on one event loop. For each deployment it knows the version that a request accepted now is served with, and
+    reports that. A deployment that nobody asked for has no session: it moves to a new version by taking note of it, and
+    its next request has the session built. Where there is one, the new one is built beside it and warmed up before it
+    serves. Either way, once all workers report a version, no request accepted later is served with an older one.
     """
 
     def __init__(self, settings: Settings, catalog: Mapping[str, Base], registry: Registry, metrics: Metrics) -> None:
         self.id = new_id()
         self.catalog = catalog
         self._settings, self._registry, self._metrics = settings, registry, metrics
-        self._loaded: dict[str, LoadedSoup] = {}
-        self._bundles: dict[str, Bundle] = {}
-        self._failed: dict[tuple[str, int], float] = {}
+        self._loader = Loader(settings, catalog, registry, metrics)
+        self._sessions = Sessions(self._loader, max_bytes=settings.session_cache_bytes)
+        self._served: dict[str, Pointer] = {}
         self._is_ready = False
         self._lock = asyncio.Lock()
         self._poll_task: asyncio.Task[None] | None = None
         self._reported: tuple[float, dict[str, int]] = (0.0, {})
-        self._inference = ThreadPoolExecutor(1, "inference")
         self.reservoirs = Reservoirs(settings)
 
     @property
     def is_ready(self) -> bool:
-        """The current soups have been loaded and have run one inference each."""
+        """The current soup of `default` has been loaded and has run one inference."""
         return self._is_ready
 
+    @property
+    def held_bytes(self) -> int:
+        """About how much memory the sessions keep that are held."""
+        return self._sessions.num_bytes
+
     async def start(self) -> None:
-        """Report to the registry, load the current soups, and keep up with the registry from now on.
+        """Report to the registry, load the current soup of `default`, and keep up with the registry from now on.
 
         The report comes before the first look at the registry: a promotion in between sees this worker and waits for
         it. Waits a while for the first load, so that a worker that is started again takes no request too early.
@@ -88,11 +72,8 @@ class Predictor:
         self.reservoirs.start()
         self._poll_task = asyncio.create_task(self._poll())
         deadline = time.monotonic() + STARTUP_SECONDS
-        while not self._is_ready and time.monotonic() < deadline and self._has_bundles():
+        while not self._is_ready and time.monotonic() < deadline and self._loader.has_bundles():
             await asyncio.sleep(0.02)
-
-    def _has_bundles(self) -> bool:
-        return all(base.bundle(self._settings.home) for base in self.catalog.values())
 
     async def stop(self) -> None:
         """Stop looking at the registry and leave the list of workers."""
@@ -100,29 +81,57 @@ class Predictor:
             self._poll_task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._poll_task
+        await self._sessions.close()
         await self.reservoirs.stop()
         with suppress(DBAPIError):
             await asyncio.to_thread(self._registry.remove_worker, self.id)
-        self._inference.shutdown(wait=False)
+        self._loader.close()
 
-    async def get(self, name: str) -> LoadedSoup:
-        """Return the soup that a request accepted now is served with.
+    async def get(self, name: str, version: int | None = None) -> LoadedSoup:
+        """Return what a request accepted now is served with.
+
+        Args:
+            name: the deployment.
+            version: one of its stored versions; None for the current one.
+
+        Raises:
+            UnknownDeployment, UnknownVersion: there is no such thing (service.store.registry).
+            NotReady: it cannot serve yet.
+            Outdated: the version was made for other weights.
+        """
+        pointer = self._served.get(name) or await self.pointer(name)
+        if version is not None:
+            pointer = pointer._replace(version=version)
+        return self._sessions.get(pointer) or await self._load(pointer)
+
+    async def pointer(self, name: str) -> Pointer:
+        """Return which version of a deployment a request accepted now is served with; builds nothing.
 
         Raises:
             UnknownDeployment: there is none of that name (service.store.registry).
             NotReady: it cannot serve yet.
         """
-        if (loaded := self._loaded.get(name)) is not None:
-            return loaded
-        await asyncio.to_thread(self._registry.deployment, name)  # made a moment ago by another worker?
-        await self.refresh()
-        if name not in self._loaded:
+        if name not in self._served:
+            await asyncio.to_thread(self._registry.deployment, name)  # made a moment ago by another worker?
+            await self.refresh()
+        if name not in self._served:
             raise NotReady(f"deployment {name!r} is not ready yet")
-        return self._loaded[name]
+        return self._served[name]
 
-    def is_known(self, name: str) -> bool:
-        """Say if a deployment is served here: only such names become values of labels."""
-        return name in self._loaded
+    def build(self, base: Base, soup: Soup) -> SoupSession:
+        """Build a session that nobody is served with, to see if the soup can be: see `Loader.build`."""
+        return self._loader.build(base, soup)
+
+    def has_statistics(self, base: Base) -> bool:
+        """Say if channel statistics of training are known, which images without labels can move."""
+        return self._loader.has_statistics(base)
+
+    async def _load(self, pointer: Pointer) -> LoadedSoup:
+        loaded = await self._sessions.load(pointer)
+        loaded.metrics.misses.inc()
+        if self._served.get(pointer.name) == pointer:
+            self._metrics.serve(pointer.name, pointer.version, loaded.soup.coefficients)
+        return loaded
 
     async def _poll(self) -> None:
         is_well = True
@@ -145,123 +154,83 @@ class Predictor:
         """Serve what the registry points at now and report it; returns True while jobs are queued or running."""
         async with self._lock:
             snapshot = await asyncio.to_thread(self._registry.snapshot)
-            wanted = {pointer.name: pointer for pointer in snapshot.deployments}
-            for name in self._loaded.keys() - wanted.keys():
-                del self._loaded[name]
-            for pointer in wanted.values():
-                loaded = self._loaded.get(pointer.name)
-                if loaded is None or loaded.pointer != pointer:
-                    await self._swap(pointer)
-            if not self._is_ready and DEFAULT in self._loaded:
+            await self._follow({pointer.name: pointer for pointer in snapshot.deployments})
+            if not self._is_ready and DEFAULT in self._served:
                 self._is_ready = True
-                logger.info("ready, serving %s", {name: pointer.version for name, pointer in wanted.items()})
+                logger.info("ready, serving %d deployments, default at %d", len(self._served), self._version(DEFAULT))
             await self.reservoirs.refresh(
                 {
-                    name: (plan, self._loaded[name].base.manifest.input)
+                    name: (plan, self.catalog[self._served[name].base_set].manifest.input)
                     for name, plan in snapshot.reservoirs.items()
-                    if name in self._loaded
+                    if name in self._served
                 }
             )
+            self._sessions.count_hits()
             await self._report()
             return snapshot.has_active_jobs
 
+    def _version(self, name: str) -> int:
+        return self._served[name].version
+
+    async def _follow(self, wanted: Mapping[str, Pointer]) -> None:
+        """Move to what the registry points at; a deployment stays where it is if that cannot be served."""
+        for name in self._served.keys() - wanted.keys():
+            self._sessions.forget(self._served.pop(name).uid)
+        moved = [pointer for name, pointer in wanted.items() if self._served.get(name) != pointer]
+        warm = [pointer for pointer in moved if self._is_warm(pointer.name)]
+        if cold := [pointer for pointer in moved if not self._is_warm(pointer.name)]:
+            for pointer, soup in await asyncio.to_thread(self._look_at, cold):
+                self._serve(pointer, soup)
+        for pointer in warm:
+            await self._swap(pointer)
+
+    def _is_warm(self, name: str) -> bool:
+        return name == DEFAULT or self._served.get(name) in self._sessions
+
+    def _look_at(self, pointers: Iterable[Pointer]) -> list[tuple[Pointer, Soup | None]]:
+        """Return those that can be served, with the soup of deployments that move on; runs in a thread."""
+        found = []
+        for pointer in pointers:
+            with suppress(NotReady, UnknownVersion):
+                self._loader.find_base(pointer)
+                is_new = pointer.name not in self._served  # hundreds of them at the start
+                found.append((pointer, None if is_new else self._registry.soup(pointer.name, pointer.version)))
+        return found
+
     async def _swap(self, pointer: Pointer) -> None:
-        """Load what `pointer` says and serve it; what is served stays if that fails."""
-        key = (pointer.uid, pointer.version)
-        if time.monotonic() < self._failed.get(key, 0):
-            return
+        """Build what `pointer` says beside what is served, and then serve it."""
+        if pointer.name == DEFAULT:
+            self._sessions.pin(pointer)
         try:
-            loaded = await asyncio.to_thread(self._load, pointer)
-        except NotReady:
-            return  # the adapter builds the bundle
-        except (ValueError, OSError, KeyError) as error:
-            self._failed[key] = time.monotonic() + RETRY_SECONDS
-            self._metrics.swap_failures.labels(pointer.name).inc()
-            logger.error("%s: version %d cannot be loaded: %s", pointer.name, pointer.version, error)
-            return
-        self._loaded[pointer.name] = loaded
-        self._metrics.serve(pointer.name, pointer.version, loaded.soup.coefficients)
+            loaded = self._sessions.get(pointer) or await self._sessions.load(pointer, at_once=True)
+        except (NotReady, Outdated, UnknownVersion):
+            self._sessions.unpin(pointer)
+        else:
+            self._serve(pointer, loaded.soup)
 
-    def _load(self, pointer: Pointer) -> LoadedSoup:
-        """Build, check and warm up what serves a pointer."""
-        start = time.perf_counter()
-        base = self.catalog.get(pointer.base_set)
-        if base is None:
-            raise ValueError(f"expected the base set {pointer.base_set!r}, found {sorted(self.catalog)}")
-        soup = self._registry.soup(pointer.name, pointer.version)
-        session = self.build(base, soup)
-        run = partial(_run, session)
-        metrics = self._metrics.of(pointer.name)
-        blank = np.zeros((1, base.manifest.input.height, base.manifest.input.width, 3), dtype=np.uint8)
-        batcher = Batcher(
-            run,
-            max_batch=self._settings.max_batch,
-            executor=self._inference,
-            seconds_per_image=min(_time(run, blank) for _ in range(WARM_UP_RUNS)),
-            observe=partial(_observe, metrics),
-        )
-        metrics.swap.observe(time.perf_counter() - start)
-        return LoadedSoup(pointer, soup, base, session, batcher, metrics)
-
-    def build(self, base: Base, soup: Soup) -> SoupSession:
-        """Build a session for a soup and check it on the bundle's probe images; takes a while, runs in any thread.
-
-        Raises:
-            SoupError: the soup was made for other weights.
-            UnusableSoup: its logits are not finite, or its patch does not fit.
-            BundleError: the bundle is corrupt.
-            NotReady: there is no bundle yet.
-        """
-        check_soup(soup, base.manifest)
-        return self._bundle(base).session(
-            soup.coefficients,
-            bn_mode=soup.bn_mode,
-            patch=None if soup.patch is None else soup.patch.tensors(),
-            device=self._settings.device,
-        )
-
-    def has_statistics(self, base: Base) -> bool:
-        """Say if channel statistics of training are known, which images without labels can move."""
-        return base.manifest.moments is not None or any(slot.is_variance for slot in self._bundle(base).info.tensors)
-
-    def _bundle(self, base: Base) -> Bundle:
-        digest = base.manifest.digest
-        if digest not in self._bundles:
-            folder = base.bundle(self._settings.home)
-            if folder is None:
-                raise NotReady("the serving bundle of the base set is not ready yet")
-            # The digests were compared before the workers were started; every session is checked in any case.
-            self._bundles[digest] = Bundle.open(folder, verify=False, base_digest=digest)
-        return self._bundles[digest]
+    def _serve(self, pointer: Pointer, soup: Soup | None) -> None:
+        """Serve requests that are accepted from now on with another version."""
+        before, self._served[pointer.name] = self._served.get(pointer.name), pointer
+        if before is not None:
+            self._sessions.unpin(before)
+            self._sessions.drop(before)
+            if before.uid != pointer.uid:  # deleted and made again
+                self._sessions.forget(before.uid)
+        if soup is not None:
+            self._metrics.serve(pointer.name, pointer.version, soup.coefficients)
 
     async def _report(self, *, force: bool = False) -> None:
         """Tell the registry that this worker lives and what it serves, when due or when it changed."""
-        versions = {name: loaded.pointer.version for name, loaded in self._loaded.items()}
+        versions = {name: pointer.version for name, pointer in self._served.items()}
         last, reported = self._reported
         if not force and versions == reported and time.monotonic() - last < self._settings.heartbeat_seconds:
             return
-        provider = next((loaded.session.provider for loaded in self._loaded.values()), None)
         await asyncio.to_thread(
             self._registry.beat_worker,
             self.id,
             pid=os.getpid(),
             host=platform.node(),
-            provider=provider,
+            provider=self._sessions.provider,
             loaded=versions,
         )
         self._reported = (time.monotonic(), versions)
-
-
-def _run(session: SoupSession, images: npt.NDArray[np.uint8]) -> Logits:
-    return session.run(to_input(images))
-
-
-def _observe(metrics: DeploymentMetrics, num_images: int, seconds: float) -> None:
-    metrics.inference.observe(seconds)
-    metrics.batch_size.observe(num_images)
-
-
-def _time(run: partial[Logits], images: npt.NDArray[np.uint8]) -> float:
-    start = time.perf_counter()
-    run(images)
-    return time.perf_counter() - start

@@ -22,6 +22,7 @@ from deploy.runtime import Bundle, BundleError, SoupSession, UnusableSoup, find_
 from deploy.session import CPU, CUDA, _cuda_device_exists
 from training.manifest import read_manifest
 
+ROOT = Path(__file__).parents[2]
 NAMES = ("linf", "nominal", "l2", "l1")
 AFFINE = dict(zip(NAMES, (1.25, -0.25, 0.5, -0.5), strict=True))
 CONVEX = dict(zip(NAMES, (0.1, 0.2, 0.3, 0.4), strict=True))
@@ -422,3 +423,40 @@ def test_bundles_are_looked_for_at_home_first(tiny_base_set: Path, tmp_path: Pat
     (at_home / BUNDLE_NAME).touch()
     assert find_bundle(base, manifest, home) == at_home
     assert find_bundle(base, manifest, None) == beside
+
+
+MEMORY_OF_SESSIONS = """
+import ctypes, sys
+from pathlib import Path
+import numpy as np
+from deploy.runtime import Bundle
+
+def anonymous():
+    ctypes.CDLL(None).malloc_trim(0)
+    return 1024 * next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous"))
+
+bundle = Bundle.open(Path(sys.argv[1]), verify=False)
+names = bundle.info.ingredient_names
+batch = np.zeros((32, *bundle.probe_images.shape[1:]), np.float32)
+
+def session(share):
+    made = bundle.session(dict(zip(names, (share, 1 - share, *(0,) * (len(names) - 2)))))
+    made.run(batch)
+    return made
+
+held = [session(0.5)]  # the libraries, and what sessions share
+before = anonymous()
+held += [session(number / 20) for number in range(20)]
+print((anonymous() - before) / 20 / bundle.session_bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["cifar10-small", "cifar10-small-ln"])
+def test_session_keeps_about_as_much_memory_as_it_says(name: str) -> None:
+    """Its own weights and graph once; not what building took, nor room for the largest batch that it ran."""
+    (folder,) = (ROOT / "bases" / name / "bundle").iterdir()
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_OF_SESSIONS, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert 0.7 <= float(done.stdout) <= 1.2

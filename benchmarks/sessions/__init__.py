@@ -1,0 +1,1 @@
+"""See REPORT.md beside this file."""
