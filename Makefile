@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := check
-.PHONY: check demo serve install lint format test test-slow test-reference bench clean help
+.PHONY: check demo serve install postgres lint format test test-slow test-reference bench clean help
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev,test]'
 	@touch $@
+
+postgres: ## install PostgreSQL from Debian's packages, as root, for the tests on it
+	@DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql
 
 lint: $(STAMP) ## style, format, types, import contracts
 	@$(BIN)/ruff check

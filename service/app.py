@@ -31,7 +31,7 @@ from service.metrics import Metrics
 from service.prediction.catalog import Base, check_bundles, choose_default, read_catalog
 from service.prediction.predictor import DEFAULT, Predictor
 from service.settings import Settings, SettingsError
-from service.store.database import Database
+from service.store.database import Database, SchemaError
 from service.store.jobs import JobQueue
 from service.store.registry import Conflict, Registry
 from service.store.samples import Samples
@@ -163,7 +163,7 @@ class Saucier:
             catalog = read_catalog(settings.bases, check_files=True)
             check_bundles(catalog, settings.home)
             prepare_registry(catalog)
-        except (BaseSetError, BundleError, Conflict) as error:
+        except (BaseSetError, BundleError, Conflict, SchemaError) as error:
             raise SystemExit(f"saucier: {error}") from None
         except (SQLAlchemyError, OSError) as error:
             cause = " ".join(str(getattr(error, "orig", error)).split())
@@ -172,11 +172,17 @@ class Saucier:
 
 
 def prepare_registry(catalog: dict[str, Base]) -> None:
-    """Make tables and the deployment `default`; move deployments on whose base set has new weights."""
+    """Bring the schema up to date, make the deployment `default`, move deployments on whose base set has new weights.
+
+    Raises:
+        SchemaError: the database was made by a newer version, or by one that is too old.
+    """
+    from service.store.migrate import upgrade
+
     if settings.database_url is None:
         settings.home.mkdir(parents=True, exist_ok=True)
     database = Database(settings.registry_url)
-    database.create()
+    upgrade(database)
     registry = Registry(database)
     registry.ensure_deployment(DEFAULT, default_soup(choose_default(catalog, settings).manifest))
     for deployment in registry.deployments():

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from training.documents import first_error
 
@@ -32,7 +34,8 @@ class Settings(BaseSettings):
         description="base set of the deployment `default`; by default the only one there is, else `cifar10`",
     )
     database_url: str | None = Field(
-        default=None, description="SQLAlchemy URL of the registry; by default SQLite in `registry.db` below the home"
+        default=None,
+        description="URL of the registry, `postgresql://` or `sqlite:///`; by default `registry.db` below the home",
     )
     host: str = Field(default="127.0.0.1", description="address to bind (an IP address)")
     port: int = Field(default=3000, ge=1, le=65535, description="port to bind")
@@ -64,6 +67,9 @@ class Settings(BaseSettings):
         default=60, gt=0, description="most seconds a client may take to send its request body"
     )
     max_queued_jobs: int = Field(default=100, ge=1, description="most adaptations that wait for the adapter")
+    job_retention_days: float = Field(
+        default=90, gt=0, description="age at which a finished job is forgotten; soup versions and events stay"
+    )
     max_reservoir_mb: float = Field(
         default=256, gt=0, description="most bytes of the images that one deployment's reservoir keeps, in MB (1e6)"
     )
@@ -86,6 +92,22 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        expected = "expected a URL such as postgresql://user:password@host/name or sqlite:////folder/registry.db"
+        try:
+            url = make_url(value)
+        except ArgumentError:  # its message is left out: the URL may hold a password
+            raise ValueError(f"{expected}, got something else") from None
+        if url.get_backend_name() not in ("postgresql", "sqlite"):
+            raise ValueError(f"{expected}, got {url.get_backend_name()}://")
+        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+            raise ValueError(f"{expected}, got no file: several processes share the registry")
+        return value
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

@@ -24,7 +24,9 @@ DOCUMENTS = sorted(
         *ROOT.glob("benchmarks/*/*.md"),
     ]
 )
-COMMAND = re.compile(r"(?:\.venv/bin/)?python -m ((?:training|adapt|deploy|benchmarks|examples)[\w.]*(?: [^`#\n]*)?)")
+MODULES = "training|adapt|deploy|service|benchmarks|examples"
+COMMAND = re.compile(rf"(?:\.venv/bin/)?python -m ((?:{MODULES})[\w.]*(?: [^`#\n]*)?)")
+DEPTH = {"training": 1, "adapt": 1, "deploy": 1, "service": 2}  # how many words name a command
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
 FOLDERS = "training|adapt|deploy|service|docs|examples|benchmarks|tests|bases"
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
@@ -36,28 +38,31 @@ def commands() -> list[tuple[str, str]]:
     for document in DOCUMENTS:
         for line in COMMAND.findall(document.read_text().replace("\\\n", " ")):
             module, *words = shlex.split(line.replace("[", "").replace("]", ""))
-            alternatives = words[0].split("|") if words and "|" in words[0] else [words[0] if words else ""]
-            found += [(document.name, " ".join([module, word, *words[1:]]).strip()) for word in alternatives]
+            last = DEPTH.get(module, 1) - 1
+            alternatives = words[last].split("|") if len(words) > last else [""]
+            found += [
+                (document.name, " ".join([module, *words[:last], word, *words[last + 1 :]]).strip())
+                for word in alternatives
+            ]
     return sorted(set(found))
 
 
 @cache
-def help_of(module: str, word: str | None) -> str:
-    """What `python -m module word --help` prints; in this process, as each of its own would import torch again."""
+def help_of(module: str, *words: str) -> str:
+    """What `python -m module words --help` prints; in this process, as each of its own would import torch again."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
-        patch.setattr(sys, "argv", [module, *([word] if word else []), "--help"])
+        patch.setattr(sys, "argv", [module, *words, "--help"])
         warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
         with pytest.raises(SystemExit) as stopped:
             runpy.run_module(module, run_name="__main__")
-    assert stopped.value.code in (0, None), f"{module} {word}"
+    assert stopped.value.code in (0, None), f"{module} {words}"
     return printed.getvalue()
 
 
 @pytest.mark.parametrize(("document", "line"), commands(), ids=lambda value: value.replace("/", "-"))
 def test_every_command_and_flag_exists(document: str, line: str) -> None:
     module, *words = shlex.split(line)
-    has_commands = module in ("training", "adapt", "deploy")
-    text = help_of(module, words[0] if has_commands and words else None)
+    text = help_of(module, *words[: DEPTH.get(module, 0)])
     for flag in (word for word in words if word.startswith("--") and word != "--help"):
         assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", text), f"{document}: {module} has no {flag}"
 

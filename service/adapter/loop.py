@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 NICENESS = 10  # predictors come first
 IDLE_SECONDS = 0.1
 RETRY_SECONDS = 2.0  # pause when the registry does not answer
+UPKEEP_SECONDS = 60.0  # between two looks for what is too old
+SECONDS_PER_DAY = 86_400
 FORGET_FACTOR = 100  # predictors silent for so many times `stale_seconds` are deleted from the list
 
 
@@ -50,6 +52,7 @@ class AdapterLoop:
         self.id = new_id()
         self._settings, self._catalog = settings, catalog
         self._registry, self._jobs, self._samples, self._metrics = registry, jobs, samples, metrics
+        self._next_upkeep = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adapter", daemon=True)
 
@@ -71,6 +74,7 @@ class AdapterLoop:
             os._exit(1)  # the supervisor starts it again
         while not self._stopping.is_set():
             try:
+                self._keep_house()
                 job = self._jobs.claim(self.id, stale_seconds=self._settings.stale_seconds)
                 if job is None:
                     self._stopping.wait(IDLE_SECONDS)
@@ -90,11 +94,19 @@ class AdapterLoop:
         searcher = Searcher(self._settings, self._catalog)
         searcher.build_missing_bundles()
         searcher.warm_up()
-        self._registry.forget_workers(stale_seconds=FORGET_FACTOR * self._settings.stale_seconds)
-        self._samples.delete_orphans(self._jobs.ids())
         delete_others(self._settings, lambda: {plan.id for plan in self._registry.snapshot().reservoirs.values()})
         logger.info("the adapter is ready")
         return searcher
+
+    def _keep_house(self) -> None:
+        """Between jobs, now and then: delete what is too old, and what crashes left."""
+        if time.monotonic() < self._next_upkeep:
+            return
+        self._next_upkeep = time.monotonic() + UPKEEP_SECONDS
+        self._registry.forget_workers(stale_seconds=FORGET_FACTOR * self._settings.stale_seconds)
+        if old := self._jobs.forget(finished_before=time.time() - self._settings.job_retention_days * SECONDS_PER_DAY):
+            logger.info("%d finished jobs are older than SAUCIER_JOB_RETENTION_DAYS and were deleted", old)
+        self._samples.delete_orphans(self._jobs.ids())
 
     def _work(self, searcher: "Searcher", job: Job) -> None:
         """Do one job; whatever happens, the loop goes on."""

@@ -147,7 +147,9 @@ class Adaptation:
         self._predictor = predictor
         self.is_stopping = False
 
-    def submit(self, deployment: str, material: Material, *, strategy: str, promote: str) -> Job:
+    def submit(
+        self, deployment: str, material: Material, *, strategy: str, promote: str, who: str | None = None
+    ) -> Job:
         """Store the samples and queue the job, or return the earlier job that answers it; runs in a thread.
 
         Raises:
@@ -165,6 +167,7 @@ class Adaptation:
                 samples_digest=material.digest,
                 support=material.summary,
                 max_queued=self._settings.max_queued_jobs,
+                who=who,
             )
         except BaseException:
             self._samples.delete(job)

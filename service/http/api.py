@@ -18,7 +18,7 @@ from starlette.routing import Route
 from service.http import deployments
 from service.http.adaptation import MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
 from service.http.answers import confidences, predictions_json
-from service.http.context import Context, endpoint, json_response, refuse
+from service.http.context import Context, caller, endpoint, json_response, refuse
 from service.http.decoding import decode_prepared
 from service.http.openapi import docs_page, openapi_document
 from service.http.problems import Problem, invalid
@@ -67,7 +67,9 @@ async def adapt(context: Context, request: Request) -> Response:
     if not upload.is_labelled and not context.predictor.has_statistics(base):
         raise invalid("unlabelled", "the base set has no channel statistics, so without labels nothing can be found")
     material = await asyncio.to_thread(check_upload, upload, base.manifest, context.settings)
-    job = await asyncio.to_thread(context.adaptation.submit, name, material, strategy=strategy, promote=promote)
+    job = await asyncio.to_thread(
+        context.adaptation.submit, name, material, strategy=strategy, promote=promote, who=caller(request)
+    )
     job, is_done = await context.adaptation.wait(job, deadline - time.monotonic())
     if is_done:
         return json_response(job_view(job))
@@ -176,6 +178,7 @@ def create_app() -> Starlette:
         Route("/deployments", endpoint(deployments.list_deployments)),
         Route("/deployments/{name}", endpoint(deployments.one), methods=["GET", "PUT", "DELETE"]),
         Route("/deployments/{name}/soups", endpoint(deployments.list_soups)),
+        Route("/deployments/{name}/events", endpoint(deployments.list_events)),
         Route("/deployments/{name}/soup", endpoint(deployments.set_soup), methods=["PUT"]),
         Route("/deployments/{name}/reservoir", endpoint(deployments.reservoir), methods=["PUT", "DELETE"]),
         Route("/bases", endpoint(show_bases)),

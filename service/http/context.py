@@ -72,6 +72,11 @@ class Context:
             raise unavailable("the current soup is not loaded yet")
 
 
+def caller(request: Request) -> str | None:
+    """Return the name of the API key that a request came with, as whoever checked it noted; None without keys."""
+    return getattr(request.state, "caller", None)
+
+
 Answer = Callable[[Context, Request], Awaitable[Response]]
 
 

@@ -9,19 +9,22 @@ from starlette.responses import Response
 
 from adapt.soup import Soup, SoupError, check_soup, default_soup, make_soup
 from deploy.runtime import UnusableSoup
-from service.http.context import Context, checked, json_response
+from service.http.context import Context, caller, checked, json_response
 from service.http.problems import Problem, invalid, unavailable
+from service.http.queries import Query
 from service.http.schemas import (
     DEPLOYMENT_NAME,
     MAX_COEFFICIENT,
     DeploymentEntry,
     Deployments,
+    Events,
     NewDeployment,
     NewReservoir,
     NewSoup,
     ReservoirView,
     Soups,
     deployment_view,
+    event_view,
     soup_view,
     worker_view,
 )
@@ -29,9 +32,10 @@ from service.http.uploads import read_json
 from service.prediction.catalog import Base
 from service.prediction.predictor import DEFAULT
 from service.prediction.reservoir import count_kept, delete_reservoir, most_images
-from service.store.registry import plan_of
+from service.store.registry import UnknownDeployment, plan_of
 from service.store.tables import Deployment
 
+MAX_EVENTS = 1000  # in one answer
 ROLLOUT_SECONDS = 10  # how long a rollback or the dial waits for the workers before it answers 202
 
 
@@ -76,7 +80,7 @@ async def make(context: Context, request: Request) -> Response:
     if wanted not in context.catalog:
         raise invalid("base_set", f"expected one of {sorted(context.catalog)}, got {wanted[:80]!r}")
     soup = default_soup(context.catalog[wanted].manifest)
-    is_new = await asyncio.to_thread(context.registry.ensure_deployment, name, soup)
+    is_new = await asyncio.to_thread(context.registry.ensure_deployment, name, soup, who=caller(request))
     await context.predictor.refresh()
     return await asyncio.to_thread(_answer, context, name, 201 if is_new else 200)
 
@@ -87,7 +91,7 @@ async def delete(context: Context, request: Request) -> Response:
     if name == DEFAULT:
         raise Problem(409, f"the deployment {DEFAULT!r} cannot be deleted")
     plan = plan_of(await asyncio.to_thread(context.registry.deployment, name))
-    for job in await asyncio.to_thread(context.registry.delete_deployment, name):
+    for job in await asyncio.to_thread(context.registry.delete_deployment, name, who=caller(request)):
         await asyncio.to_thread(context.samples.delete, job)
     if plan is not None:
         await asyncio.to_thread(delete_reservoir, context.settings, plan.id)
@@ -128,6 +132,18 @@ async def list_soups(context: Context, request: Request) -> Response:
     return json_response(Soups(deployment=name, soups=[soup_view(row, found.version) for row in rows]))
 
 
+async def list_events(context: Context, request: Request) -> Response:
+    """`GET /deployments/{name}/events`: also those of a deployment that is gone."""
+    name = request.path_params["name"]
+    query = Query(request, ("limit", "before"))
+    limit = min(query.integer("limit", 100, low=1), MAX_EVENTS)
+    before = query.integer("before", 0, low=1) or None
+    rows = await asyncio.to_thread(context.registry.events, name, limit=limit, before=before)
+    if not rows and before is None:
+        raise UnknownDeployment(name)
+    return json_response(Events(deployment=name, events=[event_view(row) for row in rows]))
+
+
 async def set_soup(context: Context, request: Request) -> Response:
     """`PUT /deployments/{name}/soup`: a rollback or the dial."""
     name = request.path_params["name"]
@@ -137,13 +153,13 @@ async def set_soup(context: Context, request: Request) -> Response:
         raise invalid("body", "expected either version or coefficients")
     if found.base_set not in context.catalog:
         raise unavailable("the base set of the deployment is not there")
-    await asyncio.to_thread(_change, context, name, wanted)
+    await asyncio.to_thread(_change, context, name, wanted, caller(request))
     version = (await asyncio.to_thread(context.registry.deployment, name)).version
     status = 200 if await _rolled_out(context, name, version) else 202
     return await asyncio.to_thread(_answer, context, name, status)
 
 
-def _change(context: Context, name: str, wanted: NewSoup) -> None:
+def _change(context: Context, name: str, wanted: NewSoup, who: str | None) -> None:
     """Check what is wanted and make it current."""
     registry = context.registry
     found = registry.deployment(name)
@@ -151,11 +167,11 @@ def _change(context: Context, name: str, wanted: NewSoup) -> None:
     expected = wanted.expected_version
     if wanted.version is not None:
         _check_servable(context, base, registry.soup(name, wanted.version))
-        registry.point_at(name, wanted.version, expected_version=expected)
+        registry.point_at(name, wanted.version, expected_version=expected, who=who)
     else:
         soup = _dialled(base, wanted.coefficients or {}, registry.soup(name, found.version))
         _check_servable(context, base, soup)
-        registry.dial(name, soup, expected_version=expected)
+        registry.dial(name, soup, expected_version=expected, who=who)
 
 
 def _check_servable(context: Context, base: Base, soup: Soup) -> None:

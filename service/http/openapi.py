@@ -14,6 +14,7 @@ from service.http.schemas import (
     Bases,
     Deployments,
     DeploymentView,
+    Events,
     JobView,
     NewDeployment,
     NewReservoir,
@@ -28,6 +29,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
     Bases,
     Deployments,
     DeploymentView,
+    Events,
     JobView,
     NewDeployment,
     NewReservoir,
@@ -255,6 +257,24 @@ def _paths() -> Json:
                 404,
                 503,
                 parameters=[_NAME],
+            )
+        },
+        "/deployments/{name}/events": {
+            "get": _get(
+                "List what happened: promotions, rollbacks, the dial, who asked for them",
+                _json(_reference(Events), "events, newest first; they outlive their deployment"),
+                400,
+                404,
+                503,
+                parameters=[
+                    _NAME,
+                    _query("limit", "most events", {"type": "integer", "minimum": 1, "default": 100}),
+                    _query(
+                        "before",
+                        "only events with a lower number: the next page",
+                        {"type": "integer", "minimum": 1},
+                    ),
+                ],
             )
         },
         "/deployments/{name}/soup": {

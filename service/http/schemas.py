@@ -7,7 +7,7 @@ from pydantic import Field
 
 from adapt.patch import PatchSummary
 from adapt.soup import AccuracySummary, BnMode, SearchSummary, Soup, SupportSummary
-from service.store.tables import Deployment, Job, SoupVersion, Worker
+from service.store.tables import Deployment, Event, Job, SoupVersion, Worker
 from training.documents import Frozen
 from training.manifest import Ingredient, InputSpec, Manifest
 
@@ -15,6 +15,7 @@ DEPLOYMENT_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_COEFFICIENT = 2.0  # of the dial, either sign
 MAX_RETENTION_HOURS = 24 * 31
 
+EventKind = Literal["created", "promoted", "rollback", "dial", "rebased", "deleted"]
 JobState = Literal["queued", "running", "promoted", "kept", "failed"]
 
 
@@ -141,6 +142,26 @@ class Soups(Frozen):
     soups: list[SoupView]
 
 
+class EventView(Frozen):
+    """What happened to a deployment."""
+
+    seq: int = Field(description="number of the event; later ones have higher numbers")
+    at: datetime
+    kind: EventKind
+    from_version: int | None
+    to_version: int | None
+    job: str | None = Field(description="the job whose evidence it was, where there is one")
+    who: str | None = Field(description="name of the API key that asked for it; null where there was none")
+    unproven: bool = Field(description="no test on held-out images stands behind it")
+
+
+class Events(Frozen):
+    """What happened to the deployments of a name, newest first."""
+
+    deployment: str
+    events: list[EventView]
+
+
 class BaseView(Frozen):
     """A base set that deployments can be made of."""
 
@@ -253,6 +274,20 @@ def soup_view(row: SoupVersion, current: int) -> SoupView:
         base_digest=soup["base_digest"],
         evidence=soup["evidence"],
         created_at=moment(row.created_at),
+    )
+
+
+def event_view(row: Event) -> EventView:
+    """Return an event as clients see it."""
+    return EventView(
+        seq=row.seq,
+        at=moment(row.at),
+        kind=row.kind,
+        from_version=row.from_version,
+        to_version=row.to_version,
+        job=row.job,
+        who=row.who,
+        unproven=row.unproven,
     )
 
 

@@ -4,32 +4,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from service.store.tables import Deployment, SoupVersion, Table
+BUSY_SECONDS = 10  # how long a writer waits for another one's transaction (SQLite), or for a connection (PostgreSQL)
+MAX_INTEGER = 2**31 - 1  # what a column of whole numbers holds
 
-# Columns that came after their tables; all may be null. A registry made without them gets them at the next start.
-ADDED = (
-    (SoupVersion.__tablename__, SoupVersion.__table__.c.patch),
-    (Deployment.__tablename__, Deployment.__table__.c.reservoir),
-)
-BUSY_SECONDS = 10  # how long a writer waits for another one's transaction (SQLite)
+
+class SchemaError(ValueError):
+    """The database's tables are not those that this version works with, and cannot become them. One line."""
 
 
 class Database:
-    """Transactions on a SQLAlchemy URL. Safe to use from several threads and processes."""
+    """Transactions on a SQLAlchemy URL of SQLite or PostgreSQL. Safe to use from several threads and processes."""
 
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
-
-    def create(self) -> None:
-        """Make the tables and columns that are missing; whatever is there stays as it is."""
-        with self.write() as session:
-            connection = session.connection()
-            Table.metadata.create_all(connection)
-            _add_columns(connection)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -53,17 +44,20 @@ class Database:
             yield session
 
 
-def _add_columns(connection: Connection) -> None:
-    """Bring a registry of an earlier version up to date."""
-    for table, column in ADDED:
-        if column.name not in {known["name"] for known in inspect(connection).get_columns(table)}:
-            kind = column.type.compile(connection.dialect)
-            connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {column.name} {kind}")
+def is_text(value: str) -> bool:
+    """Say if a database can look for this text: PostgreSQL refuses one with a NUL, where SQLite finds nothing."""
+    return "\0" not in value
 
 
 def _engine(url: str) -> Engine:
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        # A connection that a restart of the server has broken is noticed, and replaced, when it is taken.
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": BUSY_SECONDS, "options": f"-c lock_timeout={BUSY_SECONDS}s"},
+        )
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

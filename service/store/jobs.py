@@ -2,11 +2,11 @@
 
 import time
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from adapt.soup import Outcome, Soup, SupportSummary
-from service.store.database import Database
+from service.store.database import Database, is_text
 from service.store.registry import add_soup, get_deployment, get_soup, move, soup_of
 from service.store.tables import ACTIVE_STATES, Deployment, Job
 
@@ -34,6 +34,7 @@ class JobQueue:
         samples_digest: str,
         support: SupportSummary,
         max_queued: int,
+        who: str | None = None,
     ) -> Job:
         """Queue an adaptation, or return the one that already answers it.
 
@@ -72,6 +73,7 @@ class JobQueue:
                 promote=promote,
                 samples_digest=samples_digest,
                 support=support.model_dump(mode="json"),
+                who=who,
             )
             session.add(queued)
             return queued
@@ -79,7 +81,13 @@ class JobQueue:
     def get(self, job: str) -> Job | None:
         """Return a job, or None."""
         with self._database.read() as session:
-            return session.scalar(select(Job).where(Job.id == job))
+            return session.scalar(select(Job).where(Job.id == job)) if is_text(job) else None
+
+    def forget(self, *, finished_before: float) -> int:
+        """Delete jobs that ended before a time (seconds since 1970); return how many."""
+        with self._database.write() as session:
+            old = session.execute(delete(Job).where(Job.finished_at < finished_before).returning(Job.seq))
+            return len(old.all())
 
     def ids(self) -> set[str]:
         """Return the ids of all jobs."""
@@ -157,10 +165,11 @@ class JobQueue:
             The finished job; None if it is no longer the caller's (it was taken for dead) or its deployment is gone.
         """
         with self._database.write() as session:
+            # The deployment is locked before the job, as by whoever deletes both: none waits for the other for ever.
+            found = session.get(Deployment, job.deployment, with_for_update=True)
             mine = _mine(session, job)
-            if mine is None:
+            if found is None or mine is None:
                 return None
-            found = get_deployment(session, mine.deployment, lock=True)
             current = soup_of(get_soup(session, mine.deployment, mine.base_version))
             is_new = not _serves_the_same(candidate, current)
             version = mine.base_version
@@ -174,7 +183,7 @@ class JobQueue:
             elif outcome.state == "promoted" and is_new:
                 mine.state, mine.previous_version = "promoted", found.version
                 unproven = mine.promote == "always"
-                move(session, found, version, kind="promoted", job=mine.id, unproven=unproven)
+                move(session, found, version, kind="promoted", job=mine.id, who=mine.who, unproven=unproven)
             mine.version = found.version
             return mine
 

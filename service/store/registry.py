@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import delete, func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from adapt.soup import Soup, soup_from_parts
-from service.store.database import Database
+from service.store.database import MAX_INTEGER, Database, is_text
 from service.store.tables import ACTIVE_STATES, Deployment, Event, Job, ReservoirPlan, SoupVersion, Worker, new_id
 
 
@@ -75,11 +76,16 @@ class Registry:
         with self._database.read() as session:
             return get_deployment(session, name)
 
-    def ensure_deployment(self, name: str, default: Soup) -> bool:
+    def ensure_deployment(self, name: str, default: Soup, *, who: str | None = None) -> bool:
         """Make a deployment whose version 1 is the default soup of a base set, unless it is there already.
 
         A deployment of the same base set whose current soup was made from other weights (the base set was trained or
         signed again) moves on to a new version, the default soup: the old coefficients mean nothing for new weights.
+
+        Args:
+            name: of the deployment.
+            default: soup of the base set.
+            who: name of the API key that asked, here and below; None where there are no keys.
 
         Returns:
             True if it was made, False if it was there.
@@ -87,13 +93,19 @@ class Registry:
         Raises:
             Conflict: it is there with another base set.
         """
+        try:
+            return self._ensure_deployment(name, default, who)
+        except IntegrityError:  # another process has made it since we looked
+            return self._ensure_deployment(name, default, who)
+
+    def _ensure_deployment(self, name: str, default: Soup, who: str | None) -> bool:
         with self._database.write() as session:
             found = session.get(Deployment, name, with_for_update=True)
             if found is None:
                 session.add(Deployment(name=name, base_set=default.base_set, version=1))
                 session.flush()
                 add_soup(session, name, default, source="default")
-                session.add(Event(deployment=name, kind="created", to_version=1))
+                session.add(Event(deployment=name, kind="created", to_version=1, who=who))
                 return True
             if found.base_set != default.base_set:
                 raise Conflict(f"deployment {name!r} serves base set {found.base_set!r}, not {default.base_set!r}")
@@ -102,7 +114,7 @@ class Registry:
                 move(session, found, add_soup(session, name, default, source="default"), kind="rebased")
             return False
 
-    def delete_deployment(self, name: str) -> list[str]:
+    def delete_deployment(self, name: str, *, who: str | None = None) -> list[str]:
         """Delete a deployment with its soups and jobs; return the jobs, whose samples the caller deletes.
 
         Raises:
@@ -111,7 +123,7 @@ class Registry:
         with self._database.write() as session:
             found = get_deployment(session, name, lock=True)
             jobs = list(session.scalars(select(Job.id).where(Job.deployment == name)))
-            session.add(Event(deployment=name, kind="deleted", from_version=found.version))
+            session.add(Event(deployment=name, kind="deleted", from_version=found.version, who=who))
             session.execute(delete(Job).where(Job.deployment == name))
             session.execute(delete(SoupVersion).where(SoupVersion.deployment == name))
             session.delete(found)
@@ -138,12 +150,25 @@ class Registry:
                 select(SoupVersion).where(SoupVersion.deployment == deployment).order_by(SoupVersion.version.desc())
             ).all()
 
-    def events(self, deployment: str) -> Sequence[Event]:
-        """Return what happened to a deployment, oldest first."""
-        with self._database.read() as session:
-            return session.scalars(select(Event).where(Event.deployment == deployment).order_by(Event.seq)).all()
+    def events(self, deployment: str, *, limit: int, before: int | None = None) -> Sequence[Event]:
+        """Return what happened to the deployments of a name, newest first; deleting one does not end that.
 
-    def point_at(self, deployment: str, version: int, *, expected_version: int | None = None) -> Deployment:
+        Args:
+            deployment: the name.
+            limit: most events.
+            before: only events with a lower number.
+        """
+        if not is_text(deployment):
+            return []
+        wanted = select(Event).where(Event.deployment == deployment).order_by(Event.seq.desc()).limit(limit)
+        if before is not None:
+            wanted = wanted.where(Event.seq < min(before, MAX_INTEGER))
+        with self._database.read() as session:
+            return session.scalars(wanted).all()
+
+    def point_at(
+        self, deployment: str, version: int, *, expected_version: int | None = None, who: str | None = None
+    ) -> Deployment:
         """Point a deployment at an existing version: a rollback (or the way back).
 
         Raises:
@@ -158,10 +183,12 @@ class Registry:
                 was_served = session.scalar(
                     select(Event.seq).where(Event.deployment == deployment, Event.to_version == version).limit(1)
                 )
-                move(session, found, version, kind="rollback", unproven=was_served is None)
+                move(session, found, version, kind="rollback", unproven=was_served is None, who=who)
             return found
 
-    def dial(self, deployment: str, soup: Soup, *, expected_version: int | None = None) -> Deployment:
+    def dial(
+        self, deployment: str, soup: Soup, *, expected_version: int | None = None, who: str | None = None
+    ) -> Deployment:
         """Store coefficients set by hand as a new version and point the deployment at it.
 
         Raises:
@@ -172,7 +199,7 @@ class Registry:
             found = get_deployment(session, deployment, lock=True)
             _check_expected(found, expected_version)
             version = add_soup(session, deployment, soup, source="dial")
-            move(session, found, version, kind="dial", unproven=True)
+            move(session, found, version, kind="dial", unproven=True, who=who)
             return found
 
     def set_reservoir(
@@ -239,7 +266,7 @@ def get_deployment(session: Session, name: str, *, lock: bool = False) -> Deploy
     Raises:
         UnknownDeployment: there is none of that name.
     """
-    found = session.get(Deployment, name, with_for_update=lock or None)
+    found = session.get(Deployment, name, with_for_update=lock or None) if is_text(name) else None
     if found is None:
         raise UnknownDeployment(name)
     return found
@@ -256,7 +283,7 @@ def get_soup(session: Session, deployment: str, version: int) -> SoupVersion:
     Raises:
         UnknownVersion: the deployment has no such version.
     """
-    found = session.get(SoupVersion, (deployment, version))
+    found = session.get(SoupVersion, (deployment, version)) if version <= MAX_INTEGER else None
     if found is None:
         raise UnknownVersion(version)
     return found
@@ -284,7 +311,14 @@ def add_soup(session: Session, deployment: str, soup: Soup, *, source: str, job:
 
 
 def move(
-    session: Session, found: Deployment, version: int, *, kind: str, job: str | None = None, unproven: bool = False
+    session: Session,
+    found: Deployment,
+    version: int,
+    *,
+    kind: str,
+    job: str | None = None,
+    who: str | None = None,
+    unproven: bool = False,
 ) -> None:
     """Point a locked deployment at another version and append the event."""
     session.add(
@@ -294,6 +328,7 @@ def move(
             from_version=found.version,
             to_version=version,
             job=job,
+            who=who,
             unproven=unproven,
         )
     )

@@ -8,6 +8,7 @@ from sqlalchemy import JSON, ForeignKeyConstraint, Index, LargeBinary, MetaData,
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 ACTIVE_STATES = ("queued", "running")
+MAX_WHO = 100  # characters of an API key's name
 
 
 class Table(DeclarativeBase):
@@ -86,6 +87,7 @@ class Job(Table):
     strategy: Mapped[str] = mapped_column(String(16))
     promote: Mapped[str] = mapped_column(String(16))
     samples_digest: Mapped[str] = mapped_column(String(64))
+    who: Mapped[str | None] = mapped_column(String(MAX_WHO))  # name of the API key that asked, if there are keys
     support: Mapped[dict[str, Any]]  # adapt.soup.SupportSummary
     state: Mapped[str] = mapped_column(String(16), default="queued")
     attempts: Mapped[int] = mapped_column(default=0)
@@ -121,6 +123,7 @@ class Event(Table):
     from_version: Mapped[int | None]
     to_version: Mapped[int | None]
     job: Mapped[str | None] = mapped_column(String(32))
+    who: Mapped[str | None] = mapped_column(String(MAX_WHO))
     unproven: Mapped[bool] = mapped_column(default=False)  # no test on held-out images stands behind it
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ import torch
 from PIL import Image
 
 from deploy.bundle import build_bundle
+from service.store.database import Database
+from service.store.migrate import upgrade
+from tests.service.postgres import Postgres, binaries
 from training.bases import load_base_set
 from training.images import to_input
 
@@ -147,6 +150,55 @@ class Server:
         self._process = None
         self.client = httpx.Client(base_url=self.url, timeout=70)
         return code
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server that tests share, each with a database of its own."""
+    if binaries() is None:
+        pytest.skip("PostgreSQL is not installed; `make postgres` does that")
+    server = Postgres()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres) -> str:
+    """The name of a PostgreSQL database with the registry's tables and nothing in them, to make copies of."""
+    name = postgres.make()
+    with closing(Database(postgres.url(name))) as database:
+        upgrade(database)
+    return name
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without tables: every test that takes it runs on both kinds."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.url(server.make())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def registry_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database with the registry's tables, and nothing in them."""
+    if request.param == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        return server.url(server.make(request.getfixturevalue("migrated")))
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    with closing(Database(url)) as database:
+        upgrade(database)
+    return url
+
+
+@pytest.fixture
+def database(registry_url: str) -> Iterator[Database]:
+    """That database, open."""
+    database = Database(registry_url)
+    yield database
+    database.close()
 
 
 @pytest.fixture(scope="session")

@@ -211,6 +211,27 @@ def test_rollback_serves_the_old_soup_everywhere(default: httpx.Client, server: 
         assert httpx.post(f"{server.url}/predict", files=files).json() == before
 
 
+def test_events_tell_what_happened_newest_first(default: httpx.Client) -> None:
+    for share in (0.5, 0.25):
+        rest = {"linf": share, "nominal": 1 - share, "l2": 0.0, "l1": 0.0}
+        default.put("/deployments/default/soup", json={"coefficients": rest})
+    version = default.get("/deployments/default").json()["version"]
+    default.put("/deployments/default/soup", json={"version": 1})
+    page = default.get("/deployments/default/events", params={"limit": 2}).json()
+    assert page["deployment"] == "default"
+    back, dialled = page["events"]
+    assert (back["kind"], back["from_version"], back["to_version"], back["unproven"]) == ("rollback", version, 1, False)
+    assert (dialled["kind"], dialled["to_version"], dialled["unproven"]) == ("dial", version, True)
+    assert (back["who"], back["job"]) == (None, None)
+    (earlier,) = default.get("/deployments/default/events", params={"limit": 1, "before": dialled["seq"]}).json()[
+        "events"
+    ]
+    assert (earlier["kind"], earlier["to_version"]) == ("dial", version - 1)
+    assert default.get("/deployments/nobody/events").status_code == 404
+    for wrong in ({"limit": 0}, {"before": "x"}, {"page": 1}):
+        assert default.get("/deployments/default/events", params=wrong).status_code == 400
+
+
 def test_dial_serves_coefficients_set_by_hand(default: httpx.Client, server: Server, labelled: Labelled) -> None:
     alone = {"linf": 0.0, "nominal": 0.0, "l2": 1.0, "l1": 0.0}
     response = default.put("/deployments/default/soup", json={"coefficients": alone})
@@ -290,6 +311,9 @@ def test_deployments_are_made_used_and_deleted(server: Server, labelled: Labelle
     assert job["deployment"] == "gate"
     assert (server.home / "samples" / job["job"]).is_dir()
     assert client.delete("/deployments/gate").status_code == 204
+    told = [event["kind"] for event in client.get("/deployments/gate/events").json()["events"]]
+    assert told[0] == "deleted"
+    assert told[-1] == "created"
     assert client.get("/deployments/gate").status_code == 404
     assert client.get(f"/jobs/{job['job']}").status_code == 404
     assert not (server.home / "samples" / job["job"]).exists()
@@ -338,8 +362,8 @@ def test_promote_always_promotes_without_labels_and_says_so(
     job = adapt(default, {"files": as_parts(labelled.files[:9], "unlabelled")}, promote="always").json()
     assert (job["state"], job["previous_version"], job["version"]) == ("promoted", 1, job["candidate_version"])
     assert "without evidence" in job["reason"]
-    event = registry_of(server).events("default")[-1]
-    assert (event.kind, event.job, event.unproven) == ("promoted", job["job"], True)
+    event = default.get("/deployments/default/events", params={"limit": 1}).json()["events"][0]
+    assert (event["kind"], event["job"], event["unproven"]) == ("promoted", job["job"], True)
 
 
 def test_unlabelled_images_come_along_with_labelled_ones(default: httpx.Client, labelled: Labelled) -> None:

@@ -1,12 +1,10 @@
-"""The registry and its queue, on a real SQLite file."""
+"""The registry and its queue, on a real SQLite file and a real PostgreSQL."""
 
-import json
 import multiprocessing
-import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +12,10 @@ import pytest
 
 from adapt.patch import Patch, make_patch
 from adapt.soup import Outcome, SearchSummary, Soup, SupportSummary
-from service.http.schemas import soup_view
 from service.store.database import Database
 from service.store.jobs import SUPERSEDED, JobQueue, QueueFull
 from service.store.registry import Conflict, Registry, UnknownDeployment, UnknownVersion
-from service.store.tables import Job
+from service.store.tables import Event, Job
 
 SUPPORT = SupportSummary(n=2, per_class={"cat": 1, "dog": 1})
 STALE = 30.0
@@ -51,14 +48,6 @@ def outcome(found: Soup, state: str = "promoted") -> Outcome:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
-    database.create()
-    yield database
-    database.close()
-
-
-@pytest.fixture
 def registry(database: Database) -> Registry:
     registry = Registry(database)
     registry.ensure_deployment("default", soup(1.0))
@@ -83,6 +72,10 @@ def add(jobs: JobQueue, name: str, **changes: Any) -> Job:
     return jobs.add(**{**arguments, **changes})
 
 
+def events(registry: Registry, deployment: str = "default") -> Sequence[Event]:
+    return registry.events(deployment, limit=100)
+
+
 def claimed(jobs: JobQueue, owner: str = "me") -> Job:
     job = jobs.claim(owner, stale_seconds=STALE)
     assert job is not None
@@ -93,7 +86,7 @@ def test_default_soup_is_version_1(registry: Registry) -> None:
     assert registry.deployment("default").version == 1
     assert registry.soup("default", 1) == soup(1.0)
     assert not registry.ensure_deployment("default", soup(1.0))
-    assert [event.kind for event in registry.events("default")] == ["created"]
+    assert [event.kind for event in events(registry)] == ["created"]
 
 
 def test_deployment_keeps_its_base_set(registry: Registry) -> None:
@@ -106,7 +99,7 @@ def test_new_weights_move_a_deployment_on_and_keep_its_history(registry: Registr
     registry.ensure_deployment("default", soup(1.0, digest="b" * 64))
     assert registry.deployment("default").version == 3
     assert registry.soup("default", 2) == soup(0.5)
-    assert registry.events("default")[-1].kind == "rebased"
+    assert events(registry)[0].kind == "rebased"
 
 
 def test_patch_comes_back_with_its_soup(registry: Registry, jobs: JobQueue) -> None:
@@ -133,49 +126,6 @@ def test_candidate_with_the_patch_of_the_current_soup_makes_no_version(registry:
         assert finished.candidate_version == version
 
 
-# What `Database.create` made before soups had patches.
-EARLIER_TABLES = """
-CREATE TABLE deployments (
-    name VARCHAR(63) NOT NULL, uid VARCHAR(32) NOT NULL, base_set VARCHAR(63) NOT NULL, version INTEGER NOT NULL,
-    created_at DOUBLE NOT NULL, CONSTRAINT pk_deployments PRIMARY KEY (name)
-);
-CREATE TABLE soups (
-    deployment VARCHAR(63) NOT NULL, version INTEGER NOT NULL, soup JSON NOT NULL, source VARCHAR(16) NOT NULL,
-    job VARCHAR(32), created_at DOUBLE NOT NULL, CONSTRAINT pk_soups PRIMARY KEY (deployment, version),
-    CONSTRAINT fk_soups_deployment FOREIGN KEY(deployment) REFERENCES deployments (name)
-);
-"""
-
-
-def test_registry_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path) -> None:
-    path = tmp_path / "registry.db"
-    document = {
-        "format_version": 1,
-        "base_set": "tiny",
-        "base_digest": "a" * 64,
-        "coefficients": {"linf": 0.25, "nominal": 0.75},
-        "bn_mode": "folded",
-        "temperature": 1.5,
-        "evidence": None,
-    }
-    with sqlite3.connect(path) as connection:
-        connection.executescript(EARLIER_TABLES)
-        connection.execute("INSERT INTO deployments VALUES ('default', 'u', 'tiny', 1, 7.0)")
-        connection.execute("INSERT INTO soups VALUES ('default', 1, ?, 'default', NULL, 7.0)", (json.dumps(document),))
-    connection.close()
-    for _ in range(2):  # nothing is left to do the second time
-        database = Database(f"sqlite:///{path}")
-        database.create()
-        registry = Registry(database)
-        assert not registry.ensure_deployment("default", soup(1.0))
-        assert registry.soup("default", 1) == soup(0.25).model_copy(update={"temperature": 1.5})
-        database.close()
-    registry.dial("default", soup(0.5, patch=head(1)))
-    assert registry.soup("default", 2).patch == head(1)
-    assert soup_view(registry.soups("default")[1], 2).patch is None
-    database.close()
-
-
 def test_unknown_names_are_said_so(registry: Registry) -> None:
     with pytest.raises(UnknownDeployment):
         registry.deployment("nobody")
@@ -187,9 +137,9 @@ def test_dial_and_rollback_move_the_pointer_with_an_event(registry: Registry) ->
     assert registry.dial("default", soup(0.5), expected_version=1).version == 2
     assert registry.point_at("default", 1).version == 1
     assert [soup.version for soup in registry.soups("default")] == [2, 1]
-    last = registry.events("default")[-1]
+    last = events(registry)[0]
     assert (last.kind, last.from_version, last.to_version, last.unproven) == ("rollback", 2, 1, False)
-    assert registry.events("default")[-2].unproven
+    assert events(registry)[1].unproven
 
 
 def test_expected_version_decides_between_two_dials(registry: Registry) -> None:
@@ -203,7 +153,7 @@ def test_pointing_at_a_candidate_never_served_is_flagged(registry: Registry, job
     add(jobs, "one")
     jobs.finish(claimed(jobs), soup(0.25), outcome(soup(0.25), "kept"))
     registry.point_at("default", 2)
-    assert registry.events("default")[-1].unproven
+    assert events(registry)[0].unproven
 
 
 def test_promotion_stores_evidence_and_moves_the_pointer(registry: Registry, jobs: JobQueue) -> None:
@@ -217,7 +167,7 @@ def test_promotion_stores_evidence_and_moves_the_pointer(registry: Registry, job
         2,
     )
     assert registry.deployment("default").version == 2
-    event = registry.events("default")[-1]
+    event = events(registry)[0]
     assert (event.kind, event.job, event.unproven) == ("promoted", "one", False)
 
 
@@ -344,7 +294,7 @@ def test_deleted_deployment_takes_everything_but_its_events(registry: Registry, 
     assert jobs.get("one") is None
     with pytest.raises(UnknownDeployment):
         registry.soups("gate")
-    assert [event.kind for event in registry.events("gate")] == ["created", "deleted"]
+    assert [event.kind for event in events(registry, "gate")] == ["deleted", "created"]
     registry.ensure_deployment("gate", soup(1.0))
     assert registry.deployment("gate").uid != uid
 
@@ -394,14 +344,13 @@ def _claim_all(url: str, owner: str, found: Any) -> None:
         found.put(job.id)
 
 
-def test_processes_never_claim_the_same_job(tmp_path: Path, registry: Registry, jobs: JobQueue) -> None:
+def test_processes_never_claim_the_same_job(registry_url: str, registry: Registry, jobs: JobQueue) -> None:
     names = [f"job{position}" for position in range(12)]
     for name in names:
         add(jobs, name, max_queued=100)
     context = multiprocessing.get_context("spawn")
     found = context.Queue()
-    url = f"sqlite:///{tmp_path / 'registry.db'}"
-    workers = [context.Process(target=_claim_all, args=(url, owner, found)) for owner in ("a", "b")]
+    workers = [context.Process(target=_claim_all, args=(registry_url, owner, found)) for owner in ("a", "b")]
     for worker in workers:
         worker.start()
     claims = [found.get(timeout=60) for _ in names]
@@ -410,3 +359,129 @@ def test_processes_never_claim_the_same_job(tmp_path: Path, registry: Registry, 
         assert worker.exitcode == 0
     assert sorted(claims) == sorted(names)
     assert found.empty()
+
+
+def at_once(*actions: Callable[[], Any]) -> list[Any]:
+    """Call all at the same moment, each in its thread; returns what each returned or raised."""
+    barrier = threading.Barrier(len(actions))
+    results: list[Any] = [None] * len(actions)
+
+    def call(position: int) -> None:
+        barrier.wait()
+        try:
+            results[position] = actions[position]()
+        except Exception as error:
+            results[position] = error
+
+    threads = [threading.Thread(target=call, args=(position,)) for position in range(len(actions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_of_promotions_at_the_same_moment_exactly_one_wins(registry: Registry, jobs: JobQueue) -> None:
+    for turn in range(8):
+        before = registry.deployment("default").version
+        names = [f"{turn}-{position}" for position in range(3)]
+        for name in names:
+            add(jobs, name)
+        work = [claimed(jobs, name) for name in names]
+        found = [soup((turn + 1) / 10 + position / 100) for position in range(3)]
+        ended = at_once(*(partial(jobs.finish, *pair, outcome(pair[1])) for pair in zip(work, found, strict=True)))
+        assert sorted((job.state, job.reason) for job in ended) == [
+            ("kept", SUPERSEDED),
+            ("kept", SUPERSEDED),
+            ("promoted", "because"),
+        ]
+        (winner,) = [job for job in ended if job.state == "promoted"]
+        current = registry.deployment("default").version
+        assert (winner.version, winner.previous_version) == (current, before)
+        assert {job.version for job in ended} == {current}
+        assert len({job.candidate_version for job in ended}) == 3
+        (promotion,) = [event for event in events(registry) if event.job in names]
+        assert (promotion.from_version, promotion.to_version) == (before, current)
+
+
+def test_of_a_promotion_and_a_dial_at_the_same_moment_one_wins(registry: Registry, jobs: JobQueue) -> None:
+    for turn in range(8):
+        before = registry.deployment("default").version
+        add(jobs, str(turn))
+        job, found = claimed(jobs), soup((turn + 1) / 10)
+        ended, dialled = at_once(
+            partial(jobs.finish, job, found, outcome(found)),
+            partial(registry.dial, "default", soup((turn + 1) / 20), expected_version=before),
+        )
+        assert (ended.state == "promoted") == isinstance(dialled, Conflict)
+        moves = [event for event in events(registry) if event.from_version == before]
+        assert [event.kind for event in moves] == ["promoted" if ended.state == "promoted" else "dial"]
+
+
+def test_deployment_made_twice_at_once_is_made_once(registry: Registry) -> None:
+    for turn in range(8):
+        name = f"gate-{turn}"
+        made = at_once(*(partial(registry.ensure_deployment, name, soup(1.0)) for _ in range(4)))
+        assert sorted(map(str, made)) == ["False", "False", "False", "True"]
+        assert [event.kind for event in events(registry, name)] == ["created"]
+
+
+def test_deployment_deleted_while_its_job_ends_leaves_nothing_behind(registry: Registry, jobs: JobQueue) -> None:
+    for turn in range(8):
+        registry.ensure_deployment("gate", soup(1.0))
+        add(jobs, str(turn), deployment="gate")
+        ended, deleted = at_once(
+            partial(jobs.finish, claimed(jobs), soup(0.5), outcome(soup(0.5))),
+            partial(registry.delete_deployment, "gate"),
+        )
+        assert deleted == [str(turn)]
+        assert ended is None or ended.state == "promoted"
+        assert jobs.get(str(turn)) is None
+
+
+def test_events_say_who_asked(registry: Registry, jobs: JobQueue) -> None:
+    registry.ensure_deployment("gate", soup(1.0), who="maker")
+    registry.dial("gate", soup(0.5), who="dialler")
+    registry.point_at("gate", 1)
+    add(jobs, "one", deployment="gate", who="labeller")
+    jobs.finish(claimed(jobs), soup(0.25), outcome(soup(0.25)))
+    registry.delete_deployment("gate", who="cleaner")
+    told = [(event.kind, event.who, event.from_version, event.to_version) for event in events(registry, "gate")]
+    assert told == [
+        ("deleted", "cleaner", 3, None),
+        ("promoted", "labeller", 1, 3),
+        ("rollback", None, 2, 1),
+        ("dial", "dialler", 1, 2),
+        ("created", "maker", None, 1),
+    ]
+
+
+def test_events_come_in_pages(registry: Registry) -> None:
+    for turn in range(5):
+        registry.dial("default", soup(turn / 8))
+    pages = [registry.events("default", limit=4)]
+    pages.append(registry.events("default", limit=4, before=pages[0][-1].seq))
+    assert [[event.to_version for event in page] for page in pages] == [[6, 5, 4, 3], [2, 1]]
+
+
+def test_old_finished_jobs_are_forgotten_and_no_others(registry: Registry, jobs: JobQueue) -> None:
+    for name in ("old", "new", "running", "queued"):
+        add(jobs, name)
+    jobs.finish(claimed(jobs), soup(0.5), outcome(soup(0.5)))
+    between = time.time()
+    jobs.finish(claimed(jobs), soup(0.25), outcome(soup(0.25)))
+    claimed(jobs)
+    assert jobs.forget(finished_before=between) == 1
+    assert jobs.ids() == {"new", "running", "queued"}
+    assert [row.job for row in registry.soups("default")] == ["new", "old", None]
+    assert jobs.forget(finished_before=between) == 0
+
+
+def test_what_no_column_can_hold_is_not_found(registry: Registry, jobs: JobQueue) -> None:
+    assert jobs.get("a\0b") is None
+    assert registry.events("a\0b", limit=1) == []
+    with pytest.raises(UnknownDeployment):
+        registry.deployment("a\0b")
+    with pytest.raises(UnknownVersion):
+        registry.point_at("default", 10**30)
+    assert len(registry.events("default", limit=5, before=10**18)) == 1

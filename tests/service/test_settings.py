@@ -42,7 +42,17 @@ def test_environment_overrides_defaults(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("WORKERS", "0"), ("PROMOTE_P", "1.5"), ("DEVICE", "tpu"), ("PORT", "x"), ("MAX_UPLOAD_MB", "-1")],
+    [
+        ("WORKERS", "0"),
+        ("PROMOTE_P", "1.5"),
+        ("DEVICE", "tpu"),
+        ("PORT", "x"),
+        ("MAX_UPLOAD_MB", "-1"),
+        ("JOB_RETENTION_DAYS", "0"),
+        ("DATABASE_URL", "mysql://host/name"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "somewhere"),
+    ],
 )
 def test_bad_value_is_one_line_that_names_the_variable(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"SAUCIER_{name}", value)

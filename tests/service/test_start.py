@@ -7,9 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+
+from service.store.database import Database
+from service.store.migrate import upgrade
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +95,15 @@ def test_ambiguous_default_stops_the_start(prebuilt_bases: Path, tmp_path: Path)
 
 def test_unusable_setting_stops_the_start(prebuilt_bases: Path, tmp_path: Path) -> None:
     assert "SAUCIER_WORKERS: " in refusal(start(tmp_path, prebuilt_bases, WORKERS="many"))
+
+
+def test_registry_of_a_newer_version_stops_the_start(prebuilt_bases: Path, tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    with closing(Database(f"sqlite:///{path}")) as database:
+        upgrade(database)
+        with database.write() as session:
+            session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    assert "found 9999" in refusal(start(tmp_path, prebuilt_bases / "tiny", DATABASE_URL=f"sqlite:///{path}"))
 
 
 def test_home_that_cannot_be_made_stops_the_start(prebuilt_bases: Path, tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""`python -m service db upgrade|check|backup`."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from service.db import COMMANDS as DATABASE_COMMANDS
+from training.cli import EXIT_BAD_INPUT, Command, run
+
+GROUPS: Mapping[str, tuple[Sequence[type[Command]], str]] = {
+    "db": (DATABASE_COMMANDS, "The registry: bring its schema up to date, check it, back it up."),
+}
+USAGE = (
+    f"usage: python -m service {{{','.join(GROUPS)}}} COMMAND [OPTIONS]; for example python -m service db check --help"
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command (of `sys.argv` unless `args` are given) and return the exit code."""
+    group, *rest = [*(sys.argv[1:] if args is None else args), ""]
+    if group in ("-h", "--help"):
+        sys.stdout.write(USAGE + "\n")
+        return 0
+    if group not in GROUPS:
+        sys.stderr.write(f"error: expected one of {', '.join(GROUPS)}, got {group!r}\n{USAGE}\n")
+        return EXIT_BAD_INPUT
+    commands, description = GROUPS[group]
+    return run(commands, prog=f"python -m service {group}", description=description, args=rest[:-1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

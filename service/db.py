@@ -1,0 +1,161 @@
+"""The commands of `python -m service db`: the registry's schema, its soundness, its backup."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import tyro
+from pydantic import Field
+from sqlalchemy import Connection
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapt.soup import check_soup
+from deploy.runtime import Bundle
+from service.prediction.catalog import Base, read_catalog
+from service.settings import Settings
+from service.store.backup import back_up
+from service.store.database import Database
+from service.store.migrate import differences, head, known_revision, upgrade
+from service.store.registry import Registry, UnknownVersion
+from service.store.tables import Deployment
+from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result
+from training.documents import one_line
+
+
+class UpgradeCommand(Command):
+    """Bring the schema of the registry up to date, or make it; a start of the service does the same.
+
+    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/saucier python -m service db upgrade
+    """
+
+    name: ClassVar[str] = "upgrade"
+
+    def execute(self) -> Result:
+        """Upgrade it."""
+        settings = Settings.load()
+        if settings.database_url is None:
+            settings.home.mkdir(parents=True, exist_ok=True)
+        with _opened(settings) as database:
+            before = upgrade(database)
+        text = f"at revision {head()}" + ("" if before == head() else f", was {before or 'empty'}")
+        return Result({"revision": head(), "previous_revision": before}, text)
+
+
+class CheckCommand(Command):
+    """Check that the registry is sound and that the current soup of every deployment loads; exit code 1 if not.
+
+    Example: python -m service db check --json
+    """
+
+    name: ClassVar[str] = "check"
+
+    def execute(self) -> Result:
+        """Check it."""
+        settings = Settings.load()
+        catalog = read_catalog(settings.bases, check_files=False)
+        with _opened(settings, must_exist=True) as database:
+            with database.read() as session:
+                connection = session.connection()
+                revision, problems = known_revision(connection), []
+                if revision == head():
+                    problems = differences(connection) + _damage(connection)
+            deployments: Sequence[Deployment] = []
+            if revision != head():
+                problems = [f"expected revision {head()}, found {revision}: run `python -m service db upgrade`"]
+            elif not problems:
+                registry = Registry(database)
+                deployments = registry.deployments()
+                problems = _unusable(settings, registry, catalog, deployments)
+        data = {"revision": revision, "head": head(), "deployments": len(deployments), "problems": problems}
+        text = "\n".join(problems) or f"sound, at revision {revision}; {len(deployments)} deployments load"
+        return Result(data, text, EXIT_CLAIM_FAILED if problems else EXIT_DONE)
+
+
+class BackupCommand(Command):
+    """Write a consistent copy of the registry to a new file, while the service runs.
+
+    SQLite: a database file, put back in the registry's place. PostgreSQL: an archive of pg_dump, for pg_restore.
+
+    Example: python -m service db backup registry-backup.db
+    """
+
+    name: ClassVar[str] = "backup"
+
+    out: tyro.conf.Positional[Path] = Field(description="the file to write")
+
+    def execute(self) -> Result:
+        """Write it."""
+        settings = Settings.load()
+        with _opened(settings, must_exist=True) as database, database.read() as session:
+            revision = known_revision(session.connection())
+        back_up(settings.registry_url, self.out)
+        size = self.out.stat().st_size
+        return Result({"out": str(self.out), "bytes": size, "revision": revision}, f"{self.out}: {size:,} bytes")
+
+
+COMMANDS: tuple[type[Command], ...] = (UpgradeCommand, CheckCommand, BackupCommand)
+
+
+@contextmanager
+def _opened(settings: Settings, *, must_exist: bool = False) -> Iterator[Database]:
+    """Open the registry; what goes wrong with it becomes one line."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells each step
+    url = make_url(settings.registry_url)
+    if must_exist and url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        raise ValueError(f"{url.database}: expected the registry, found no such file")
+    try:
+        database = Database(settings.registry_url)
+        try:
+            yield database
+        finally:
+            database.close()
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise ValueError(f"the registry cannot be used: {one_line(cause)}") from None
+
+
+def _damage(connection: Connection) -> list[str]:
+    """Return what SQLite finds wrong with its file; PostgreSQL checks such things as it goes."""
+    if connection.dialect.name != "sqlite":
+        return []
+    found = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check") if row[0] != "ok"]
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    return found + [f"{row[0]}: row {row[1]} refers to a row of {row[2]} that is not there" for row in broken]
+
+
+def _unusable(
+    settings: Settings, registry: Registry, catalog: Mapping[str, Base], deployments: Sequence[Deployment]
+) -> list[str]:
+    """Return a line for every deployment whose current soup cannot be served."""
+    problems = []
+    bundles: dict[str, Bundle | None] = {}
+    for found in deployments:
+        try:
+            base = catalog.get(found.base_set)
+            if base is None:
+                raise ValueError(f"expected the base set {found.base_set!r}, found {sorted(catalog)}")
+            if found.base_set not in bundles:
+                bundles[found.base_set] = _open_bundle(base, settings)
+            _load(registry, found, base, bundles[found.base_set])
+        except UnknownVersion:
+            problems.append(f"{found.name}: points at version {found.version}, which is not there")
+        except (ValueError, OSError, KeyError) as error:
+            problems.append(f"{found.name}: version {found.version} does not load: {one_line(error)}")
+    return problems
+
+
+def _open_bundle(base: Base, settings: Settings) -> Bundle | None:
+    folder = base.bundle(settings.home)
+    return None if folder is None else Bundle.open(folder, base_digest=base.manifest.digest)
+
+
+def _load(registry: Registry, found: Deployment, base: Base, bundle: Bundle | None) -> None:
+    """Read the current soup of a deployment and, if its bundle is built already, make the session that serves it."""
+    soup = registry.soup(found.name, found.version)
+    check_soup(soup, base.manifest)
+    if bundle is not None:
+        patch = None if soup.patch is None else soup.patch.tensors()
+        bundle.session(soup.coefficients, bn_mode=soup.bn_mode, patch=patch, device="cpu")

@@ -1,0 +1,92 @@
+"""The registry's schema: brought up to date, and compared with what the code expects.
+
+Alembic is imported here and nowhere else, by the process that starts the others and by `python -m service db`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, text
+
+from service.store.database import Database, SchemaError
+from service.store.tables import Deployment, Table
+
+FOLDER = Path(__file__).parent / "migrations"
+LOCK = 0x5A0C1E4  # of PostgreSQL's advisory locks: two machines that start at once migrate one after the other
+
+
+def head() -> str:
+    """Return the revision that this version of the code works with."""
+    return str(_scripts().get_current_head())
+
+
+def upgrade(database: Database) -> str | None:
+    """Bring the schema up to date in one transaction; make it in an empty database.
+
+    Returns:
+        The revision it had, None if there was none.
+
+    Raises:
+        SchemaError: it was made by a newer version, or before there were migrations; nothing was changed.
+    """
+    with database.write() as session:
+        connection = session.connection()
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+        found = known_revision(connection)
+        if found != head():
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+        return found
+
+
+def known_revision(connection: Connection) -> str | None:
+    """Return the revision of the schema, None for an empty database.
+
+    Raises:
+        SchemaError: this version of the code does not know it.
+    """
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found is None and inspect(connection).has_table(Deployment.__tablename__):
+        raise SchemaError(
+            "expected a registry with a schema revision, found one of a version before 0.1: move it away to start "
+            "with an empty one"
+        )
+    known = {script.revision for script in _scripts().walk_revisions()}
+    if found is not None and found not in known:
+        raise SchemaError(
+            f"expected a schema revision up to {head()}, found {found}: a newer version of Saucier made it; use that "
+            "version, or restore a backup"
+        )
+    return found
+
+
+def differences(connection: Connection) -> list[str]:
+    """Return what differs between the database's tables and those of the code, a line each."""
+    context = MigrationContext.configure(connection)
+    return [_describe(difference) for difference in compare_metadata(context, Table.metadata)]
+
+
+def _describe(difference: Any) -> str:
+    """Return one of Alembic's tuples, `(action, ..., subject)`, in words."""
+    if isinstance(difference, list):  # of one column, each
+        return "; ".join(map(_describe, difference))
+    action, *details = difference
+    named = [getattr(detail, "name", None) or detail for detail in details if detail is not None]
+    return " ".join([action.replace("_", " "), *(name for name in named if isinstance(name, str))])
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())

@@ -1,0 +1,93 @@
+"""The schema: made, brought up to date, compared, refused; on SQLite and PostgreSQL."""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+from alembic import command
+from sqlalchemy import text
+
+from service.store.database import Database, SchemaError
+from service.store.migrate import _config, differences, head, known_revision, upgrade
+from service.store.tables import Table
+
+
+@pytest.fixture
+def empty(empty_url: str) -> Iterator[Database]:
+    with closing(Database(empty_url)) as database:
+        yield database
+
+
+def execute(database: Database, *statements: str) -> None:
+    with database.write() as session:
+        for statement in statements:
+            session.execute(text(statement))
+
+
+def found_differences(database: Database) -> list[str]:
+    with database.read() as session:
+        return differences(session.connection())
+
+
+def test_revisions_make_exactly_the_tables_of_the_code(empty: Database) -> None:
+    assert upgrade(empty) is None
+    assert found_differences(empty) == []
+    assert upgrade(empty) == head()
+
+
+def test_first_revision_with_rows_in_it_is_brought_up_to_date(empty: Database) -> None:
+    with empty.write() as session:
+        config = _config()
+        config.attributes["connection"] = session.connection()
+        command.upgrade(config, "0001")
+    execute(
+        empty,
+        "INSERT INTO deployments (name, uid, base_set, version, created_at) VALUES ('default', 'u', 'tiny', 1, 7)",
+        "INSERT INTO events (at, deployment, kind, to_version, unproven) VALUES (7, 'default', 'created', 1, false)",
+    )
+    assert upgrade(empty) == "0001"
+    assert found_differences(empty) == []
+    with empty.read() as session:
+        assert session.execute(text("SELECT kind, who FROM events")).all() == [("created", None)]
+
+
+def test_what_differs_is_named(empty: Database) -> None:
+    upgrade(empty)
+    execute(empty, "ALTER TABLE jobs DROP COLUMN who", "DROP INDEX ix_jobs_state", "CREATE TABLE odd (id INTEGER)")
+    told = found_differences(empty)
+    assert len(told) == 3
+    for expected in ("column jobs who", "index ix_jobs_state", "table odd"):
+        assert any(re.search(expected, line) for line in told), told
+
+
+def test_newer_database_is_refused_in_one_line_and_left_alone(empty: Database) -> None:
+    upgrade(empty)
+    execute(empty, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaError, match=r"^expected a schema revision up to \w+, found 9999: [^\n]+$"):
+        upgrade(empty)
+    with empty.read() as session:
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
+
+
+def test_database_from_before_migrations_is_refused_in_one_line(empty: Database) -> None:
+    with empty.write() as session:
+        Table.metadata.create_all(session.connection())
+    with pytest.raises(SchemaError, match=r"^expected a registry with a schema revision, found [^\n]+$"):
+        upgrade(empty)
+
+
+def test_upgrade_that_fails_changes_nothing(empty: Database) -> None:
+    execute(empty, "CREATE TABLE events (odd INTEGER)")  # in the way of the first revision, after some tables
+    with pytest.raises(Exception, match="already exists"):
+        upgrade(empty)
+    with empty.read() as session:
+        assert known_revision(session.connection()) is None
+        assert len(found_differences(empty)) > 5  # no table but the one in the way
+
+
+def test_two_that_upgrade_at_once_both_end_well(empty: Database) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(map(str, pool.map(upgrade, [empty, empty]))) == sorted(["None", head()])
+    assert found_differences(empty) == []
