@@ -49,7 +49,7 @@ def create_app(base: Path, bundle: Path) -> Starlette:
     return Starlette(routes=[Route("/predict", predict, methods=["POST"]), Route("/readyz", ready)])
 
 
-def _batcher(session: SoupSession, manifest: Manifest) -> Batcher:
+def _batcher(session: SoupSession, manifest: Manifest) -> Batcher[np.uint8]:
     def run(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         return session.run(to_input(images))
 

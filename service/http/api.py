@@ -20,6 +20,7 @@ from service.http.adaptation import MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, chec
 from service.http.answers import confidences, predictions_json
 from service.http.context import Context, caller, endpoint, json_response, refuse
 from service.http.decoding import decode_prepared
+from service.http.inference.routes import routes as inference_routes
 from service.http.openapi import docs_page, openapi_document
 from service.http.problems import Problem, invalid
 from service.http.queries import Query
@@ -186,5 +187,6 @@ def create_app() -> Starlette:
         Route("/openapi.json", endpoint(openapi)),
         Route("/docs", endpoint(docs)),
         Route("/", endpoint(index)),
+        *inference_routes(),
     ]
     return Starlette(routes=routes, lifespan=_lifespan, exception_handlers={HTTPException: _refuse})

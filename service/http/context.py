@@ -98,7 +98,7 @@ def refuse(request: Request, error: Exception) -> Response:
     problem = as_problem(error)
     context: Context = request.app.state.context
     context.metrics.reject(problem.reason, getattr(request.state, "deployment", ""))
-    return render(problem)
+    return render(problem, request.url.path)
 
 
 def checked(model: type[Model], body: dict[str, Any]) -> Model:

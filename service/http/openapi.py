@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.http.inference import document as inference
 from service.http.problems import MEDIA_TYPE
 from service.http.schemas import (
     DEPLOYMENT_NAME,
@@ -306,6 +307,7 @@ def _paths() -> Json:
                 "responses": {"204": {"description": "they are gone"}, **_problems(403, 404, 503)},
             },
         },
+        **inference.paths(),
         "/bases": {"get": _get("List the base sets", _json(_reference(Bases), "all base sets"))},
         "/metrics": {"get": _get("Metrics of all processes", _text("text/plain", "Prometheus text format"))},
         "/livez": {"get": _get("Is the process alive?", _text("text/plain", "it is"))},
@@ -327,7 +329,7 @@ def openapi_document() -> Json:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": _paths(),
-        "components": {"schemas": {**definitions["$defs"], "Problem": _PROBLEM}},
+        "components": {"schemas": {**definitions["$defs"], "Problem": _PROBLEM, **inference.schemas()}},
     }
 
 

@@ -19,6 +19,7 @@ from service.store.registry import Conflict, UnknownDeployment, UnknownVersion
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+PROTOCOL_MEDIA_TYPE = "application/json"  # of an error below /v2
 RETRY_AFTER_SECONDS = 1
 _REASONS = {
     400: "malformed",
@@ -92,12 +93,19 @@ def unavailable(detail: str) -> Problem:
     return Problem(503, detail)
 
 
-def render(problem: Problem) -> Response:
-    """Return the response of a problem."""
+def error_media_type(path: str) -> str:
+    """Return what errors of a path are written as: the Open Inference Protocol has a form of its own."""
+    return PROTOCOL_MEDIA_TYPE if path == "/v2" or path.startswith("/v2/") else MEDIA_TYPE
+
+
+def render(problem: Problem, path: str) -> Response:
+    """Return the response of a problem to a request for this path."""
     headers = dict(problem.headers)
     if problem.status in (429, 503):
         headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
-    return Response(json.dumps(problem.body()), problem.status, headers, media_type=MEDIA_TYPE)
+    media_type = error_media_type(path)
+    body = {"error": problem.detail} if media_type == PROTOCOL_MEDIA_TYPE else problem.body()
+    return Response(json.dumps(body), problem.status, headers, media_type=media_type)
 
 
 def as_problem(error: Exception) -> Problem:
@@ -134,6 +142,6 @@ def as_problem(error: Exception) -> Problem:
             return Problem(500, "an unexpected error; the log of the service has more")
 
 
-async def handle(_: Request, error: Exception) -> Response:
+async def handle(request: Request, error: Exception) -> Response:
     """Render any exception: the one exception handler of the mounted app."""
-    return render(as_problem(error))
+    return render(as_problem(error), request.url.path)

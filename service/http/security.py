@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.problems import MEDIA_TYPE, Problem, render
+from service.http.problems import Problem, error_media_type, render
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})  # orchestrators and scrapers call by address
+# Orchestrators and scrapers call by address.
+PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -33,7 +34,7 @@ class Gate:
             return await send({"type": "websocket.close", "code": 1008})
         if problem := self._refuse(scope):
             self._on_refusal(problem)
-            return await render(problem)(scope, receive, send)
+            return await render(problem, scope["path"])(scope, receive, send)
         return await self._app(scope, receive, _OneShape(scope, receive, send))
 
     def _refuse(self, scope: Scope) -> Problem | None:
@@ -66,7 +67,7 @@ def host_name(host: str) -> str:
 
 
 class _OneShape:
-    """Turns error responses of BentoML and Starlette (404, 429, 503, 504, ...) into problem details."""
+    """Turns error responses of BentoML and Starlette (404, 429, 503, 504, ...) into the form that the path has."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope, self._receive, self._send = scope, receive, send
@@ -75,13 +76,13 @@ class _OneShape:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] >= 400:
             headers = dict(message["headers"])
-            if headers.get(b"content-type", b"") != MEDIA_TYPE.encode():
+            if headers.get(b"content-type", b"") != error_media_type(self._scope["path"]).encode():
                 self._is_replaced = True
                 kept = {"Allow": headers[b"allow"].decode()} if b"allow" in headers else {}
                 problem = Problem(
                     message["status"], _DETAILS.get(message["status"], "the request failed"), headers=kept
                 )
-                await render(problem)(self._scope, self._receive, self._send)
+                await render(problem, self._scope["path"])(self._scope, self._receive, self._send)
         if not self._is_replaced:
             await self._send(message)
 

@@ -5,31 +5,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from training.images import Pixels
-
+Scalar = TypeVar("Scalar", np.uint8, np.float32)
 Logits = npt.NDArray[np.float32]
-Run = Callable[[npt.NDArray[np.uint8]], Logits]
 
 INLINE_SECONDS = 0.002  # a shorter run costs less on the event loop than the way to a thread and back
 
 
-class _Waiting(NamedTuple):
-    images: Sequence[Pixels]
+class _Waiting(NamedTuple, Generic[Scalar]):
+    images: Sequence[npt.NDArray[Scalar]]
     answer: "asyncio.Future[Logits]"
 
 
-class Batcher:
+class Batcher(Generic[Scalar]):
     """Runs one network on the images of concurrent requests.
 
-    One instance belongs to one network and one event loop.
+    One instance belongs to one network, one event loop, and one kind of images: pixels, or what the network takes.
 
     Args:
-        run: (B, H, W, 3) uint8 to logits (B, K); called with 1 <= B <= max_batch, never twice at once.
+        run: a batch to logits (B, K); called with 1 <= B <= max_batch, never twice at once.
         max_batch: most images per run.
         executor: where runs go that would hold up the event loop.
         seconds_per_image: what one image takes, as measured; decides where a batch runs.
@@ -38,20 +36,21 @@ class Batcher:
 
     def __init__(
         self,
-        run: Run,
+        run: Callable[[npt.NDArray[Scalar]], Logits],
         *,
         max_batch: int,
         executor: Executor,
         seconds_per_image: float,
         observe: Callable[[int, float], Any],
     ) -> None:
-        self._run, self._executor, self._observe = run, executor, observe
+        self._run: Callable[[npt.NDArray[Scalar]], Logits] = run
+        self._executor, self._observe = executor, observe
         self._max_batch = max_batch
         self._inline_images = int(INLINE_SECONDS / max(seconds_per_image, 1e-9))
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Waiting[Scalar]] = deque()
         self._runner: asyncio.Task[None] | None = None
 
-    async def submit(self, images: Sequence[Pixels]) -> Logits:
+    async def submit(self, images: Sequence[npt.NDArray[Scalar]]) -> Logits:
         """Return the logits (n, K) of n >= 1 images of the input size, in order."""
         loop = asyncio.get_running_loop()
         answers = []
@@ -86,7 +85,7 @@ class Batcher:
         finally:
             self._runner = None
 
-    def _next_batch(self) -> list[_Waiting]:
+    def _next_batch(self) -> list[_Waiting[Scalar]]:
         batch = [self._waiting.popleft()]
         size = len(batch[0].images)
         while self._waiting and size + len(self._waiting[0].images) <= self._max_batch:
@@ -94,9 +93,10 @@ class Batcher:
             batch.append(self._waiting.popleft())
         return batch
 
-    async def _run_batch(self, images: list[Pixels]) -> Logits:
+    async def _run_batch(self, images: list[npt.NDArray[Scalar]]) -> Logits:
         start = time.perf_counter()
         stacked = np.stack(images)
+        logits: Logits
         if len(images) <= self._inline_images:
             logits = self._run(stacked)
         else:

@@ -44,7 +44,8 @@ class LoadedSoup:
     soup: Soup
     base: Base
     session: SoupSession
-    batcher: Batcher
+    batcher: Batcher[np.uint8]  # of pixels, (H, W, 3)
+    tensors: Batcher[np.float32]  # of what the network takes, (3, H, W)
     metrics: DeploymentMetrics
 
 
@@ -115,15 +116,22 @@ class Loader:
             blank = np.zeros((1, spec.height, spec.width, 3), dtype=np.uint8)
             seconds = min(_time(run, blank) for _ in range(WARM_UP_RUNS))
         metrics = self._metrics.of(plan.pointer.name)
-        batcher = Batcher(
-            run,
-            max_batch=self._settings.max_batch,
-            executor=self._inference,
-            seconds_per_image=seconds,
-            observe=partial(_observe, metrics),
-        )
+        batching: Any = {
+            "max_batch": self._settings.max_batch,
+            "executor": self._inference,
+            "seconds_per_image": seconds,
+            "observe": partial(_observe, metrics),
+        }
         metrics.swap.observe(time.perf_counter() - start)
-        return LoadedSoup(plan.pointer, plan.soup, plan.base, session, batcher, metrics)
+        return LoadedSoup(
+            plan.pointer,
+            plan.soup,
+            plan.base,
+            session,
+            batcher=Batcher(run, **batching),
+            tensors=Batcher(session.run, **batching),
+            metrics=metrics,
+        )
 
     def build(self, base: Base, soup: Soup) -> SoupSession:
         """Build a session for a soup and check it on the bundle's probe images; takes a while.

@@ -118,6 +118,10 @@ class Predictor:
             raise NotReady(f"deployment {name!r} is not ready yet")
         return self._served[name]
 
+    def is_current(self, pointer: Pointer) -> bool:
+        """Say if requests accepted now are served with this version."""
+        return self._served.get(pointer.name) == pointer
+
     def build(self, base: Base, soup: Soup) -> SoupSession:
         """Build a session that nobody is served with, to see if the soup can be: see `Loader.build`."""
         return self._loader.build(base, soup)
@@ -129,7 +133,7 @@ class Predictor:
     async def _load(self, pointer: Pointer) -> LoadedSoup:
         loaded = await self._sessions.load(pointer)
         loaded.metrics.misses.inc()
-        if self._served.get(pointer.name) == pointer:
+        if self.is_current(pointer):
             self._metrics.serve(pointer.name, pointer.version, loaded.soup.coefficients)
         return loaded
 

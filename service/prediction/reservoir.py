@@ -122,6 +122,10 @@ class Reservoirs:
         if (share := self._shares.get(deployment)) is not None:
             share.offer(images, time.time())
 
+    def is_on(self, deployment: str) -> bool:
+        """Say if the images of a deployment are sampled."""
+        return deployment in self._shares
+
     def start(self) -> None:
         """Write from now on what is sampled."""
         self._task = asyncio.create_task(self._keep_flushing())

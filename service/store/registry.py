@@ -150,6 +150,18 @@ class Registry:
                 select(SoupVersion).where(SoupVersion.deployment == deployment).order_by(SoupVersion.version.desc())
             ).all()
 
+    def versions(self, deployment: str, *, base_digest: str) -> list[int]:
+        """Return the numbers of the versions that were made for these weights, oldest first."""
+        made_for = SoupVersion.soup["base_digest"].as_string()
+        with self._database.read() as session:
+            return list(
+                session.scalars(
+                    select(SoupVersion.version)
+                    .where(SoupVersion.deployment == deployment, made_for == base_digest)
+                    .order_by(SoupVersion.version)
+                )
+            )
+
     def events(self, deployment: str, *, limit: int, before: int | None = None) -> Sequence[Event]:
         """Return what happened to the deployments of a name, newest first; deleting one does not end that.
 

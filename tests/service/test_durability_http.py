@@ -48,7 +48,12 @@ def test_before_the_first_soup_is_loaded_answers_are_503(own: Server, labelled: 
         assert refused.status_code == 503
         assert refused.headers["content-type"] == "application/problem+json"
         assert int(refused.headers["retry-after"]) >= 1
+    for refused in (own.client.get("/v2/health/ready"), own.client.post("/v2/models/default/infer", json={})):
+        assert refused.status_code == 503
+        assert set(refused.json()) == {"error"}
+        assert int(refused.headers["retry-after"]) >= 1
     assert own.client.get("/livez").status_code == 200
+    assert own.client.get("/v2/health/live").status_code == 200
     own.wait_for(lambda: own.client.get("/readyz").status_code == 200, "readiness")
     assert own.client.post("/predict", files=as_parts(labelled.files[:1])).status_code == 200
 

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -87,3 +88,13 @@ def test_deployments_without_a_session_are_rolled_out(bundled: Server) -> None:
     for _ in range(8):
         answer = httpx.post(f"{bundled.url}/predict?deployment=quiet", files=as_parts(FILES), timeout=30)
         assert answer.json()["version"] == 2
+
+
+def test_the_documented_client_gets_logits(bundled: Server) -> None:
+    """The example of docs/http.md, as it stands there."""
+    (shown,) = re.findall(r"```python\n(.*?InferenceServerClient.*?)```", (ROOT / "docs" / "http.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(shown.replace("127.0.0.1:3000", f"127.0.0.1:{bundled.port}"), names)
+    names["client"].close()
+    assert names["logits"].shape == (1, 10)
+    assert np.isfinite(names["logits"]).all()

@@ -1,0 +1,224 @@
+"""Requests and answers of the Open Inference Protocol as tensors: JSON, and the extension for binary tensors.
+
+A binary body is a JSON object followed by the tensors' bytes; a header says where the object ends.
+"""
+
+import json
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.layout import FLOAT_BYTES, INPUT_NAME, OUTPUT_NAME
+from service.http.problems import Problem
+from service.http.uploads import parse_json
+
+Floats = npt.NDArray[np.float32]
+
+DATATYPE = "FP32"
+NUM_DIMENSIONS = 4  # of the images
+VERSION = r"^[1-9][0-9]{0,8}$"  # of a model, in a path; the database's integers end somewhere
+HEADER_LENGTH = "Inference-Header-Content-Length"
+MAX_JSON_BYTES = 16_000_000  # numbers written out take up to ten times as much once they are read
+# What would change the meaning of an answer must not be passed over. Other parameters, of whatever extension, may be.
+REFUSED_PARAMETERS = ("classification", "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A request for the logits of some images."""
+
+    images: Floats  # (B, 3, H, W) in [0, 1]
+    id: str | None
+    is_binary: bool  # the answer is wanted as bytes
+
+
+def malformed(message: str) -> Problem:
+    """Return the 400 of a request that does not say what the protocol asks for."""
+    return Problem(400, message)
+
+
+def json_size(header: str | None, body_size: int) -> int:
+    """Return how many bytes of a body are its JSON object.
+
+    Args:
+        header: value of `Inference-Header-Content-Length`, None without binary tensors.
+        body_size: bytes of the whole body.
+
+    Raises:
+        Problem: 400 not a number within the body; 413 more than `MAX_JSON_BYTES`.
+    """
+    size = body_size
+    if header is not None:
+        if not (header.isascii() and header.isdecimal()) or len(header) > 18 or int(header) > body_size:
+            raise malformed(f"{HEADER_LENGTH}: expected at most the {body_size} bytes of the body, got {header[:80]!r}")
+        size = int(header)
+    if size > MAX_JSON_BYTES:
+        limit = f"expected at most {MAX_JSON_BYTES / 1e6:g} MB of JSON, got {size / 1e6:.1f}: send binary tensors"
+        raise Problem(413, limit, reason="bytes")
+    return size
+
+
+def read_request(
+    body: bytes, size: int, image_shape: tuple[int, int, int], *, max_images: int, max_pixels: int
+) -> InferRequest:
+    """Read the body of a request.
+
+    Args:
+        body: the whole of it.
+        size: bytes of it that are JSON, see `json_size`.
+        image_shape: (3, H, W) of the network's input.
+        max_images: most images.
+        max_pixels: most pixels of all images together.
+
+    Raises:
+        Problem: 400 naming what is wrong, 413 too many images or pixels.
+    """
+    document = _object(parse_json(body[:size], "request"), "request")
+    inputs = document.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1:
+        raise malformed(f"inputs: expected an array with one tensor, {INPUT_NAME!r}")
+    tensor = _object(inputs[0], "inputs[0]")
+    if tensor.get("name") != INPUT_NAME:
+        raise malformed(f"inputs[0].name: expected {INPUT_NAME!r}, got {_shown(tensor.get('name'))}")
+    if tensor.get("datatype") != DATATYPE:
+        raise malformed(f"inputs[0].datatype: expected {DATATYPE!r}, got {_shown(tensor.get('datatype'))}")
+    shape = _shape(tensor.get("shape"), image_shape)
+    if shape[0] > max_images:
+        raise Problem(413, f"expected at most {max_images} images", reason="count")
+    if shape[0] * shape[2] * shape[3] > max_pixels:
+        raise Problem(413, f"expected at most {max_pixels} pixels in one request", reason="pixels")
+    images = _data(tensor, shape, body[size:])
+    _check_values(images)
+    request_id = document.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise malformed("id: expected a string")
+    return InferRequest(images, request_id, _is_binary(document))
+
+
+def write_answer(
+    logits: Floats, *, name: str, version: int, request_id: str | None, is_binary: bool
+) -> tuple[bytes, dict[str, str]]:
+    """Return the body of an answer and its headers.
+
+    Args:
+        logits: float32 (B, K).
+        name: of the deployment.
+        version: soup version that computed them.
+        request_id: what the request was called.
+        is_binary: bytes after the JSON object, instead of numbers in it.
+
+    Raises:
+        FloatingPointError: a logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the network's logits are not finite")
+    tensor: dict[str, Any] = {"name": OUTPUT_NAME, "datatype": DATATYPE, "shape": list(logits.shape)}
+    document = {"model_name": name, "model_version": str(version), "outputs": [tensor]}
+    if request_id is not None:
+        document["id"] = request_id
+    if not is_binary:
+        tensor["data"] = logits.reshape(-1).tolist()
+        return json.dumps(document).encode(), {"Content-Type": "application/json"}
+    data = logits.astype("<f4", copy=False).tobytes()
+    tensor["parameters"] = {"binary_data_size": len(data)}
+    head = json.dumps(document).encode()
+    return head + data, {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+
+
+def _shape(found: object, image_shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    if isinstance(found, list) and all(type(size) is int for size in found):
+        num_images, *rest = found or [0]
+        if num_images >= 1 and tuple(rest) == image_shape:
+            return (num_images, *image_shape)
+    expected = ", ".join(map(str, image_shape))
+    raise malformed(f"inputs[0].shape: expected [B >= 1, {expected}], got {_shown(found)}")
+
+
+def _data(tensor: Mapping[str, Any], shape: tuple[int, int, int, int], binary: bytes) -> Floats:
+    parameters = _parameters(tensor, "inputs[0]")
+    count = shape[0] * shape[1] * shape[2] * shape[3]
+    if (size := parameters.get("binary_data_size")) is None:
+        if binary:
+            raise malformed(f"expected no bytes after the JSON object, got {len(binary)}: no tensor is binary")
+        return _numbers(tensor.get("data"), count).reshape(shape)
+    if "data" in tensor:
+        raise malformed("inputs[0]: expected either data or binary_data_size, got both")
+    if type(size) is not int or size != count * FLOAT_BYTES:
+        expected = f"{count * FLOAT_BYTES} for this shape"
+        raise malformed(f"inputs[0].parameters.binary_data_size: expected {expected}, got {_shown(size)}")
+    if len(binary) != size:
+        raise malformed(f"expected {size} bytes after the JSON object, got {len(binary)}")
+    return np.frombuffer(binary, dtype="<f4").astype(np.float32, copy=False).reshape(shape)
+
+
+def _numbers(data: object, count: int) -> Floats:
+    """Return the numbers of an array, flat or nested, as float32 (count,)."""
+    flat = data
+    try:
+        for _ in range(NUM_DIMENSIONS - 1):
+            if isinstance(flat, list) and flat and isinstance(flat[0], list):
+                flat = list(chain.from_iterable(flat))
+        # Not numpy, which takes strings for numbers, and makes arrays as wide as the longest of them.
+        numbers = array("d", flat if isinstance(flat, list) else "")
+    except (TypeError, OverflowError):
+        raise malformed("inputs[0].data: expected an array of numbers, flat or nested like the shape") from None
+    if len(numbers) != count:
+        raise malformed(f"inputs[0].data: expected {count} numbers for this shape, got {len(numbers)}")
+    with np.errstate(over="ignore"):  # infinity is found where the values are checked
+        return np.frombuffer(numbers).astype(np.float32)
+
+
+def _check_values(images: Floats) -> None:
+    """Raise a Problem unless all values are within [0, 1]; NaN is not."""
+    lowest = images.min(axis=(1, 2, 3))
+    highest = images.max(axis=(1, 2, 3))
+    if (bad := np.flatnonzero(~((lowest >= 0) & (highest <= 1)))).size:
+        index = int(bad[0])
+        found = f"from {lowest[index]:g} to {highest[index]:g}"
+        hint = " (pixels of 8 bits are divided by 255)" if highest[index] > 1 else ""
+        raise malformed(f"inputs[0].data: image {index}: expected values within [0, 1], got {found}{hint}")
+
+
+def _is_binary(document: Mapping[str, Any]) -> bool:
+    """Say if the answer is wanted as bytes: by a parameter of the output or else of the request."""
+    wanted = _flag(_parameters(document, "request"), "binary_data_output", "request")
+    outputs = document.get("outputs")
+    if outputs is None or outputs == []:
+        return wanted or False
+    if not isinstance(outputs, list) or len(outputs) != 1:
+        raise malformed(f"outputs: expected an array with one tensor, {OUTPUT_NAME!r}, or none")
+    output = _object(outputs[0], "outputs[0]")
+    if output.get("name") != OUTPUT_NAME:
+        raise malformed(f"outputs[0].name: expected {OUTPUT_NAME!r}, got {_shown(output.get('name'))}")
+    own = _flag(_parameters(output, "outputs[0]"), "binary_data", "outputs[0]")
+    return (wanted or False) if own is None else own
+
+
+def _parameters(part: Mapping[str, Any], field: str) -> dict[str, Any]:
+    parameters = _object(part.get("parameters", {}), f"{field}.parameters")
+    for name in REFUSED_PARAMETERS:
+        if name in parameters:
+            raise malformed(f"{field}.parameters.{name}: not supported here")
+    return parameters
+
+
+def _flag(parameters: Mapping[str, Any], name: str, field: str) -> bool | None:
+    value = parameters.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise malformed(f"{field}.parameters.{name}: expected true or false, got {_shown(value)}")
+    return value
+
+
+def _object(value: object, field: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise malformed(f"{field}: expected a JSON object")
+    return value
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value)[:80]
