@@ -8,8 +8,9 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from service.store.samples import Samples
 from service.store.tables import Deployment, Job, new_id
 
 if TYPE_CHECKING:
-    from service.adapter.searching import Searcher
+    from service.adapter.searching import Searcher, Survey
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,13 @@ RETRY_SECONDS = 2.0  # pause when the registry does not answer
 UPKEEP_SECONDS = 60.0  # between two looks for what is too old
 SECONDS_PER_DAY = 86_400
 FORGET_FACTOR = 100  # predictors silent for so many times `stale_seconds` are deleted from the list
+
+
+class End(NamedTuple):
+    """How a job ended."""
+
+    state: str
+    survey: "Survey | None" = None
 
 
 class AdapterLoop:
@@ -112,13 +120,22 @@ class AdapterLoop:
         """Do one job; whatever happens, the loop goes on."""
         start = time.perf_counter()
         with Heartbeat(self._jobs, job, self._settings.heartbeat_seconds) as heartbeat:
-            state = self._decide(searcher, job, heartbeat)
-        if state is not None:
-            self._metrics.jobs.labels(job.deployment, state).inc()
+            end = self._decide(searcher, job, heartbeat)
+        if end is not None:
+            self._metrics.jobs.labels(job.deployment, end.state).inc()
             self._metrics.adapt.labels(job.deployment).observe(time.perf_counter() - start)
+            if end.survey is not None:
+                self._complete_landscape(job, end.survey)
 
-    def _decide(self, searcher: "Searcher", job: Job, heartbeat: "Heartbeat") -> str | None:
-        """Search, store what was found, and return the state the job ended in; None if it did not end here."""
+    def _complete_landscape(self, job: Job, survey: "Survey") -> None:
+        """Evaluate what the map lacks: after the decision, which nobody should wait longer for."""
+        from service.adapter.searching import Cancelled
+
+        with suppress(Cancelled):  # a map is no reason to keep a process from stopping
+            self._jobs.keep_landscape(job, survey(should_stop=self._stopping.is_set))
+
+    def _decide(self, searcher: "Searcher", job: Job, heartbeat: "Heartbeat") -> End | None:
+        """Search, store what was found, and say how the job ended; None if it did not end here."""
         from service.adapter.searching import Cancelled
 
         try:
@@ -131,18 +148,18 @@ class AdapterLoop:
             raise
         except ValueError as error:
             self._jobs.fail(job, " ".join(str(error).split()))
-            return "failed"
+            return End("failed")
         except Exception:
             logger.exception("job %s: unexpected error", job.id)
             self._jobs.fail(job, "an unexpected error; the log of the service has more")
-            return "failed"
+            return End("failed")
 
-    def _search(self, searcher: "Searcher", job: Job, heartbeat: "Heartbeat") -> str | None:
+    def _search(self, searcher: "Searcher", job: Job, heartbeat: "Heartbeat") -> End | None:
         deployment = self._registry.deployment(job.deployment)
         material = self._samples.load(job.id)
         if material.unlabelled is None:
             material = replace(material, unlabelled=self._recent_images(deployment))
-        candidate, outcome = searcher.find(
+        found = searcher.find(
             deployment.base_set,
             material,
             current=self._registry.soup(job.deployment, job.base_version),
@@ -151,15 +168,15 @@ class AdapterLoop:
             progress=heartbeat.report,
             should_stop=lambda: heartbeat.is_lost or self._stopping.is_set(),
         )
-        finished = self._jobs.finish(job, candidate, outcome)
+        finished = self._jobs.finish(job, found.soup, found.outcome, found.landscape)
         if finished is None:
             logger.warning("job %s was taken over by another adapter, or its deployment is gone", job.id)
             return None
         logger.info("job %s: %s, %s", job.id, finished.state, finished.reason)
-        if outcome.accuracy is not None:
-            self._metrics.accuracy.labels(job.deployment, "current").set(outcome.accuracy.current)
-            self._metrics.accuracy.labels(job.deployment, "candidate").set(outcome.accuracy.candidate)
-        return finished.state
+        if (accuracy := found.outcome.accuracy) is not None:
+            self._metrics.accuracy.labels(job.deployment, "current").set(accuracy.current)
+            self._metrics.accuracy.labels(job.deployment, "candidate").set(accuracy.candidate)
+        return End(finished.state, found.survey)
 
     def _recent_images(self, deployment: Deployment) -> npt.NDArray[np.uint8] | None:
         """Return what the reservoir of a deployment keeps at the moment; no copy is stored with the job."""

@@ -3,11 +3,15 @@
 import logging
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from adapt.evaluation import Cancelled
+from adapt.landscape import Landscape
 from adapt.prepared import PreparedBase, pick_device
-from adapt.search import find_soup
+from adapt.search import search
 from adapt.soup import Outcome, Promote, Soup, Strategy
+from adapt.survey import seen, survey
 from adapt.unlabelled import recalibrate
 from deploy.bundle import build_bundle
 from service.prediction.catalog import Base
@@ -15,11 +19,27 @@ from service.settings import Settings
 from service.store.samples import Material
 from training.bases import load_base_set
 
-__all__ = ["Cancelled", "Searcher"]
+__all__ = ["Cancelled", "Searcher", "Survey"]
 
 logger = logging.getLogger(__name__)
 
 MAX_PREPARED = 2  # base sets kept ready for searching
+
+
+class Survey(Protocol):
+    """Looks around a finished search."""
+
+    def __call__(self, *, should_stop: Callable[[], bool]) -> Landscape:
+        """Return its landscape; Cancelled if `should_stop` said so."""
+
+
+class Found(NamedTuple):
+    """The best soup for the images of a job, what its evidence says, and about the others where there were labels."""
+
+    soup: Soup
+    outcome: Outcome
+    landscape: Landscape | None = None
+    survey: Survey | None = None  # completes the landscape
 
 
 class Searcher:
@@ -51,7 +71,7 @@ class Searcher:
         promote: Promote,
         progress: Callable[[float, str], None],
         should_stop: Callable[[], bool],
-    ) -> tuple[Soup, Outcome]:
+    ) -> Found:
         """Return the best soup for the images, and what its evidence says.
 
         Without labels the current soup gets new statistics and there is no evidence: nothing but `promote` "always"
@@ -64,7 +84,7 @@ class Searcher:
         base = self._base(base_set)
         num_threads = self._settings.threads or max(1, (os.cpu_count() or 1) - 1)
         if material.support is not None:
-            return find_soup(
+            found = search(
                 base,
                 material.support,
                 unlabelled=material.unlabelled,
@@ -77,6 +97,9 @@ class Searcher:
                 progress=progress,
                 should_stop=should_stop,
             )
+            look = partial(survey, base, material.support, found, current=current, num_threads=num_threads)
+            landscape = seen(base, material.support, found, current=current)
+            return Found(found.soup, found.outcome, landscape, look)
         if material.unlabelled is None:
             raise ValueError("expected images, got none")
         soup, outcome = recalibrate(
@@ -89,10 +112,10 @@ class Searcher:
             should_stop=should_stop,
         )
         if promote != "always":
-            return soup, outcome
+            return Found(soup, outcome)
         reason = f"promote=always: promoted without evidence ({outcome.reason})"
         outcome = outcome.model_copy(update={"state": "promoted", "reason": reason})
-        return soup.model_copy(update={"evidence": outcome}), outcome
+        return Found(soup.model_copy(update={"evidence": outcome}), outcome)
 
     def _base(self, name: str) -> PreparedBase:
         if name not in self._catalog:

@@ -25,8 +25,10 @@ from service.http.openapi import docs_page, openapi_document
 from service.http.problems import Problem, invalid
 from service.http.queries import Query
 from service.http.schemas import Bases, JobView, base_view, job_view
+from service.http.trial import Trials, predict_with_version
 from service.http.uploads import media_type, read_images, read_multipart, unsupported
 from service.prediction.predictor import DEFAULT
+from service.store.jobs import landscape_of
 from service.store.tables import Job
 
 DECODING_THREADS = 2
@@ -89,6 +91,14 @@ async def _job(context: Context, request: Request) -> Job:
     return job
 
 
+async def show_landscape(context: Context, request: Request) -> Response:
+    """`GET /jobs/{id}/landscape`."""
+    landscape = landscape_of(await _job(context, request))
+    if landscape is None:
+        raise Problem(404, "this job has no landscape: it had no labels, or the search is not over")
+    return json_response(landscape)
+
+
 async def follow_job(context: Context, request: Request) -> Response:
     """`GET /jobs/{id}/events`."""
     stream = _events(context, await _job(context, request))
@@ -149,7 +159,12 @@ async def docs(_: Context, __: Request) -> Response:
 
 async def index(_: Context, __: Request) -> Response:
     """`GET /`: what this is and where to go on."""
-    links = {"docs": "/docs", "openapi": "/openapi.json", "deployments": "/deployments", "bases": "/bases"}
+    links = {
+        "docs": "/docs",
+        "openapi": "/openapi.json",
+        "deployments": "/deployments",
+        "bases": "/bases",
+    }
     return JSONResponse({"service": "saucier", "version": _document()["info"]["version"], **links})
 
 
@@ -176,10 +191,13 @@ def create_app() -> Starlette:
         Route("/adapt", endpoint(adapt), methods=["POST"]),
         Route("/jobs/{id}", endpoint(show_job)),
         Route("/jobs/{id}/events", endpoint(follow_job)),
+        Route("/jobs/{id}/landscape", endpoint(show_landscape)),
         Route("/deployments", endpoint(deployments.list_deployments)),
         Route("/deployments/{name}", endpoint(deployments.one), methods=["GET", "PUT", "DELETE"]),
         Route("/deployments/{name}/soups", endpoint(deployments.list_soups)),
         Route("/deployments/{name}/events", endpoint(deployments.list_events)),
+        Route("/deployments/{name}/soups/{version}/predict", endpoint(predict_with_version), methods=["POST"]),
+        Route("/deployments/{name}/jobs", endpoint(deployments.list_jobs)),
         Route("/deployments/{name}/soup", endpoint(deployments.set_soup), methods=["PUT"]),
         Route("/deployments/{name}/reservoir", endpoint(deployments.reservoir), methods=["PUT", "DELETE"]),
         Route("/bases", endpoint(show_bases)),
@@ -189,4 +207,6 @@ def create_app() -> Starlette:
         Route("/", endpoint(index)),
         *inference_routes(),
     ]
-    return Starlette(routes=routes, lifespan=_lifespan, exception_handlers={HTTPException: _refuse})
+    app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers={HTTPException: _refuse})
+    app.state.trials = Trials()
+    return app

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapt.soup import Soup, SoupError, check_soup, default_soup, make_soup
-from deploy.runtime import UnusableSoup
+from deploy.runtime import SoupSession, UnusableSoup
 from service.http.context import Context, caller, checked, json_response
 from service.http.problems import Problem, invalid, unavailable
 from service.http.queries import Query
@@ -18,6 +18,7 @@ from service.http.schemas import (
     DeploymentEntry,
     Deployments,
     Events,
+    Jobs,
     NewDeployment,
     NewReservoir,
     NewSoup,
@@ -25,6 +26,7 @@ from service.http.schemas import (
     Soups,
     deployment_view,
     event_view,
+    job_view,
     soup_view,
     worker_view,
 )
@@ -36,6 +38,7 @@ from service.store.registry import UnknownDeployment, plan_of
 from service.store.tables import Deployment
 
 MAX_EVENTS = 1000  # in one answer
+DEFAULT_JOBS, MAX_JOBS = 20, 100  # of a list; a larger number is clipped
 ROLLOUT_SECONDS = 10  # how long a rollback or the dial waits for the workers before it answers 202
 
 
@@ -144,6 +147,14 @@ async def list_events(context: Context, request: Request) -> Response:
     return json_response(Events(deployment=name, events=[event_view(row) for row in rows]))
 
 
+async def list_jobs(context: Context, request: Request) -> Response:
+    """`GET /deployments/{name}/jobs`."""
+    limit = Query(request, ("limit",)).integer("limit", DEFAULT_JOBS, low=1)
+    name = request.path_params["name"]
+    rows = await asyncio.to_thread(context.jobs.latest, name, limit=min(limit, MAX_JOBS))
+    return json_response(Jobs(deployment=name, jobs=[job_view(row) for row in rows]))
+
+
 async def set_soup(context: Context, request: Request) -> Response:
     """`PUT /deployments/{name}/soup`: a rollback or the dial."""
     name = request.path_params["name"]
@@ -166,19 +177,23 @@ def _change(context: Context, name: str, wanted: NewSoup, who: str | None) -> No
     base = context.catalog[found.base_set]
     expected = wanted.expected_version
     if wanted.version is not None:
-        _check_servable(context, base, registry.soup(name, wanted.version))
+        servable(context, base, registry.soup(name, wanted.version))
         registry.point_at(name, wanted.version, expected_version=expected, who=who)
     else:
         soup = _dialled(base, wanted.coefficients or {}, registry.soup(name, found.version))
-        _check_servable(context, base, soup)
+        servable(context, base, soup)
         registry.dial(name, soup, expected_version=expected, who=who)
 
 
-def _check_servable(context: Context, base: Base, soup: Soup) -> None:
-    """Build the soup's network once, here, before anyone is told to serve it."""
+def servable(context: Context, base: Base, soup: Soup) -> SoupSession:
+    """Build the soup's network once, here, before anyone is told to serve it.
+
+    Raises:
+        Problem: 409 it belongs to other weights, 422 its logits are not finite.
+    """
     try:
         check_soup(soup, base.manifest)
-        context.predictor.build(base, soup)
+        return context.predictor.build(base, soup)
     except SoupError:
         raise Problem(409, "that version was made for other weights than those of the base set now") from None
     except UnusableSoup as error:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from adapt.landscape import Landscape
 from service.http.inference import document as inference
 from service.http.problems import MEDIA_TYPE
 from service.http.schemas import (
@@ -16,6 +17,7 @@ from service.http.schemas import (
     Deployments,
     DeploymentView,
     Events,
+    Jobs,
     JobView,
     NewDeployment,
     NewReservoir,
@@ -31,7 +33,9 @@ _MODELS: tuple[type[BaseModel], ...] = (
     Deployments,
     DeploymentView,
     Events,
+    Jobs,
     JobView,
+    Landscape,
     NewDeployment,
     NewReservoir,
     NewSoup,
@@ -92,19 +96,19 @@ def _path(name: str, description: str, schema: Json | None = None) -> Json:
 _DEPLOYMENT = _query("deployment", "name of the deployment", {"type": "string", "default": "default"})
 _NAME = _path("name", "name of the deployment", {"type": "string", "pattern": DEPLOYMENT_NAME})
 _JOB = _path("id", "the job")
+_VERSION = _path("version", "a soup version of the deployment", {"type": "integer", "minimum": 1})
+_LIMIT = _query("limit", "how many; a larger number is clipped", {"type": "integer", "minimum": 1, "default": 20})
 
 
-def _predict() -> Json:
+_TOP_K = _query(
+    "top_k", "classes per image; larger than their number is clipped", {"type": "integer", "minimum": 1, "default": 3}
+)
+
+
+def _predict(summary: str, parameters: list[Json], *problems: int) -> Json:
     return {
-        "summary": "Classify images",
-        "parameters": [
-            _DEPLOYMENT,
-            _query(
-                "top_k",
-                "classes per image; larger than their number is clipped",
-                {"type": "integer", "minimum": 1, "default": 3},
-            ),
-        ],
+        "summary": summary,
+        "parameters": parameters,
         "requestBody": {
             "required": True,
             "content": {
@@ -130,7 +134,7 @@ def _predict() -> Json:
         },
         "responses": {
             "200": _json(_reference(Predictions), "predictions in request order"),
-            **_problems(*_UPLOAD_PROBLEMS),
+            **_problems(*_UPLOAD_PROBLEMS, *problems),
         },
     }
 
@@ -218,13 +222,22 @@ def _body(model: type[BaseModel]) -> Json:
 def _paths() -> Json:
     view, job = _reference(DeploymentView), _reference(JobView)
     return {
-        "/predict": {"post": _predict()},
+        "/predict": {"post": _predict("Classify images", [_DEPLOYMENT, _TOP_K])},
         "/adapt": {"post": _adapt()},
         "/jobs/{id}": {"get": _get("Look at a job", _json(job, "the job"), 404, 503, parameters=[_JOB])},
         "/jobs/{id}/events": {
             "get": _get(
                 "Follow a job",
                 _text("text/event-stream", "server-sent events `progress` and at last `done`, each with the job"),
+                404,
+                503,
+                parameters=[_JOB],
+            )
+        },
+        "/jobs/{id}/landscape": {
+            "get": _get(
+                "Look at the soups that the search of a job evaluated",
+                _json(_reference(Landscape), "the soups and their accuracies on the labelled images"),
                 404,
                 503,
                 parameters=[_JOB],
@@ -276,6 +289,19 @@ def _paths() -> Json:
                         {"type": "integer", "minimum": 1},
                     ),
                 ],
+            )
+        },
+        "/deployments/{name}/soups/{version}/predict": {
+            "post": _predict("Ask any version, without serving it", [_NAME, _VERSION, _TOP_K], 409)
+        },
+        "/deployments/{name}/jobs": {
+            "get": _get(
+                "List the newest jobs",
+                _json(_reference(Jobs), "the newest jobs, newest first"),
+                400,
+                404,
+                503,
+                parameters=[_NAME, _LIMIT],
             )
         },
         "/deployments/{name}/soup": {

@@ -63,6 +63,13 @@ class JobView(Frozen):
     finished_at: datetime | None
 
 
+class Jobs(Frozen):
+    """The newest jobs of a deployment, newest first."""
+
+    deployment: str
+    jobs: list[JobView]
+
+
 class WorkerView(Frozen):
     """A predictor process and how far the rollout has come there."""
 

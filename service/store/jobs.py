@@ -1,10 +1,13 @@
 """The queue of adaptations: a table, claimed by one adapter at a time, that outlives every process."""
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from adapt.landscape import Landscape
 from adapt.soup import Outcome, Soup, SupportSummary
 from service.store.database import Database, is_text
 from service.store.registry import add_soup, get_deployment, get_soup, move, soup_of
@@ -12,6 +15,7 @@ from service.store.tables import ACTIVE_STATES, Deployment, Job
 
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
 SUPERSEDED = "superseded"
+LANDSCAPE = "landscape"  # beside the fields of the outcome in a job's row
 
 
 class QueueFull(RuntimeError):
@@ -89,6 +93,18 @@ class JobQueue:
             old = session.execute(delete(Job).where(Job.finished_at < finished_before).returning(Job.seq))
             return len(old.all())
 
+    def latest(self, deployment: str, *, limit: int) -> Sequence[Job]:
+        """Return the newest jobs of a deployment, newest first.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+        """
+        with self._database.read() as session:
+            get_deployment(session, deployment)
+            return session.scalars(
+                select(Job).where(Job.deployment == deployment).order_by(Job.seq.desc()).limit(limit)
+            ).all()
+
     def ids(self) -> set[str]:
         """Return the ids of all jobs."""
         with self._database.read() as session:
@@ -155,7 +171,7 @@ class JobQueue:
                 mine.state, mine.reason, mine.finished_at = "failed", reason, time.time()
                 mine.version = get_deployment(session, mine.deployment).version
 
-    def finish(self, job: Job, candidate: Soup, outcome: Outcome) -> Job | None:
+    def finish(self, job: Job, candidate: Soup, outcome: Outcome, landscape: Landscape | None = None) -> Job | None:
         """Store the candidate with its evidence and, if the evidence says so, point the deployment at it.
 
         One transaction. If the deployment moved on since the job was accepted, the candidate is kept and the reason is
@@ -176,7 +192,7 @@ class JobQueue:
             if is_new:
                 version = add_soup(session, mine.deployment, candidate, source="adapt", job=mine.id)
             mine.candidate_version = version
-            mine.outcome = outcome.model_dump(mode="json")
+            mine.outcome = outcome.model_dump(mode="json") | _landscape(landscape)
             mine.state, mine.reason, mine.progress, mine.finished_at = "kept", outcome.reason, 1.0, time.time()
             if outcome.state == "promoted" and found.version != mine.base_version:
                 mine.reason = SUPERSEDED
@@ -186,6 +202,23 @@ class JobQueue:
                 move(session, found, version, kind="promoted", job=mine.id, who=mine.who, unproven=unproven)
             mine.version = found.version
             return mine
+
+    def keep_landscape(self, job: Job, landscape: Landscape) -> None:
+        """Replace the landscape of a finished job, if the job is still there."""
+        with self._database.write() as session:
+            row = session.scalar(select(Job).where(Job.seq == job.seq).with_for_update())
+            if row is not None and row.outcome is not None:
+                row.outcome = row.outcome | _landscape(landscape)
+
+
+def landscape_of(job: Job) -> Landscape | None:
+    """Return what the search of a job saw; None where there was none on labels, or it is not over."""
+    found = (job.outcome or {}).get(LANDSCAPE)
+    return None if found is None else Landscape.model_validate(found)
+
+
+def _landscape(landscape: Landscape | None) -> dict[str, Any]:
+    return {} if landscape is None else {LANDSCAPE: landscape.model_dump(mode="json")}
 
 
 def _mine(session: Session, job: Job) -> Job | None:

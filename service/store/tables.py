@@ -98,7 +98,7 @@ class Job(Table):
     version: Mapped[int | None]
     previous_version: Mapped[int | None]
     candidate_version: Mapped[int | None]
-    outcome: Mapped[dict[str, Any] | None]  # adapt.soup.Outcome
+    outcome: Mapped[dict[str, Any] | None]  # adapt.soup.Outcome, and the landscape of its search
     reason: Mapped[str | None]
     created_at: Mapped[float] = mapped_column(default=time.time)
     started_at: Mapped[float | None]

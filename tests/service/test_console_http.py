@@ -1,0 +1,106 @@
+"""What the console asks for beyond the contract."""
+
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from adapt.strategies import nodes
+from tests.service.conftest import Labelled, Server, as_parts
+from tests.service.test_adapt_http import adapt
+
+pytestmark = pytest.mark.e2e
+
+
+def landscape_of(client: httpx.Client, job: str) -> dict[str, Any]:
+    """Return the landscape of a job with all plain nodes; the last of them come a moment after the job's end."""
+    deadline = time.monotonic() + 20
+    while True:
+        found: dict[str, Any] = client.get(f"/jobs/{job}/landscape").json()
+        plain = {tuple(point["coefficients"]) for point in found["points"] if point["kind"] == "plain"}
+        if {tuple(row) for row in nodes(4).tolist()} <= plain:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+
+
+def test_landscape_is_what_the_search_saw(default: httpx.Client, labelled: Labelled) -> None:
+    job = adapt(default, labelled.request(5, 105), promote="never").json()
+    assert "landscape" not in job
+    at_once = default.get(f"/jobs/{job['job']}/landscape").json()
+    landscape = landscape_of(default, job["job"])
+    assert landscape["points"][: len(at_once["points"])] == at_once["points"]
+    assert len(at_once["points"]) >= job["search"]["candidates"]
+    assert landscape["ingredients"] == list(job["coefficients"])
+    assert landscape["n"] == job["support"]["n"]
+    points = landscape["points"]
+    assert points[landscape["chosen"]]["coefficients"] == pytest.approx(list(job["coefficients"].values()), abs=1e-6)
+    assert points[landscape["current"]]["accuracy"] == pytest.approx(job["accuracy"]["current"], abs=1e-6)
+    for position, accuracy in enumerate(job["ingredients"].values()):
+        alone = [float(position == other) for other in range(4)]
+        same = [point["accuracy"] for point in points if (point["coefficients"], point["kind"]) == (alone, "plain")]
+        assert set(same) == {round(accuracy, 6)}
+    assert default.get(f"/jobs/{job['job']}").json() == job
+
+
+def test_plain_points_are_what_the_dial_would_serve(default: httpx.Client, labelled: Labelled) -> None:
+    job = adapt(default, labelled.request(5, 105), promote="never").json()
+    landscape = landscape_of(default, job["job"])
+    mixtures = [
+        point for point in landscape["points"] if point["kind"] == "plain" and max(point["coefficients"]) == 0.5
+    ]
+    assert mixtures
+    point = mixtures[-1]
+    coefficients = dict(zip(landscape["ingredients"], point["coefficients"], strict=True))
+    assert default.put("/deployments/default/soup", json={"coefficients": coefficients}).status_code == 200
+    answers = default.post("/predict", files=as_parts(labelled.files[5:105])).json()["predictions"]
+    right = [item["index"] == label for item, label in zip(answers, labelled.labels[5:105], strict=True)]
+    assert sum(right) / len(right) == pytest.approx(point["accuracy"], abs=0.011)  # one image on a knife's edge
+
+
+def test_jobs_without_labels_or_unknown_have_no_landscape(default: httpx.Client, labelled: Labelled) -> None:
+    job = adapt(default, {"files": as_parts(labelled.files[:9], "unlabelled")}).json()
+    for name in (job["job"], "nonsense"):
+        assert default.get(f"/jobs/{name}/landscape").status_code == 404
+
+
+def test_newest_jobs_of_a_deployment_are_listed(default: httpx.Client, labelled: Labelled) -> None:
+    first = adapt(default, labelled.request(0, 11), promote="never").json()
+    second = adapt(default, labelled.request(0, 12), promote="never").json()
+    found = default.get("/deployments/default/jobs").json()
+    assert found["deployment"] == "default"
+    assert found["jobs"][:2] == [second, first]
+    assert [job["job"] for job in default.get("/deployments/default/jobs?limit=1").json()["jobs"]] == [second["job"]]
+    assert default.get("/deployments/default/jobs?limit=0").status_code == 400
+    assert default.get("/deployments/none/jobs").status_code == 404
+
+
+def test_any_version_answers_without_being_served(default: httpx.Client, server: Server, labelled: Labelled) -> None:
+    files = as_parts(labelled.files[:40])
+    first = default.post("/predict", files=files).json()
+    alone = {"linf": 0.0, "nominal": 0.0, "l2": 1.0, "l1": 0.0}
+    dialled = default.put("/deployments/default/soup", json={"coefficients": alone}).json()["version"]
+    second = default.post("/predict", files=files).json()
+    assert second["version"] == dialled
+    for version, expected in ((1, first), (dialled, second)):
+        answer = default.post(f"/deployments/default/soups/{version}/predict", files=files)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["version"] == version
+        for one, other in zip(answer.json()["predictions"], expected["predictions"], strict=True):
+            assert one["index"] == other["index"]
+            assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
+    assert default.get("/deployments/default").json()["version"] == dialled
+
+
+def test_version_that_is_not_there_and_images_that_are_none_are_refused(
+    default: httpx.Client, labelled: Labelled
+) -> None:
+    files = as_parts(labelled.files[:1])
+    for version in ("999999", "0", "-1", "1.0", "x", "9" * 30):
+        assert default.post(f"/deployments/default/soups/{version}/predict", files=files).status_code == 404
+    assert default.post("/deployments/none/soups/1/predict", files=files).status_code == 404
+    broken = default.post("/deployments/default/soups/1/predict", files=as_parts([b"nonsense"]))
+    assert (broken.status_code, broken.json()["errors"][0]["field"]) == (422, "images[0]")
+    odd = default.post("/deployments/default/soups/1/predict?top_k=0", files=files)
+    assert odd.status_code == 400
