@@ -15,6 +15,7 @@ from adapt import report as reports
 from adapt import support as supports
 from adapt.attack import Attack
 from adapt.evaluation import evaluate_soups, score_logits, served_logits
+from adapt.floor import Reference
 from adapt.fronts import FrontsCommand
 from adapt.grid import GridKind, finest, lattice
 from adapt.plots import plot_report
@@ -68,6 +69,10 @@ class SearchCommand(Command):
     )
     promote: Promote = Field(default="auto", description="auto follows the evidence, the others overrule it")
     p_threshold: float = Field(default=P_THRESHOLD, ge=0, le=1, description="auto promotes below this p-value")
+    reference: Path | None = Field(
+        default=None, description="trusted labelled images; auto keeps a candidate that is below the --floor on them"
+    )
+    floor: float | None = Field(default=None, gt=0, le=1, description="least accuracy on the reference, a fraction")
     device: Device = Field(default="cpu", description="where to evaluate")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; 1 is fastest beside other load")
     out: Path | None = Field(default=None, description="folder for soup.json, report.json and report.png")
@@ -87,6 +92,7 @@ class SearchCommand(Command):
         unlabelled = None
         if self.unlabelled is not None:
             unlabelled = supports.load_unlabelled(self.unlabelled, manifest, known=support.hashes)
+        reference = self._reference(manifest, support)
         prepared = PreparedBase(base, device=pick_device(self.device))
         with _progress() as progress:
             found = search(
@@ -102,6 +108,7 @@ class SearchCommand(Command):
                 balance=self.balance,
                 promote=self.promote,
                 p_threshold=self.p_threshold,
+                reference=reference,
                 seed=self.seed,
                 num_threads=self.threads,
                 progress=progress,
@@ -115,6 +122,15 @@ class SearchCommand(Command):
         if tested is not None:
             data["test"] = tested.model_dump(mode="json")
         return Result(data, reports.table(report))
+
+    def _reference(self, manifest: Manifest, support: supports.Support) -> Reference | None:
+        if (self.reference is None) != (self.floor is None):
+            raise ValueError("--reference and --floor: expected both or none")
+        if self.reference is None or self.floor is None:
+            return None
+        images = supports.load(self.reference, manifest)
+        supports.check_disjoint(support, images.hashes)
+        return Reference(images, self.floor)
 
     def _test(self, prepared: PreparedBase, found: Search, current: Soup, test: ImageSet) -> reports.UnseenAccuracy:
         names = prepared.manifest.ingredient_names

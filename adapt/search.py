@@ -16,6 +16,7 @@ from adapt.candidates import (
     ShouldStop,
     Task,
 )
+from adapt.floor import Bound, Reference, check_floor
 from adapt.grid import Grid, GridKind, Lattice, lattice
 from adapt.ladder import Fit, Ladder
 from adapt.patch import Floats, Patch, make_patch
@@ -95,6 +96,7 @@ class SearchOptions(TypedDict, total=False):
     balance: bool
     promote: Promote
     p_threshold: float
+    reference: Reference | None
     seed: int
     device: str
     num_threads: int | None
@@ -122,6 +124,7 @@ def search(
     balance: bool = False,
     promote: Promote = "auto",
     p_threshold: float = P_THRESHOLD,
+    reference: Reference | None = None,
     seed: int = 0,
     device: str = "cpu",
     num_threads: int | None = None,
@@ -151,6 +154,7 @@ def search(
         balance: let every class that occurs count alike, however many images it has, in choosing and in the evidence.
         promote: "auto" follows the evidence, "always" and "never" overrule it.
         p_threshold: "auto" promotes below this p-value.
+        reference: trusted images on which the candidate must reach a floor, or "auto" keeps the current soup.
         seed: of the folds and of the swaps that measure their dependence.
         device: "cpu", "cuda" or "auto".
         num_threads: CPU threads of torch while searching; None leaves them as they are.
@@ -210,7 +214,19 @@ def search(
         patch=patch,
         evidence=outcome,
     )
+    if reference is not None:
+        with thread_count(num_threads):
+            soup, outcome = _bounded(soup, outcome, check_floor(prepared, soup, reference), promote)
     return Search(soup, outcome, pool, choice, fit)
+
+
+def _bounded(soup: Soup, outcome: Outcome, bound: Bound, promote: Promote) -> tuple[Soup, Outcome]:
+    """Return the soup and its evidence with what the reference images say; an objection keeps what "auto" promotes."""
+    update: dict[str, object] = {"reference": bound.check}
+    if bound.objection is not None and promote == "auto" and outcome.state == "promoted":
+        update |= {"state": "kept", "reason": f"{bound.objection} ({outcome.reason})"}
+    outcome = outcome.model_copy(update=update)
+    return soup.model_copy(update={"evidence": outcome}), outcome
 
 
 def _outcome(

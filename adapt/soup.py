@@ -60,6 +60,14 @@ class SearchSummary(Frozen):
     grid: str = Field(default="", description='which candidates, e.g. "affine step 0.25 in [-0.25, 1.25]"')
 
 
+class FloorCheck(Frozen):
+    """Accuracy of the candidate on trusted reference images, and the least it must be to be promoted."""
+
+    n: int = Field(ge=1, description="reference images")
+    accuracy: Fraction
+    floor: Fraction
+
+
 class Outcome(Frozen):
     """What an adaptation found and what its evidence says; the service's registry has the last word on promotion."""
 
@@ -73,6 +81,7 @@ class Outcome(Frozen):
     accuracy: AccuracySummary | None = Field(description="null where there are too few images to hold any out")
     search: SearchSummary
     ingredients: dict[str, Fraction] = Field(description="accuracy of each ingredient alone on the support images")
+    reference: FloorCheck | None = Field(default=None, description="null where there are no reference images")
 
 
 class Soup(Frozen):
