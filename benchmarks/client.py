@@ -17,7 +17,13 @@ class Load:
 
     latencies: list[float] = field(default_factory=list)  # seconds, of answers with status 200
     failed: list[str] = field(default_factory=list)  # first lines of other answers, or what broke
+    failed_at: list[float] = field(default_factory=list)  # when, by `time.perf_counter`
     seconds: float = 0.0
+
+    def fail(self, what: str) -> None:
+        """Note that a request was not answered with status 200."""
+        self.failed.append(what)
+        self.failed_at.append(time.perf_counter())
 
     @property
     def per_second(self) -> float:
@@ -53,7 +59,7 @@ async def hammer(
     concurrency: int,
     seconds: float,
     stop: asyncio.Event | None = None,
-    on_answer: Callable[[float, float, bytes], None] | None = None,
+    on_answer: Callable[[float, float, bytes, int], None] | None = None,
 ) -> Load:
     """Send requests over `concurrency` kept-alive connections, one after the other on each.
 
@@ -66,7 +72,8 @@ async def hammer(
         concurrency: connections.
         seconds: how long.
         stop: ends the load early.
-        on_answer: called with (sent, received, body) of each answer with status 200; times of `time.perf_counter`.
+        on_answer: called with (sent, received, body, position of the request) for each answer with status 200; times of
+            `time.perf_counter`.
     """
     load = Load()
     start = time.perf_counter()
@@ -81,25 +88,25 @@ async def hammer(
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=LIMIT)
             except OSError as error:
-                load.failed.append(f"connect: {error}")
+                load.fail(f"connect: {error}")
                 await asyncio.sleep(0.05)
                 continue
             try:
                 while not is_over():
-                    sent = time.perf_counter()
-                    writer.write(requests[turn % len(requests)])
+                    sent, position = time.perf_counter(), turn % len(requests)
+                    writer.write(requests[position])
                     turn += 1
                     head = await reader.readuntil(b"\r\n\r\n")
                     body = await reader.readexactly(_content_length(head))
                     received = time.perf_counter()
                     if not head.startswith(b"HTTP/1.1 200"):
-                        load.failed.append(f"{head[:40]!r} {body[:100]!r}")
+                        load.fail(f"{head[:40]!r} {body[:100]!r}")
                         continue
                     load.latencies.append(received - sent)
                     if on_answer is not None:
-                        on_answer(sent, received, body)
+                        on_answer(sent, received, body, position)
             except (OSError, asyncio.IncompleteReadError) as error:
-                load.failed.append(f"{type(error).__name__}: {error}")
+                load.fail(f"{type(error).__name__}: {error}")
             finally:
                 writer.close()
 

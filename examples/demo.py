@@ -128,7 +128,7 @@ async def tell(server: Server, pictures: Pictures, *, clients: int) -> Story:
     logger.info("accuracy of the default soup on %d shifted pictures: %.3f", len(pictures.test), before)
     answers: list[tuple[float, float, int | None]] = []  # sent, received, version
 
-    def note(sent: float, received: float, body: bytes) -> None:
+    def note(sent: float, received: float, body: bytes, _: int) -> None:
         answers.append((sent, received, json.loads(body).get("version")))
 
     requests = [post_request("/predict", pictures.files[i], "image/jpeg", server.port) for i in pictures.test]

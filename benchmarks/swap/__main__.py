@@ -61,7 +61,7 @@ class Swap(Command):
     async def _measure(self, server: Server, requests: list[bytes], dials: list[dict[str, float]]) -> dict[str, Any]:
         answers: list[tuple[float, float, int]] = []  # sent, received, version
 
-        def note(sent: float, received: float, body: bytes) -> None:
+        def note(sent: float, received: float, body: bytes, _: int) -> None:
             answers.append((sent, received, json.loads(body)["version"]))
 
         calm = await hammer(server.port, requests, concurrency=self.concurrency, seconds=5)

@@ -2,18 +2,27 @@ import asyncio
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from benchmarks.client import hammer, multipart, post_request
+from benchmarks.guard.__main__ import Guard
+from benchmarks.guard.trials import spoiled
+from benchmarks.load.__main__ import LoadTest
 from benchmarks.pictures import jpegs
+from benchmarks.postgres import binaries
 from benchmarks.search.__main__ import Search
 from benchmarks.serving.__main__ import Serving
 from benchmarks.swap.__main__ import Swap
+from tests.conftest import CLASSES
 from training.images import decode
 
 
@@ -61,7 +70,7 @@ def test_the_client_counts_answers_and_failures() -> None:
             [post_request("/predict", body, media_type, port)],
             concurrency=3,
             seconds=0.3,
-            on_answer=lambda sent, received, content: versions.append(json.loads(content)["version"]),
+            on_answer=lambda sent, received, content, _: versions.append(json.loads(content)["version"]),
         )
         server.should_exit = True
         await task
@@ -88,3 +97,60 @@ def test_the_swap_benchmark_loses_no_request(tiny_base_set: Path) -> None:
     data = Swap(base=tiny_base_set, swaps=3, pause=0.5).execute().data
     assert (data["failed"], data["late_answers"]) == (0, 0)
     assert data["requests"] > 10
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_nothing_is_lost_or_wrong_while_parts_are_killed(tiny_base_set: Path, tmp_path: Path) -> None:
+    rows = [(label, number) for label in CLASSES for number in range(700)]
+    for label, number in rows:
+        place = tmp_path / "data" / "test" / label
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng([number, len(label)]).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    times = {"seconds": 25, "adapt_every": 6, "kill_every": 8}
+    data = LoadTest(base=tiny_base_set, data=tmp_path / "data", postgres=binaries() is not None, **times).execute().data
+    assert (data["failed"], data["wrong_answers"], data["lost_promotions"], data["refused"]) == (0, 0, 0, 0)
+    assert data["worker_kills"] >= 2
+    assert sum(data["jobs"].values()) >= 2
+
+
+@given(share=st.floats(0, 1), seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_spoiled_labels_are_wrong_where_they_are_changed(share: float, seed: int) -> None:
+    labels = np.arange(200) % 10
+    flipped = spoiled(labels, "flips", share, 10, np.random.default_rng(seed))
+    assert abs((flipped != labels).mean() - share) < 0.2
+    poisoned = spoiled(labels, "poison", share, 10, np.random.default_rng(seed))
+    changed = poisoned != labels
+    assert changed.mean() == pytest.approx(round(share * 10) / 10)
+    assert np.array_equal(poisoned[changed], (labels[changed] + 1) % 10)
+
+
+def test_the_guard_benchmark_measures_and_goes_on(tiny_base_set: Path, tmp_path: Path) -> None:
+    for label in CLASSES:
+        place = tmp_path / "data" / "test" / label
+        place.mkdir(parents=True)
+        for number in range(260):
+            pixels = np.random.default_rng([number, len(label)]).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{number}.png")
+    asked = Guard(
+        base=tiny_base_set,
+        data=tmp_path / "data",
+        populations=("fog",),
+        n=20,
+        draws=1,
+        n_unseen=50,
+        work=tmp_path / "work",
+        out=tmp_path / "out",
+    )
+    data = asked.execute().data
+    assert len(data["rows"]) == 2 * 2 * 6
+    for row in data["rows"]:
+        for regime in ("clean", "site"):
+            assert row[regime]["promoted"] <= row["free"]["promoted"]
+    assert (tmp_path / "out" / "guard.png").exists()
+    (file,) = (tmp_path / "work").iterdir()
+    before = file.stat().st_mtime_ns
+    assert asked.execute().data["rows"] == data["rows"]
+    assert file.stat().st_mtime_ns == before

@@ -21,10 +21,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.postgres import Postgres, binaries
 from deploy.bundle import build_bundle
 from service.store.database import Database
 from service.store.migrate import upgrade
-from tests.service.postgres import Postgres, binaries
 from training.bases import load_base_set
 from training.images import to_input
 

@@ -15,11 +15,11 @@ from sqlalchemy import text
 
 from adapt.patch import make_patch
 from adapt.soup import Soup, default_soup, make_soup
+from benchmarks.postgres import Postgres, binaries
 from service.__main__ import main
 from service.store.database import Database
 from service.store.migrate import head, upgrade
 from service.store.registry import Registry
-from tests.service.postgres import Postgres, binaries
 from training.manifest import read_manifest
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.postgres import Postgres
 from tests.service.conftest import Labelled, Server, as_parts
-from tests.service.postgres import Postgres
 
 pytestmark = pytest.mark.e2e
 

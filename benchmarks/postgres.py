@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -53,24 +54,27 @@ class Postgres:
             **self._as_account(),
         )
 
-    def _as_account(self) -> dict[str, object]:
+    def _as_account(self) -> dict[str, Any]:
         if self._account is None:
             return {}
         return {"user": self._account, "group": self._account, "extra_groups": []}
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        command = [self._bin / "postgres", "-D", self._folder / "data", "-h", "127.0.0.1", "-p", str(self.port)]
-        command += ["-k", "", "-c", "fsync=off", "-c", "max_connections=100"]
+        command = [str(self._bin / "postgres"), "-D", str(self._folder / "data"), "-h", "127.0.0.1"]
+        command += ["-p", str(self.port), "-k", "", "-c", "fsync=off", "-c", "max_connections=100"]
         with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, **self._as_account())  # type: ignore[call-overload]
+            process: subprocess.Popen[bytes] = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self._folder, **self._as_account()
+            )
+        self._process = process
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
                 psycopg.connect(self.url("postgres")).close()
                 return
             except psycopg.OperationalError:
-                assert self._process.poll() is None, (self._folder / "log").read_text()
+                assert process.poll() is None, (self._folder / "log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
 

@@ -1,0 +1,1 @@
+"""The running system under mixed load while parts of it are killed."""
