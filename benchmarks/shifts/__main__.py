@@ -18,7 +18,7 @@ from benchmarks.shifts.results import COSTLY, Results, Settings, open_results
 from benchmarks.shifts.sets import clean_images
 from benchmarks.shifts.sheet import contact_sheet
 from benchmarks.shifts.sources import find_sources
-from benchmarks.shifts.suite import SUITE, find_shift
+from benchmarks.shifts.suite import AT_SEVERITIES, SUITE, find_shift
 from benchmarks.shifts.tuned import write_trials
 from benchmarks.shifts.tuning import SHIFTS as TUNED_SHIFTS
 from benchmarks.shifts.tuning import TUNED_N, describe, tune, tune_profile
@@ -81,11 +81,16 @@ class Shifts(Command):
         description=f"two shifts of each of five families, n {' and '.join(map(str, QUICK.n))}, {QUICK.seeds} draws, "
         f"{QUICK.n_test} unseen pictures: at most 10 minutes on 2 cores. Other options overrule it",
     )
+    severities: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+        default=False, description="every shift at every severity, and only methods that look answers up"
+    )
     n: tuple[str, ...] | None = Field(
         default=None, description=f"labelled pictures; {','.join(map(str, FULL.n))} if not given"
     )
     seeds: int | None = Field(default=None, ge=1, description=f"draws, from --seed on; {FULL.seeds} if not given")
-    shifts: tuple[str, ...] | None = Field(default=None, description="names, with commas; all if not given")
+    shifts: tuple[str, ...] | None = Field(
+        default=None, description="names, with commas, at another severity as fog@3; all if not given"
+    )
     methods: tuple[str, ...] | None = Field(default=None, description="names, with commas; all if not given")
     redo: tuple[str, ...] | None = Field(
         default=None, description="methods, with commas, whose results are dropped and measured again"
@@ -98,7 +103,8 @@ class Shifts(Command):
         default=None, ge=1, description=f"draws for these; {FULL.costly_seeds} if not given, {QUICK.costly_seeds} quick"
     )
     out: Path | None = Field(
-        default=None, description="folder of the results and of REPORT.md; runs/shifts[-quick]-<base set> if not given"
+        default=None,
+        description="folder of the results and of REPORT.md; below runs/, named after what is asked, if not given",
     )
     threads: int = Field(default=1, ge=1, description="torch CPU threads; beside other work, more may be far slower")
 
@@ -107,11 +113,12 @@ class Shifts(Command):
         base = load_base_set(self.base)
         check_mixable(base.manifest)
         prepared = PreparedBase(base)
-        methods = _known("methods", self.methods, known_methods(prepared))
+        methods = _known("methods", self.methods, known_methods(prepared, tabled=self.severities))
         plan = self._plan()
         size = max(plan.n) + plan.n_test
         sources = find_sources(self.data, self.folders, base.manifest, size=size, seed=self.seed)
-        plan = plan._replace(shifts=_known("shifts", self.shifts or (*plan.shifts, *sources.folders), sources.names))
+        wanted = self.shifts or (tuple(AT_SEVERITIES) if self.severities else (*plan.shifts, *sources.folders))
+        plan = plan._replace(shifts=_known("shifts", wanted, (*sources.names, *AT_SEVERITIES)))
         settings = Settings(
             base_set=base.manifest.name,
             base_digest=base.manifest.digest,
@@ -121,7 +128,7 @@ class Shifts(Command):
             ingredients=base.manifest.ingredient_names,
             **plan._asdict(),
         )
-        quick = "-quick" if self.quick else ""
+        quick = "-severities" if self.severities else "-quick" if self.quick else ""
         out = self.out or Path(f"runs/shifts{quick}-{base.manifest.name}")
         redone = () if self.redo is None else _known("redo", self.redo, methods)
         results = Results(out, settings)

@@ -53,6 +53,7 @@ def plot_composition(results: Results, n: int, path: Path) -> bool:
     """Draw the mean coefficients that searches chose for each shift; False if none was run."""
     settings = results.settings
     names = [name for name in COMPOSED if name in settings.methods]
+    names = names or [name for name in ("soup_grid",) if name in settings.methods]
     if not names:
         return False
     figure = _figure(2.2 + 3.6 * len(names), 1.6 + 0.27 * len(settings.shifts))

@@ -16,7 +16,7 @@ from adapt.prepared import PreparedBase
 from adapt.support import check_disjoint
 from benchmarks.machine import commit
 from benchmarks.shifts.context import STREAM, Context, Method, Predict, Unseen
-from benchmarks.shifts.methods import HINDSIGHT, methods_of
+from benchmarks.shifts.methods import HINDSIGHT, TABLED, methods_of
 from benchmarks.shifts.results import Found, LandscapeRow, Results, Row, Settings, packed
 from benchmarks.shifts.sets import as_support, draw_positions
 from benchmarks.shifts.sources import Sources, family_of
@@ -167,7 +167,8 @@ def _answers(
         )
 
 
-def known_methods(prepared: PreparedBase) -> tuple[str, ...]:
-    """Return the names of all methods for a base set, ours first."""
+def known_methods(prepared: PreparedBase, *, tabled: bool = False) -> tuple[str, ...]:
+    """Return the names of all methods for a base set, ours first; or of those that look all their answers up."""
     ours = ("ladder", "ladder_served", "soup_grid", "soup_auto", *HINDSIGHT)
-    return tuple(dict.fromkeys((*ours, *methods_of(prepared.manifest))))
+    names = tuple(dict.fromkeys((*ours, *methods_of(prepared.manifest))))
+    return tuple(name for name in names if not tabled or name in TABLED or name.startswith("fixed_"))

@@ -120,6 +120,10 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+# Those that look up what soups say and run no network; beside them the ingredients as they are.
+TABLED = ("soup_grid", "soup_single", "soup_oracle", "soup_uniform", "picked", "ensemble", "ensemble_weighted")
+
+
 def methods_of(manifest: Manifest) -> dict[str, Method]:
     """Return the methods for a base set by name, with one for each ingredient taken as it is."""
     alone = {f"fixed_{name}": partial(fixed, ingredient=index) for index, name in enumerate(manifest.ingredient_names)}

@@ -20,7 +20,7 @@ from training.manifest import NORMS
 
 logger = logging.getLogger(__name__)
 
-OURS = ("ladder", "soup_auto")  # the first that was run is what the others are compared with
+OURS = ("ladder", "soup_auto", "soup_grid")  # the first that was run is what the others are compared with
 ENSEMBLES = ("ensemble", "ensemble_weighted")
 SEARCHES = ("ladder", "soup_auto")
 TOLERATED, SIGNIFICANT = -0.003, 0.05  # a shift family counts as lost where the difference is clearly below

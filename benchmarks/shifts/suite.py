@@ -1,7 +1,7 @@
 """The suite: which shifts there are, what family each belongs to, and its severity in the core suite."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from benchmarks.shifts.corruptions import CORRUPTIONS, Corruption
@@ -57,8 +57,22 @@ SUITE: Mapping[str, Shift] = {
 }
 
 
+SEVERITIES = (1, 2, 3, 4, 5)
+# Every shift at every severity, as in "fog@3".
+AT_SEVERITIES: Mapping[str, Shift] = {
+    f"{name}@{severity}": replace(shift, name=f"{name}@{severity}", core_severity=severity)
+    for name, shift in SUITE.items()
+    for severity in SEVERITIES
+}
+
+
 def find_shift(name: str) -> Shift:
-    """Return the shift of this name. Raises ValueError if there is none."""
-    if name not in SUITE:
-        raise ValueError(f"expected a shift of {list(SUITE)}, got {name!r}")
-    return SUITE[name]
+    """Return the shift of this name, at its core severity or, as in "fog@3", at another.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = SUITE.get(name) or AT_SEVERITIES.get(name)
+    if found is None:
+        raise ValueError(f"expected a shift of {list(SUITE)}, perhaps with @1 to @5, got {name!r}")
+    return found

@@ -218,6 +218,24 @@ def test_chosen_soups_are_attacked_once_and_reported(
     assert "expected results of" in capsys.readouterr().err
 
 
+def test_every_severity_is_measured_by_looking_answers_up(
+    tiny_base_set: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [str(tiny_base_set), "--data", str(data_folder), "--out", str(tmp_path), "--n", "4", "--n-test", "20"]
+    assert main([*args, "--seeds", "1", "--severities", "--shifts", "fog@1,fog@5,contrast@3", "--json"]) == EXIT_DONE
+    data = json.loads(capsys.readouterr().out)
+    assert set(data["shifts"]) == {"fog@1", "fog@5", "contrast@3"}
+    assert set(data["mean"]) == {"soup_grid", "soup_single", "soup_oracle", "soup_uniform", "picked"} | FIXED | {
+        "ensemble",
+        "ensemble_weighted",
+    }
+    pictures = clean_images(data_folder, load_base_set(tiny_base_set).manifest.input)
+    assert np.array_equal(find_shift("fog@5").of(pictures, seed=0).images, SUITE["fog"].of(pictures, 5, seed=0).images)
+    assert find_shift("fog@1").family == "weather"
+    with pytest.raises(ValueError, match="perhaps with @1"):
+        find_shift("fog@6")
+
+
 def test_a_report_of_nothing_is_one_line(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == EXIT_BAD_INPUT
     assert "found no settings.json" in capsys.readouterr().err
