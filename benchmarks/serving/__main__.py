@@ -1,6 +1,9 @@
 """The predict path against a bare Starlette app with the same decoder, batcher and session, in one interleaved run."""
 
 import asyncio
+import base64
+import contextlib
+import json
 import sys
 import tempfile
 import time
@@ -17,6 +20,7 @@ from benchmarks.machine import machine
 from benchmarks.pictures import jpegs
 from benchmarks.server import serve
 from benchmarks.serving.bare import serve_bare
+from benchmarks.serving.rivals import RIVALS, serve_rival
 from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
 from service.http.answers import confidences, predictions_json
@@ -40,31 +44,36 @@ class Serving(Command):
         default=5, ge=1, description="interleaved rounds per concurrency, after one that does not count"
     )
     seconds: float = Field(default=2.0, gt=0, description="length of one measurement")
-    workers: int = Field(default=2, ge=1, description="processes of either server")
+    workers: int = Field(default=2, ge=1, description="processes of each server")
+    rivals: tuple[str, ...] = Field(default=(), description=f"other servers beside them: {', '.join(RIVALS)}")
 
     def execute(self) -> Result:
         """Measure."""
+        if unknown := sorted(set(self.rivals) - set(RIVALS)):
+            raise ValueError(f"rivals: expected some of {', '.join(RIVALS)}, got {unknown[0]!r}")
         manifest = read_manifest(self.base)
         files = jpegs(NUM_IMAGES, manifest.input.height, manifest.input.width, seed=self.seed)
-        with tempfile.TemporaryDirectory(prefix="saucier-") as name:
-            folder = Path(name)
+        with tempfile.TemporaryDirectory(prefix="saucier-") as work:
+            folder = Path(work)
             bundle = build_bundle(self.base, folder / "bundles")
             costs = _stage_costs(bundle, manifest, files)
-            with (
-                serve(folder, self.base, workers=self.workers) as server,
-                serve_bare(self.base, bundle, workers=self.workers) as bare_port,
-            ):
+            with contextlib.ExitStack() as stack:
+                server = stack.enter_context(serve(folder, self.base, workers=self.workers))
+                bare_port = stack.enter_context(serve_bare(self.base, bundle, workers=self.workers))
                 ports = {"bare": bare_port, "service": server.port, "service_multipart": server.port}
+                for name in self.rivals:
+                    ports[name] = stack.enter_context(
+                        serve_rival(name, folder, self.base, bundle, workers=self.workers)
+                    )
                 rows = [self._measure(concurrency, ports, files) for concurrency in self.concurrency]
         data = {"rows": rows, "stage_us": costs, "workers": self.workers, "rounds": self.rounds, "machine": machine()}
         return Result(data, _text(data))
 
     def _measure(self, concurrency: int, ports: dict[str, int], files: list[bytes]) -> dict[str, Any]:
-        requests = {
-            "bare": [post_request("/predict", file, "image/jpeg", ports["bare"]) for file in files],
-            "service": [post_request("/predict", file, "image/jpeg", ports["service"]) for file in files],
-            "service_multipart": [post_request("/predict", *multipart([file]), ports["service"]) for file in files],
-        }
+        requests = {}
+        for name, port in ports.items():
+            bodies = [BODIES.get(name, _raw)(file) for file in files]
+            requests[name] = [post_request("/predict", *body, port) for body in bodies]
         loads: dict[str, list[Load]] = {name: [] for name in requests}
         for turn in range(self.rounds + 1):
             for name, sent in requests.items():
@@ -83,6 +92,27 @@ class Serving(Command):
             against = np.divide([load.per_second for load in measured], [load.per_second for load in loads["bare"]])
             row[name]["ratio"] = round(float(np.median(against)), 3)
         return row
+
+
+def _raw(file: bytes) -> tuple[bytes, str]:
+    return file, "image/jpeg"
+
+
+def _multipart(file: bytes) -> tuple[bytes, str]:
+    return multipart([file])
+
+
+def _json(file: bytes) -> tuple[bytes, str]:
+    return json.dumps({"image": base64.b64encode(file).decode()}).encode(), "application/json"
+
+
+# How each server takes an image; all others take the file itself. BentoML takes batchable images as form fields only,
+# and LitServe reads JSON or forms.
+BODIES: dict[str, Callable[[bytes], tuple[bytes, str]]] = {
+    "service_multipart": _multipart,
+    "bentoml": _multipart,
+    "litserve": _json,
+}
 
 
 def _stage_costs(bundle: Path, manifest: Manifest, files: list[bytes]) -> dict[str, float]:
@@ -116,8 +146,9 @@ def _text(data: dict[str, Any]) -> str:
         f"{'clients':>7}  {'server':18} {'requests/s':>10} {'p50 ms':>8} {'p99 ms':>8} {'of bare':>8}",
     ]
     for row in data["rows"]:
-        for name in ("bare", "service", "service_multipart"):
-            cell = row[name]
+        for name, cell in row.items():
+            if name == "concurrency":
+                continue
             numbers = f"{cell['per_second']:10} {cell['p50_ms']:8.2f} {cell['p99_ms']:8.2f} {cell['ratio']:8.3f}"
             lines.append(f"{row['concurrency']:7}  {name:18} {numbers}")
     shared = ", ".join(f"{name} {cost:.0f} us" for name, cost in data["stage_us"].items())

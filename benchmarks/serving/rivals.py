@@ -1,0 +1,137 @@
+"""The same network behind other model servers, each as its documentation has it.
+
+All decode and prepare as the service does and answer with the same JSON. Where and what to serve stands in the
+environment, as two of them start processes of their own.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.server import ROOT, free_port
+from deploy.runtime import Bundle
+from service.http.answers import confidences, predictions_json
+from training.images import Pixels, decode, prepare, to_input
+from training.manifest import read_manifest
+
+BASE, BUNDLE, PORT, WORKERS = "RIVAL_BASE", "RIVAL_BUNDLE", "RIVAL_PORT", "RIVAL_WORKERS"
+MAX_BATCH = 32
+START_SECONDS = 90
+STOP_SECONDS = 20
+RIVALS = ("fastapi", "litserve", "bentoml")
+
+
+class Network:
+    """A base set's default soup."""
+
+    def __init__(self) -> None:
+        self._manifest = read_manifest(Path(os.environ[BASE]), check_files=False)
+        self._session = Bundle.open(Path(os.environ[BUNDLE])).session(self._manifest.default_coefficients)
+
+    def decode(self, file: bytes) -> Pixels:
+        """Return the pixels of a file as the network wants them."""
+        return prepare(decode(file), self._manifest.input)
+
+    def answer(self, images: list[Pixels]) -> list[bytes]:
+        """Return the answers to images, as JSON."""
+        probabilities = confidences(self._session.run(to_input(np.stack(images))), self._manifest.default_temperature)
+        names = self._manifest.class_names
+        return [predictions_json("default", 1, row[None], names, top_k=3) for row in probabilities]
+
+
+def fastapi_app() -> Any:
+    """Return a FastAPI app whose endpoint runs the network in the thread pool, one image at a time."""
+    from fastapi import Body, FastAPI, Response
+
+    network, app = Network(), FastAPI()
+
+    def predict(file: bytes = Body(media_type="image/jpeg")) -> Response:
+        return Response(network.answer([network.decode(file)])[0], media_type="application/json")
+
+    app.post("/predict")(predict)
+    app.get("/readyz")(lambda: {})
+    return app
+
+
+def run_fastapi() -> None:
+    """Serve the FastAPI app with uvicorn."""
+    import uvicorn
+
+    uvicorn.run(
+        "benchmarks.serving.rivals:fastapi_app",
+        factory=True,
+        host="127.0.0.1",
+        port=int(os.environ[PORT]),
+        workers=int(os.environ[WORKERS]),
+        log_level="warning",
+        access_log=False,
+    )
+
+
+@contextlib.contextmanager
+def serve_rival(name: str, folder: Path, base: Path, bundle: Path, *, workers: int) -> Iterator[int]:
+    """Run a rival until the block ends and yield its port.
+
+    Args:
+        name: one of `RIVALS`.
+        folder: gets its log.
+        base: base set.
+        bundle: its serving bundle.
+        workers: processes.
+
+    Raises:
+        RuntimeError: it ended or was not ready in time; the message has the end of its log.
+    """
+    port = free_port()
+    environment = os.environ | {
+        BASE: str(base.absolute()),
+        BUNDLE: str(bundle.absolute()),
+        PORT: str(port),
+        WORKERS: str(workers),
+        "OMP_NUM_THREADS": "1",
+        "BENTOML_HOME": str(folder / "rival-bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "PYTHONPATH": str(ROOT),
+    }
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    command = {
+        "fastapi": [sys.executable, "-m", "benchmarks.serving.rivals"],
+        "litserve": [sys.executable, "-m", "benchmarks.serving.lit"],
+        "bentoml": [sys.executable, "-m", "bentoml", "serve", "benchmarks.serving.batchable:Batchable", *where],
+    }[name]
+    log = folder / f"{name}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            _wait(process, port, log)
+            yield port
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+            return
+        time.sleep(0.1)
+    tail = log.read_text(errors="replace")[-2000:]
+    raise RuntimeError(f"{log.stem} is not ready (exit code {process.poll()}); its log ends with:\n{tail}")
+
+
+if __name__ == "__main__":
+    run_fastapi()
