@@ -18,6 +18,7 @@ from starlette.routing import Route
 from service.http import deployments
 from service.http.adaptation import MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
 from service.http.answers import confidences, predictions_json
+from service.http.console import console
 from service.http.context import Context, caller, endpoint, json_response, refuse
 from service.http.decoding import decode_prepared
 from service.http.inference.routes import routes as inference_routes
@@ -160,6 +161,7 @@ async def docs(_: Context, __: Request) -> Response:
 async def index(_: Context, __: Request) -> Response:
     """`GET /`: what this is and where to go on."""
     links = {
+        "console": "/ui",
         "docs": "/docs",
         "openapi": "/openapi.json",
         "deployments": "/deployments",
@@ -204,6 +206,8 @@ def create_app() -> Starlette:
         Route("/metrics", endpoint(show_metrics)),
         Route("/openapi.json", endpoint(openapi)),
         Route("/docs", endpoint(docs)),
+        Route("/ui", endpoint(console)),
+        Route("/ui/{file}", endpoint(console)),
         Route("/", endpoint(index)),
         *inference_routes(),
     ]

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks.postgres import Postgres, binaries
 from deploy.bundle import build_bundle
@@ -234,6 +235,18 @@ def default(server: Server) -> Iterator[httpx.Client]:
     yield server.client
     answer = server.client.put("/deployments/default/soup", json={"version": 1})
     assert answer.status_code == 200
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real Chromium. It ends with the module: its event loop would be in the way of others' `asyncio.run`."""
+    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not found:
+        pytest.skip("there is no Chromium to open the console in: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found[0])
+        yield browser
+        browser.close()
 
 
 def stored(server: Server) -> tuple[int, int, int]:

@@ -1,5 +1,6 @@
-"""What the console asks for beyond the contract."""
+"""What the console asks for beyond the contract, and the files that it is: over HTTP, without a browser."""
 
+import re
 import time
 from typing import Any
 
@@ -7,6 +8,7 @@ import httpx
 import pytest
 
 from adapt.strategies import nodes
+from service.http.console import FOLDER, PAGE, read_files
 from tests.service.conftest import Labelled, Server, as_parts
 from tests.service.test_adapt_http import adapt
 
@@ -104,3 +106,32 @@ def test_version_that_is_not_there_and_images_that_are_none_are_refused(
     assert (broken.status_code, broken.json()["errors"][0]["field"]) == (422, "images[0]")
     odd = default.post("/deployments/default/soups/1/predict?top_k=0", files=files)
     assert odd.status_code == 400
+
+
+def test_page_and_its_files_are_served_with_a_strict_policy(server: Server) -> None:
+    page = server.client.get("/ui")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    for path in ("/ui", *(f"/ui/{name}" for name in read_files() if name != PAGE)):
+        answer = server.client.get(path)
+        assert answer.status_code == 200
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "http" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        again = server.client.get(path, headers={"if-none-match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    for name in (PAGE, "none.js", "..%2Fapp.py", "%2e%2e/app.py", "index.html%00"):
+        assert server.client.get(f"/ui/{name}").status_code == 404
+
+
+def test_files_are_whole_and_ask_nobody_else() -> None:
+    assert set(read_files()) == {path.name for path in FOLDER.iterdir()}
+    for name, file in read_files().items():
+        text = file.content.decode()
+        assert not re.search(r"https?://(?!www\.w3\.org/(2000/svg|1999/xhtml))", text), name
+        assert not re.search(r"(?:@import|url\(|//cdn|innerHTML|outerHTML|insertAdjacentHTML|eval\()", text), name
+        if name.endswith(".html"):
+            assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son[a-z]+=", text), name
+        for imported in re.findall(r"""(?:from|import\()\s*["']\./([^"']+)["']""", text):
+            assert imported in read_files(), f"{name} imports {imported}"

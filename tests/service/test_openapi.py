@@ -9,7 +9,7 @@ from service.http.api import create_app
 from service.http.openapi import docs_page, openapi_document
 
 PROBES = {"/livez", "/readyz"}  # BentoML's
-UNLISTED = {"/", "/docs", "/openapi.json"}
+UNLISTED = {"/", "/docs", "/openapi.json", "/ui", "/ui/{file}"}
 
 
 def test_document_lists_every_route_and_no_other() -> None:

@@ -1,0 +1,223 @@
+// Adapt: labelled images in, progress, what came out.
+
+import { ApiError, call, follow } from "./api.js";
+import { beforeAfter, miniBar } from "./charts.js";
+import { announce, busy, byId, el, fill, showProblem } from "./dom.js";
+import { duration, mixture, pValue, patchText, percent, plural, range } from "./format.js";
+import { createStaging } from "./staging.js";
+
+const ANNOUNCE_MS = 4000; // between two announcements of progress
+const ACTIVE = ["queued", "running"];
+
+export const isActive = (job) => ACTIVE.includes(job.state);
+
+export function createAdapt({ onFinished, serve }) {
+  const root = byId("adapt");
+  const staging = createStaging({ onChange: () => (start.disabled = staging.isEmpty()) });
+  const promote = el(
+    "select",
+    { id: "promote" },
+    el("option", { value: "auto" }, "only if it is proven better"),
+    el("option", { value: "never" }, "never, keep it as a candidate"),
+    el("option", { value: "always" }, "always, even unproven"),
+  );
+  const strategy = el(
+    "select",
+    { id: "strategy" },
+    el("option", { value: "auto" }, "automatic"),
+    el("option", { value: "surrogate" }, "surrogate, then verify"),
+    el("option", { value: "grid" }, "the whole grid"),
+  );
+  const start = el(
+    "button",
+    { type: "button", class: "primary", id: "adapt-start", disabled: true, onclick: () => busy(start, send) },
+    "Adapt",
+  );
+  const problem = el("div", {});
+  const progress = el("div", {});
+  let model = null;
+  let following = null; // { job, stop }
+
+  fill(
+    root,
+    staging.zone,
+    staging.list,
+    el(
+      "div",
+      { class: "row fields" },
+      el("div", {}, el("label", { for: "promote" }, "Promote"), promote),
+      el("div", {}, el("label", { for: "strategy" }, "Search"), strategy),
+      start,
+    ),
+    problem,
+    progress,
+  );
+
+  function update(next) {
+    const isOther = model === null || model.view.deployment !== next.view.deployment;
+    model = next;
+    if (isOther) {
+      stop();
+      staging.setClasses(next.base === null ? [] : next.base.class_names);
+      fill(progress);
+      showProblem(problem, null);
+    }
+    const running = next.jobs.find(isActive);
+    if (running !== undefined && following === null) {
+      track(running);
+    }
+  }
+
+  function stop() {
+    following?.stop.abort();
+    following = null;
+  }
+
+  async function send() {
+    showProblem(problem, null);
+    const { form, sources, missing } = staging.payload();
+    if (missing !== undefined) {
+      showProblem(problem, new ApiError(0, "", missing));
+      return;
+    }
+    const name = model.view.deployment;
+    const query = new URLSearchParams({ deployment: name, promote: promote.value, strategy: strategy.value, wait: 0 });
+    fill(progress, el("p", { class: "lead" }, "Sending the images\u2026"));
+    announce("Sending the images");
+    try {
+      const job = await call("POST", `adapt?${query}`, { body: form });
+      if (model.view.deployment === name) {
+        staging.clear();
+        await track(job);
+      }
+    } catch (error) {
+      fill(progress);
+      showProblem(problem, withFiles(error, sources));
+    }
+  }
+
+  /** Follow a job to its end. */
+  async function track(job) {
+    stop();
+    const stopper = new AbortController();
+    following = { job: job.job, stop: stopper };
+    let told = -Infinity;
+    try {
+      let latest = job;
+      showProgress(latest);
+      if (isActive(latest)) {
+        for await (latest of follow(job.job, stopper.signal)) {
+          showProgress(latest);
+          if (isActive(latest) && latest.message && performance.now() - told > ANNOUNCE_MS) {
+            announce(`${percent(latest.progress, 0)}: ${latest.message}`);
+            told = performance.now();
+          }
+        }
+      }
+      if (!stopper.signal.aborted) {
+        showResult(latest);
+        following = null;
+        await onFinished();
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") {
+        following = null;
+        fill(progress);
+        showProblem(problem, error);
+      }
+    }
+  }
+
+  function showProgress(job) {
+    const text = job.state === "queued" ? "Waiting for the adapter" : job.message || "Starting";
+    if (progress.querySelector("progress") === null) {
+      fill(
+        progress,
+        el("label", { for: "job-progress", class: "progress-text" }),
+        el("progress", { id: "job-progress", max: 1 }),
+      );
+    }
+    progress.querySelector("label").textContent = `${text}\u2026 ${percent(job.progress, 0)}`;
+    progress.querySelector("progress").value = job.progress;
+  }
+
+  function showResult(job) {
+    const isPromoted = job.state === "promoted";
+    const title = {
+      promoted: `Promoted: version ${job.version} is served`,
+      kept: "Kept what was served",
+      failed: "Failed",
+    }[job.state];
+    const isCandidateNew = job.candidate_version !== null && job.candidate_version !== job.version;
+    announce(`${title}. ${job.reason ?? ""}`);
+    fill(
+      progress,
+      el(
+        "div",
+        { class: `result ${job.state}` },
+        el("h3", {}, title),
+        el("p", {}, sentence(job.reason)),
+        job.accuracy && beforeAfter(job.accuracy, ["Before", isPromoted ? "After" : "Candidate"]),
+        job.accuracy && el("p", { class: "hint" }, gainText(job.accuracy)),
+        job.coefficients &&
+          el(
+            "p",
+            { class: "found" },
+            miniBar(job.coefficients),
+            ` ${mixture(job.coefficients)}${job.patch ? `; replaces ${patchText(job.patch)}` : ""}`,
+          ),
+        job.search && el("p", { class: "hint" }, searchText(job)),
+        el(
+          "div",
+          { class: "row" },
+          isPromoted &&
+            el(
+              "button",
+              { type: "button", onclick: () => serve(job.previous_version) },
+              `Roll back to version ${job.previous_version}`,
+            ),
+          !isPromoted &&
+            isCandidateNew &&
+            el(
+              "button",
+              { type: "button", onclick: () => serve(job.candidate_version) },
+              `Promote version ${job.candidate_version} all the same`,
+            ),
+        ),
+      ),
+    );
+  }
+
+  return { update };
+}
+
+function gainText({ interval, p_value: p, labels_needed: count }) {
+  const fair = "Every image was held out from the choice that it judges.";
+  const more = count === null ? "" : ` About ${count} labelled images would prove a gain of this size.`;
+  return `${range(interval)} points; ${pValue(p)}, one-sided. ${fair}${more}`;
+}
+
+const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
+
+function searchText({ search, support }) {
+  const images = [
+    plural(support.n, "labelled image"),
+    support.unlabelled > 0 && `${support.unlabelled} without a label`,
+  ];
+  const what = `${plural(search.candidates, "soup")} tried on ${images.filter(Boolean).join(" and ")}`;
+  return `${what} in ${duration(search.seconds)}.`;
+}
+
+/** Return an error that names the files at fault, where the service could only count them. */
+function withFiles(error, sources) {
+  const errors = (error.errors ?? []).map(({ field, message }) => {
+    const [, part, index] = /^(images|unlabelled|labels)\[(\d+)\]/.exec(field) ?? [];
+    const file = (sources[part === "labels" ? "images" : part] ?? [])[index];
+    return { field: file ?? field, message };
+  });
+  const detail =
+    errors.length === 1 && errors[0].field !== error.errors[0].field
+      ? `${errors[0].field}: ${errors[0].message}`
+      : error.message;
+  return new ApiError(error.status, error.title, detail, errors);
+}

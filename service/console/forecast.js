@@ -1,0 +1,86 @@
+// What a mixture is predicted to do on the labelled images of the last search.
+
+import { el } from "./dom.js";
+import { fit } from "./fit.js";
+import { patchText, percent, plural } from "./format.js";
+
+/** Return the points of a kind, and the fits to their accuracies and cross-entropies; fits may be null. */
+export function surface(landscape, kind) {
+  const found = landscape.points.filter((point) => point.kind === kind);
+  const rows = found.map((point) => point.coefficients);
+  const fitTo = (value) => fit(rows, found.map(value));
+  return { points: found, accuracy: fitTo((point) => point.accuracy), loss: fitTo((point) => point.temp_ce) };
+}
+
+/** Return what a mixture does by the fits to plain soups, null where there are none. */
+export function predicted(plain, row) {
+  if (plain === null || plain.accuracy === null) {
+    return null;
+  }
+  return {
+    accuracy: Math.min(Math.max(plain.accuracy.predict(row), 0), 1),
+    loss: Math.max(plain.loss.predict(row), 0),
+  };
+}
+
+/** Return what is known of the soup that is served: measured where the shown search judged it, else predicted. */
+function served({ view, landscapeJob: job }, plain) {
+  if (job.accuracy !== null && job.candidate_version === view.version) {
+    return { accuracy: job.accuracy.candidate, how: "held-out images" };
+  }
+  if (job.accuracy !== null && (job.previous_version ?? job.version) === view.version) {
+    return { accuracy: job.accuracy.current, how: "measured" };
+  }
+  return view.patch === null ? { ...predicted(plain, Object.values(view.coefficients)), how: "predicted" } : null;
+}
+
+/** Return a table of the mixture on the dial and the soup that is served, and where the numbers come from. */
+export function forecastTable(model, plain, here) {
+  const { landscape, view } = model;
+  const now = served(model, plain);
+  const deviation = Math.sqrt((here.accuracy * (1 - here.accuracy)) / landscape.n);
+  const error = `\u00b1${Math.ceil(196 * deviation)}`;
+  const cell = (text) => el("td", { class: "number" }, text);
+  const line = (id, title, found, how) =>
+    el(
+      "tr",
+      { id },
+      el("th", { scope: "row" }, title),
+      el("td", { class: "number strong" }, found ? percent(found.accuracy) : "unknown"),
+      cell(found?.loss === undefined ? "\u2013" : found.loss.toFixed(3)),
+      el("td", { class: "hint" }, how),
+    );
+  const heading = (text, kind) => el("th", { scope: "col", class: kind }, text);
+  return [
+    el(
+      "table",
+      { class: "forecast" },
+      el("caption", { class: "hidden" }, `On the ${plural(landscape.n, "labelled image")} of the search on the map`),
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          el("td", {}),
+          heading("Accuracy", "number"),
+          heading("Cross-entropy", "number"),
+          heading("How known"),
+        ),
+      ),
+      el(
+        "tbody",
+        {},
+        line("forecast-dial", "Dial", here, "predicted"),
+        line("forecast-now", `Version ${view.version}, served now`, now, now?.how ?? "not on the map"),
+      ),
+    ),
+    el(
+      "p",
+      { class: "hint" },
+      `Predictions are a ${plain.accuracy.kind} fit through ${plural(plain.accuracy.count, "evaluated soup")} of the `,
+      `search on the map. With ${plural(landscape.n, "image")}, chance alone is ${error} points.`,
+      view.patch !== null && ` The dial drops the patch of version ${view.version}: ${patchText(view.patch)}.`,
+    ),
+  ];
+}

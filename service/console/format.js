@@ -1,0 +1,79 @@
+// Numbers and times as people read them.
+
+const MINUS = "\u2212";
+
+/** 0.8312 as 83.1 %. */
+export function percent(share, digits = 1) {
+  return share === null || share === undefined ? "\u2013" : `${(100 * share).toFixed(digits)}\u202f%`;
+}
+
+/** A difference of two shares in points, with its sign. */
+export function points(share, digits = 1) {
+  const text = Math.abs(100 * share).toFixed(digits);
+  return `${sign(share, text)}${text}`;
+}
+
+/** A coefficient, with a real minus sign. */
+export function coefficient(value, digits = 2) {
+  const text = Math.abs(value).toFixed(digits);
+  return `${value < 0 && Number(text) !== 0 ? MINUS : ""}${text}`;
+}
+
+function sign(value, text) {
+  if (Number(text) === 0) {
+    return "\u00b1";
+  }
+  return value < 0 ? MINUS : "+";
+}
+
+/** A p value, no more precise than it is. */
+export function pValue(value) {
+  if (value < 0.0001) {
+    return "p\u00a0<\u00a00.0001";
+  }
+  return `p\u00a0=\u00a0${value < 0.01 ? value.toPrecision(2) : value.toFixed(3)}`;
+}
+
+/** The accuracies of a job, before and after. */
+export const change = ({ current, candidate, p_value: p }) =>
+  `${percent(current)} to ${percent(candidate)}, ${pValue(p)}`;
+
+/** The 95 % interval of a gain, in points. */
+export const range = ([low, high]) => `95\u202f% interval ${points(low)} to ${points(high)}`;
+
+const DATE = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+
+/** The time of an answer, short. */
+export function when(text) {
+  return DATE.format(new Date(text));
+}
+
+export function plural(count, one, many = `${one}s`) {
+  return `${count} ${count === 1 ? one : many}`;
+}
+
+/** Seconds, or minutes where there are many. */
+export function duration(seconds) {
+  return seconds < 90 ? `${seconds.toFixed(seconds < 10 ? 1 : 0)} s` : `${(seconds / 60).toFixed(1)} min`;
+}
+
+/** Coefficients in one line, those of zero left out. */
+export function mixture(coefficients, digits = 2) {
+  const parts = Object.entries(coefficients).filter(([, value]) => Math.abs(value) >= 0.5 * 10 ** -digits);
+  return parts.map(([name, value]) => `${name} ${coefficient(value, digits)}`).join(", ");
+}
+
+/** What a patch replaces. */
+export function patchText(patch) {
+  if (patch === null) {
+    return "none";
+  }
+  const parts = [];
+  if (patch.recalibrated > 0) {
+    parts.push(`BatchNorm statistics of ${plural(patch.recalibrated, "image")}`);
+  }
+  if (patch.head) {
+    parts.push("a fitted last layer");
+  }
+  return parts.join(", ") || "some tensors";
+}

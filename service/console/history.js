@@ -1,0 +1,178 @@
+// Versions with their evidence and the way back to each; adaptations, promoted or not.
+
+import { isActive } from "./adapt.js";
+import { miniBar } from "./charts.js";
+import { busy, byId, el, fill } from "./dom.js";
+import { change, mixture, patchText, plural, points, range, when } from "./format.js";
+
+const SHOWN = 8; // rows before "Show all"
+const SOURCES = { default: "Default", adapt: "Adaptation", dial: "Dial" };
+
+export function createVersions({ serve }) {
+  const root = byId("versions");
+  let isWhole = false;
+  let model = null;
+
+  function update(next) {
+    isWhole = isWhole && model?.view.deployment === next.view.deployment;
+    model = next;
+    draw();
+  }
+
+  function draw() {
+    const { soups, view } = model;
+    const isShown = (soup, at) => isWhole || at < SHOWN || soup.version === view.version;
+    fill(
+      root,
+      scrollable(
+        "Versions",
+        ["Version", "From", "Mixture", "Patch", "Evidence", ""],
+        soups.filter(isShown).map((soup) => row(soup, view)),
+      ),
+      !isWhole && soups.length > SHOWN && more(soups.length),
+    );
+  }
+
+  function more(count) {
+    const all = () => {
+      isWhole = true;
+      draw();
+      root.querySelector(".scroll").focus();
+    };
+    return el("button", { type: "button", class: "small", onclick: all }, `Show all ${count} versions`);
+  }
+
+  function row(soup, view) {
+    const isCurrent = soup.version === view.version;
+    const verb = soup.version < view.version ? "Roll back to" : "Promote";
+    const button = el(
+      "button",
+      { type: "button", class: "small", onclick: () => busy(button, () => serve(soup.version)) },
+      `${verb} ${soup.version}`,
+    );
+    return el(
+      "tr",
+      { class: isCurrent ? "current" : null, "data-version": soup.version },
+      el("th", { scope: "row" }, `${soup.version}`),
+      el("td", {}, SOURCES[soup.source], el("span", { class: "hint block" }, when(soup.created_at))),
+      el("td", {}, miniBar(soup.coefficients), el("span", { class: "hint block" }, mixture(soup.coefficients))),
+      el("td", {}, soup.patch === null ? "none" : patchText(soup.patch)),
+      el("td", { class: "evidence" }, evidence(soup)),
+      el("td", { class: "action" }, isCurrent ? el("span", { class: "badge ok" }, "served") : button),
+    );
+  }
+
+  return { update };
+}
+
+/** Return what stands behind a version: numbers, and the rest on request. */
+export function evidence({ evidence: found, source }) {
+  if (found === null) {
+    return el(
+      "span",
+      { class: "hint" },
+      source === "dial" ? "Unproven: set by hand" : "Best on the clean images of its training",
+    );
+  }
+  const { accuracy, reason, support } = found;
+  return [
+    accuracy ? el("span", {}, change(accuracy)) : el("span", { class: "hint" }, "Unproven: no images to judge it on"),
+    el(
+      "details",
+      {},
+      el("summary", {}, "Evidence"),
+      el("p", {}, reason),
+      accuracy &&
+        el("p", {}, `Gain ${points(accuracy.candidate - accuracy.current)} points, ${range(accuracy.interval)}.`),
+      el("p", {}, imagesText(support)),
+    ),
+  ];
+}
+
+function imagesText({ n, unlabelled, per_class: perClass }) {
+  const classes = Object.entries(perClass).map(([name, count]) => `${name} ${count}`);
+  const labelled = n > 0 && `${plural(n, "labelled image")} (${classes.join(", ")})`;
+  return [labelled, unlabelled > 0 && `${plural(unlabelled, "image")} without a label`].filter(Boolean).join("; ");
+}
+
+export function createJobs({ showOnMap }) {
+  const root = byId("jobs");
+
+  function update({ jobs, landscapeJob }) {
+    if (jobs.length === 0) {
+      fill(root, el("p", { class: "empty" }, "None yet."));
+      return;
+    }
+    fill(
+      root,
+      scrollable(
+        "Adaptations",
+        ["When", "State", "Images", "Accuracy before and after", "Reason", ""],
+        jobs.map((job) =>
+          el(
+            "tr",
+            { "data-job": job.job },
+            el("th", { scope: "row" }, when(job.created_at)),
+            el(
+              "td",
+              {},
+              el("span", { class: `badge ${{ promoted: "ok", failed: "bad" }[job.state] ?? ""}` }, job.state),
+            ),
+            el("td", {}, images(job)),
+            el("td", {}, job.accuracy ? change(job.accuracy) : "\u2013"),
+            el("td", { class: "reason" }, isActive(job) ? job.message : job.reason),
+            el("td", { class: "action" }, onMap(job, landscapeJob)),
+          ),
+        ),
+      ),
+    );
+  }
+
+  function onMap(job, shown) {
+    if (job.search === null || job.support.n === 0) {
+      return null;
+    }
+    if (shown?.job === job.job) {
+      return el("span", { class: "badge" }, "on the map");
+    }
+    const button = el(
+      "button",
+      {
+        type: "button",
+        class: "small",
+        "aria-label": `Show the search of ${when(job.created_at)} on the map`,
+        onclick: () => busy(button, () => showOnMap(job)),
+      },
+      "Show on the map",
+    );
+    return button;
+  }
+
+  return { update };
+}
+
+const images = ({ support }) =>
+  [support.n > 0 && `${support.n} labelled`, support.unlabelled > 0 && `${support.unlabelled} without`]
+    .filter(Boolean)
+    .join(", ");
+
+function scrollable(label, headings, rows) {
+  return el(
+    "div",
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+    el(
+      "table",
+      {},
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          headings.map((text) => (text === "" ? el("td", {}) : el("th", { scope: "col" }, text))),
+        ),
+      ),
+      el("tbody", {}, rows),
+    ),
+  );
+}

@@ -1,0 +1,284 @@
+// The console: loads a deployment, hands it to its panels, keeps up with the service.
+
+import { ApiError, at, call, forgetKey, get, getKey, setKey, whenUnauthorized } from "./api.js";
+import { createAdapt, isActive } from "./adapt.js";
+import { createDeployments, link } from "./deployments.js";
+import { createDial } from "./dial.js";
+import { announce, busy, byId, confirm, el, showProblem } from "./dom.js";
+import { mixture } from "./format.js";
+import { createJobs, createVersions, evidence } from "./history.js";
+import { createMap } from "./map.js";
+import { updateSoup, updateSummary, updateWorkers } from "./soup.js";
+import { createTrial } from "./trial.js";
+
+const DEFAULT = "default";
+const POLL_MS = 3000;
+const LANDSCAPE_MS = 30000; // how long after a job's end its landscape may still grow
+
+let bases = [];
+let model = null; // of the deployment that is shown
+let pinned = null; // the job whose landscape was asked for
+let turn = 0; // of the latest load: answers of earlier ones are thrown away
+
+const deployments = createDeployments({ onMade: select, onDeleted: () => select(DEFAULT) });
+const map = createMap({ onPick: (row) => dial.set(row) });
+const dial = createDial({ onSet: map.markDial, onTurn: map.turned, onServed: reload });
+const adapt = createAdapt({ onFinished: reload, serve });
+const versions = createVersions({ serve });
+const jobs = createJobs({ showOnMap });
+const trial = createTrial();
+
+/** Show a deployment, by its name in the address. */
+async function select(name) {
+  if (location.hash === link(name)) {
+    await load(name);
+  } else {
+    location.hash = link(name); // the rest follows from that
+  }
+}
+
+const wanted = () => (location.hash.startsWith("#/") ? decodeURIComponent(location.hash.slice(2)) : "") || DEFAULT;
+
+async function load(name) {
+  const mine = ++turn;
+  try {
+    const [list, view, soups, newest] = await Promise.all([
+      get("deployments"),
+      get(at(name)),
+      get(at(name, "/soups")),
+      get(at(name, "/jobs")),
+    ]);
+    if (bases.length === 0 || !bases.some((base) => base.name === view.base_set)) {
+      bases = (await get("bases")).bases;
+    }
+    if (mine !== turn) {
+      return;
+    }
+    const isOther = model?.view.deployment !== name;
+    pinned = isOther ? null : pinned;
+    const base = bases.find((known) => known.name === view.base_set) ?? null;
+    const next = { view, soups: soups.soups, jobs: newest.jobs, base, landscape: null, landscapeJob: null };
+    [view, ...next.soups].forEach((soup) => (soup.coefficients = ordered(soup.coefficients, base)));
+    await findLandscape(next, isOther ? null : model);
+    if (mine === turn) {
+      model = next;
+      deployments.update(list.deployments, bases, name);
+      show();
+    }
+  } catch (error) {
+    if (mine === turn) {
+      fail(error);
+    }
+  }
+}
+
+/** Add the landscape of the job that was asked for, else of the newest that searched with these weights. */
+async function findLandscape(next, before) {
+  const ofTheseWeights = (job) =>
+    next.soups.find((soup) => soup.version === job.candidate_version)?.base_digest === next.base?.digest;
+  const searched = next.jobs.filter(
+    (job) => !isActive(job) && job.search !== null && job.support.n > 0 && ofTheseWeights(job),
+  );
+  const job = searched.find((found) => found.job === pinned) ?? searched[0];
+  if (job === undefined) {
+    return;
+  }
+  const isRecent = Date.now() - new Date(job.finished_at).getTime() < LANDSCAPE_MS;
+  next.landscapeJob = job;
+  if (before?.landscapeJob?.job === job.job && !(before.isRecent && isRecent)) {
+    next.landscape = before.landscape;
+  } else {
+    next.landscape = await get(`jobs/${job.job}/landscape`);
+    next.isRecent = isRecent;
+    if (before?.landscapeJob?.job === job.job && before.landscape.points.length === next.landscape.points.length) {
+      next.landscape = before.landscape; // nothing came since, so nothing is drawn again
+    }
+  }
+}
+
+/** Return coefficients in the order of the base set's ingredients. */
+function ordered(coefficients, base) {
+  const names = base === null ? Object.keys(coefficients) : base.ingredients.map(({ name }) => name);
+  return Object.fromEntries(names.map((name) => [name, coefficients[name]]));
+}
+
+function show() {
+  const { view } = model;
+  const section = document.activeElement.closest("section");
+  byId("frame").hidden = false;
+  byId("sign-in").hidden = true;
+  byId("deployment").hidden = false;
+  byId("sign-out").hidden = getKey() === null;
+  byId("name").textContent = view.deployment;
+  byId("delete").hidden = view.deployment === DEFAULT;
+  document.title = `${view.deployment} \u2013 Saucier console`;
+  showProblem(byId("page-problem"), null);
+  updateSummary(model);
+  updateSoup(model);
+  map.update(model);
+  dial.update(model);
+  adapt.update(model);
+  versions.update(model);
+  jobs.update(model);
+  trial.update(model);
+  updateWorkers(model);
+  if (section !== null && document.activeElement === document.body) {
+    const heading = section.querySelector("h2"); // what had the focus is gone: go on from here
+    heading.tabIndex = -1;
+    heading.focus({ preventScroll: true });
+  }
+}
+
+function fail(error) {
+  if (error.status === 401) {
+    return; // the field for the key is there already
+  }
+  byId("frame").hidden = false;
+  const isGone = error.status === 404 && wanted() !== DEFAULT;
+  byId("deployment").hidden = model === null || isGone;
+  showProblem(
+    byId("page-problem"),
+    error,
+    isGone && el("p", {}, el("a", { href: link(DEFAULT) }, `Go to ${DEFAULT}`)),
+    error.status === 0 && el("p", {}, "It is asked again every few seconds."),
+  );
+  if (isGone) {
+    model = null;
+    get("deployments").then(
+      ({ deployments: list }) => deployments.update(list, bases, null),
+      () => {},
+    );
+  }
+}
+
+function reload() {
+  return load(wanted());
+}
+
+/** Look whether anything changed, and load it if so. */
+async function poll() {
+  if (document.hidden || !byId("sign-in").hidden) {
+    return;
+  }
+  try {
+    const view = await get(at(wanted()));
+    byId("health").textContent = "";
+    const isSame = (other) => JSON.stringify(stable(view)) === JSON.stringify(stable(other));
+    if (model === null || !isSame(model.view) || model.isRecent) {
+      await reload();
+    }
+  } catch (error) {
+    if (error.status === 0 || error.status >= 500) {
+      byId("health").textContent = "No answer from the service; trying again";
+    } else if (error.status === 404) {
+      fail(error);
+    }
+  }
+}
+
+/** Return a deployment without what changes every second. */
+function stable({ workers, reservoir, ...rest }) {
+  return { ...rest, size: reservoir?.size, workers: workers.map(({ id, version }) => [id, version]) };
+}
+
+async function showOnMap(job) {
+  pinned = job.job;
+  await reload();
+  byId("map-title").scrollIntoView({ block: "nearest" });
+  announce("The map shows that search");
+}
+
+/** Serve a version that is stored: a rollback, or the promotion of a candidate. */
+async function serve(version) {
+  const { view, soups } = model;
+  const soup = soups.find((found) => found.version === version);
+  const isBack = version < view.version;
+  const agreed = await confirm({
+    title: isBack ? `Roll back to version ${version}?` : `Promote version ${version}?`,
+    body: soup && [
+      el("p", {}, el("strong", {}, mixture(soup.coefficients))),
+      el("div", {}, evidence(soup)),
+      el(
+        "p",
+        {},
+        `Every worker changes from version ${view.version} at once. Version ${view.version} stays in the list.`,
+      ),
+    ],
+    action: isBack ? "Roll back" : "Promote",
+  });
+  if (!agreed) {
+    return;
+  }
+  try {
+    await call("PUT", at(view.deployment, "/soup"), { json: { version, expected_version: view.version } });
+    announce(`Version ${version} is served`);
+    await reload();
+  } catch (error) {
+    const isLate = error.status === 409;
+    await reload();
+    showProblem(
+      byId("page-problem"),
+      error,
+      isLate && el("p", {}, "Nothing was changed. The page now shows what is served."),
+    );
+    byId("page-problem").scrollIntoView({ block: "center" });
+  }
+}
+
+function askForKey(error, hadKey) {
+  forgetKey();
+  byId("frame").hidden = true;
+  byId("sign-in").hidden = false;
+  byId("sign-out").hidden = true;
+  showProblem(byId("sign-in-problem"), hadKey ? new ApiError(401, "", "This key is not accepted.") : null);
+  byId("key").focus();
+}
+
+function setUpTheme() {
+  const button = byId("theme");
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
+  const tell = () => button.setAttribute("aria-pressed", String(isDark()));
+  button.addEventListener("click", () => {
+    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    localStorage.setItem("saucier-theme", document.documentElement.dataset.theme);
+    tell();
+  });
+  system.addEventListener("change", tell);
+  tell();
+}
+
+function start() {
+  setUpTheme();
+  whenUnauthorized(askForKey);
+  byId("sign-in")
+    .querySelector("form")
+    .addEventListener("submit", (event) => {
+      event.preventDefault();
+      setKey(byId("key").value.trim());
+      byId("key").value = "";
+      busy(event.submitter, reload);
+    });
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the address names the deployment
+    byId("main").focus();
+  });
+  byId("sign-out").addEventListener("click", () => {
+    forgetKey();
+    location.reload();
+  });
+  byId("delete").addEventListener("click", (event) =>
+    busy(event.currentTarget, () =>
+      deployments.remove(model.view.deployment).catch((error) => showProblem(byId("page-problem"), error)),
+    ),
+  );
+  window.addEventListener("hashchange", reload);
+  for (const kind of ["dragover", "drop"]) {
+    window.addEventListener(kind, (event) => event.preventDefault()); // a picture dropped beside a field opens no page
+  }
+  setInterval(poll, POLL_MS);
+  document.addEventListener("visibilitychange", poll);
+  reload();
+}
+
+start();
