@@ -109,7 +109,7 @@ export function beforeAfter({ current, candidate, interval }, names) {
       el("td", { class: "number" }, percent(value)),
     );
   const gain = candidate - current;
-  const reach = Math.max(0.1, ...[...interval, gain].map(Math.abs));
+  const reach = Math.max(0.1, 1.15 * Math.max(...[...interval, gain].map(Math.abs)));
   return el(
     "table",
     { class: "bars" },

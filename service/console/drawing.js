@@ -126,12 +126,12 @@ function star([x, y], title) {
 
 /** Return the mark of the dial; `position` says where it belongs. */
 export function dialMark() {
-  return svg("g", { class: "shape" }, svg("circle", { r: RING, class: "halo" }), svg("circle", { r: RING }));
+  return svg("g", { class: "shape ring" }, svg("circle", { r: RING, class: "halo" }), svg("circle", { r: RING }));
 }
 
 /** Return what colours and marks mean. */
 export function legend(range) {
-  const box = { viewBox: "-0.22 -0.22 0.44 0.44", class: "sample", "aria-hidden": "true" };
+  const box = { viewBox: "-0.24 -0.24 0.48 0.48", class: "sample", "aria-hidden": "true" };
   const entry = (shape, text) => el("span", {}, svg("svg", box, shape), text);
   const bar = el("span", { class: "viridis", "aria-hidden": "true" });
   return el(

@@ -70,7 +70,7 @@ export function patchText(patch) {
   }
   const parts = [];
   if (patch.recalibrated > 0) {
-    parts.push(`BatchNorm statistics of ${plural(patch.recalibrated, "image")}`);
+    parts.push(`channel statistics of ${plural(patch.recalibrated, "image")}`);
   }
   if (patch.head) {
     parts.push("a fitted last layer");

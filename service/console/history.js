@@ -1,9 +1,9 @@
-// Versions with their evidence and the way back to each; adaptations, promoted or not.
+// Versions with their evidence and the way back to each; adaptations, promoted or not; what happened.
 
 import { isActive } from "./adapt.js";
 import { miniBar } from "./charts.js";
 import { busy, byId, el, fill } from "./dom.js";
-import { change, mixture, patchText, plural, points, range, when } from "./format.js";
+import { change, mixture, patchText, percent, plural, points, range, when } from "./format.js";
 
 const SHOWN = 8; // rows before "Show all"
 const SOURCES = { default: "Default", adapt: "Adaptation", dial: "Dial" };
@@ -71,10 +71,10 @@ export function evidence({ evidence: found, source }) {
     return el(
       "span",
       { class: "hint" },
-      source === "dial" ? "Unproven: set by hand" : "Best on the clean images of its training",
+      source === "dial" ? "Unproven: set by hand" : "Best on the clean validation images of the base set",
     );
   }
-  const { accuracy, reason, support } = found;
+  const { accuracy, reason, support, reference } = found;
   return [
     accuracy ? el("span", {}, change(accuracy)) : el("span", { class: "hint" }, "Unproven: no images to judge it on"),
     el(
@@ -85,6 +85,7 @@ export function evidence({ evidence: found, source }) {
       accuracy &&
         el("p", {}, `Gain ${points(accuracy.candidate - accuracy.current)} points, ${range(accuracy.interval)}.`),
       el("p", {}, imagesText(support)),
+      reference && el("p", {}, floorText(reference)),
     ),
   ];
 }
@@ -94,6 +95,9 @@ function imagesText({ n, unlabelled, per_class: perClass }) {
   const labelled = n > 0 && `${plural(n, "labelled image")} (${classes.join(", ")})`;
   return [labelled, unlabelled > 0 && `${plural(unlabelled, "image")} without a label`].filter(Boolean).join("; ");
 }
+
+const floorText = ({ n, accuracy, floor }) =>
+  `${percent(accuracy)} on ${plural(n, "trusted reference image")}, where ${percent(floor)} is the least.`;
 
 export function createJobs({ showOnMap }) {
   const root = byId("jobs");
@@ -155,6 +159,33 @@ const images = ({ support }) =>
   [support.n > 0 && `${support.n} labelled`, support.unlabelled > 0 && `${support.unlabelled} without`]
     .filter(Boolean)
     .join(", ");
+
+const KINDS = {
+  created: "Made",
+  promoted: "Promoted",
+  rollback: "Set to a stored version",
+  dial: "Dialled",
+  rebased: "Moved to new weights",
+  deleted: "Deleted",
+};
+
+/** Show what happened to the deployment, the newest first. */
+export function updateEvents({ events }) {
+  const version = (number) => (number === null ? "\u2013" : `${number}`);
+  const flag = (event) => event.unproven && el("span", { class: "badge waiting" }, "unproven");
+  const rows = events.map((event) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, when(event.at)),
+      el("td", {}, KINDS[event.kind] ?? event.kind, " ", flag(event)),
+      el("td", {}, version(event.from_version)),
+      el("td", {}, version(event.to_version)),
+      el("td", {}, event.who ?? "\u2013"),
+    ),
+  );
+  fill(byId("events"), scrollable("What happened", ["When", "What", "From version", "To version", "Key"], rows));
+}
 
 function scrollable(label, headings, rows) {
   return el(

@@ -6,12 +6,13 @@ import { createDeployments, link } from "./deployments.js";
 import { createDial } from "./dial.js";
 import { announce, busy, byId, confirm, el, showProblem } from "./dom.js";
 import { mixture } from "./format.js";
-import { createJobs, createVersions, evidence } from "./history.js";
+import { createJobs, createVersions, evidence, updateEvents } from "./history.js";
 import { createMap } from "./map.js";
 import { updateSoup, updateSummary, updateWorkers } from "./soup.js";
 import { createTrial } from "./trial.js";
 
 const DEFAULT = "default";
+const EVENTS = 20; // shown
 const POLL_MS = 3000;
 const LANDSCAPE_MS = 30000; // how long after a job's end its landscape may still grow
 
@@ -42,11 +43,12 @@ const wanted = () => (location.hash.startsWith("#/") ? decodeURIComponent(locati
 async function load(name) {
   const mine = ++turn;
   try {
-    const [list, view, soups, newest] = await Promise.all([
+    const [list, view, soups, newest, log] = await Promise.all([
       get("deployments"),
       get(at(name)),
       get(at(name, "/soups")),
       get(at(name, "/jobs")),
+      get(at(name, `/events?limit=${EVENTS}`)),
     ]);
     if (bases.length === 0 || !bases.some((base) => base.name === view.base_set)) {
       bases = (await get("bases")).bases;
@@ -57,7 +59,8 @@ async function load(name) {
     const isOther = model?.view.deployment !== name;
     pinned = isOther ? null : pinned;
     const base = bases.find((known) => known.name === view.base_set) ?? null;
-    const next = { view, soups: soups.soups, jobs: newest.jobs, base, landscape: null, landscapeJob: null };
+    const lists = { soups: soups.soups, jobs: newest.jobs, events: log.events };
+    const next = { view, ...lists, base, landscape: null, landscapeJob: null };
     [view, ...next.soups].forEach((soup) => (soup.coefficients = ordered(soup.coefficients, base)));
     await findLandscape(next, isOther ? null : model);
     if (mine === turn) {
@@ -121,6 +124,7 @@ function show() {
   versions.update(model);
   jobs.update(model);
   trial.update(model);
+  updateEvents(model);
   updateWorkers(model);
   if (section !== null && document.activeElement === document.body) {
     const heading = section.querySelector("h2"); // what had the focus is gone: go on from here

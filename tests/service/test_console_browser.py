@@ -68,6 +68,14 @@ def test_dropped_folder_is_adapted_to_promoted_and_rolled_back(
         assert current(server, name)["version"] == 1
         expect(page.locator("#versions-title")).to_be_focused()
 
+        log = page.locator("#events tbody tr")
+        expect(log).to_have_count(3)
+        assert [row.split("\t")[1:4] for row in log.all_inner_texts()] == [
+            ["Set to a stored version", "2", "1"],
+            ["Promoted", "1", "2"],
+            ["Made", "\u2013", "1"],
+        ]
+
         page.click("#versions tr[data-version='2'] summary")
         expect(page.locator("#versions tr[data-version='2']")).to_contain_text(job["reason"])
         page.click("#versions tr[data-version='2'] button")
