@@ -6,6 +6,7 @@ environment, as two of them start processes of their own.
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -110,17 +111,19 @@ def serve_rival(name: str, folder: Path, base: Path, bundle: Path, *, workers: i
     }[name]
     log = folder / f"{name}.log"
     with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             _wait(process, port, log)
             yield port
         finally:
             process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(ProcessLookupError):  # LitServe leaves processes of its own behind
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
