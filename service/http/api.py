@@ -26,7 +26,7 @@ from service.http.openapi import docs_page, openapi_document
 from service.http.problems import Problem, invalid
 from service.http.queries import Query
 from service.http.schemas import Bases, JobView, base_view, job_view
-from service.http.trial import Trials, predict_with_version
+from service.http.trial import predict_with_version
 from service.http.uploads import media_type, read_images, read_multipart, unsupported
 from service.prediction.predictor import DEFAULT
 from service.store.jobs import landscape_of
@@ -211,6 +211,4 @@ def create_app() -> Starlette:
         Route("/", endpoint(index)),
         *inference_routes(),
     ]
-    app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers={HTTPException: _refuse})
-    app.state.trials = Trials()
-    return app
+    return Starlette(routes=routes, lifespan=_lifespan, exception_handlers={HTTPException: _refuse})

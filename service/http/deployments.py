@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapt.soup import Soup, SoupError, check_soup, default_soup, make_soup
-from deploy.runtime import SoupSession, UnusableSoup
+from deploy.runtime import UnusableSoup
 from service.http.context import Context, caller, checked, json_response
 from service.http.problems import Problem, invalid, unavailable
 from service.http.queries import Query
@@ -177,15 +177,15 @@ def _change(context: Context, name: str, wanted: NewSoup, who: str | None) -> No
     base = context.catalog[found.base_set]
     expected = wanted.expected_version
     if wanted.version is not None:
-        servable(context, base, registry.soup(name, wanted.version))
+        _check_servable(context, base, registry.soup(name, wanted.version))
         registry.point_at(name, wanted.version, expected_version=expected, who=who)
     else:
         soup = _dialled(base, wanted.coefficients or {}, registry.soup(name, found.version))
-        servable(context, base, soup)
+        _check_servable(context, base, soup)
         registry.dial(name, soup, expected_version=expected, who=who)
 
 
-def servable(context: Context, base: Base, soup: Soup) -> SoupSession:
+def _check_servable(context: Context, base: Base, soup: Soup) -> None:
     """Build the soup's network once, here, before anyone is told to serve it.
 
     Raises:
@@ -193,7 +193,7 @@ def servable(context: Context, base: Base, soup: Soup) -> SoupSession:
     """
     try:
         check_soup(soup, base.manifest)
-        return context.predictor.build(base, soup)
+        context.predictor.build(base, soup)
     except SoupError:
         raise Problem(409, "that version was made for other weights than those of the base set now") from None
     except UnusableSoup as error:

@@ -1,11 +1,27 @@
-"""Query parameters: known names only, values checked, a 400 that names the one at fault."""
+"""Query parameters: known names only, values checked, a 400 that names the one at fault; and versions in paths."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from starlette.requests import Request
 
 from service.http.problems import invalid
+from service.store.registry import UnknownVersion
+
+VERSION = r"^[1-9][0-9]{0,8}$"  # the database's integers end somewhere
+
+
+def path_version(request: Request) -> int:
+    """Return the soup version that a path names.
+
+    Raises:
+        UnknownVersion: it is no number that a version can have.
+    """
+    text: str = request.path_params["version"]
+    if not re.fullmatch(VERSION, text):
+        raise UnknownVersion(text[:80])
+    return int(text)
 
 
 class Query:

@@ -3,8 +3,9 @@
 from typing import Any
 
 from deploy.layout import INPUT_NAME, OUTPUT_NAME
-from service.http.inference.tensors import DATATYPE, HEADER_LENGTH, VERSION
+from service.http.inference.tensors import DATATYPE, HEADER_LENGTH
 from service.http.problems import PROTOCOL_MEDIA_TYPE
+from service.http.queries import VERSION
 
 Json = dict[str, Any]
 

@@ -1,7 +1,6 @@
 """The endpoints below `/v2`: a model is a deployment, its versions are soup versions. Errors are `{"error": text}`."""
 
 import asyncio
-import re
 from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
@@ -18,17 +17,17 @@ from service.http.decoding import INLINE_BYTES
 from service.http.inference.tensors import (
     DATATYPE,
     HEADER_LENGTH,
-    VERSION,
     Floats,
     json_size,
     read_request,
     write_answer,
 )
 from service.http.problems import Problem, unavailable
+from service.http.queries import path_version
 from service.http.uploads import read_body
 from service.prediction.catalog import Base
 from service.prediction.loading import LoadedSoup, Outdated
-from service.store.registry import Pointer, UnknownVersion
+from service.store.registry import Pointer
 
 PLATFORM = "onnxruntime_onnx"
 
@@ -136,12 +135,7 @@ async def _find(context: Context, request: Request) -> tuple[Pointer, Base]:
 
 
 def _version(request: Request) -> int | None:
-    text = request.path_params.get("version")
-    if text is None:
-        return None
-    if not re.fullmatch(VERSION, text):
-        raise UnknownVersion(text[:80])
-    return int(text)
+    return path_version(request) if "version" in request.path_params else None
 
 
 def _image_shape(base: Base) -> tuple[int, int, int]:

@@ -21,7 +21,6 @@ Floats = npt.NDArray[np.float32]
 
 DATATYPE = "FP32"
 NUM_DIMENSIONS = 4  # of the images
-VERSION = r"^[1-9][0-9]{0,8}$"  # of a model, in a path; the database's integers end somewhere
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 16_000_000  # numbers written out take up to ten times as much once they are read
 # What would change the meaning of an answer must not be passed over. Other parameters, of whatever extension, may be.
