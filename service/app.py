@@ -4,7 +4,6 @@
 the registry. Importing this module imports neither torch nor timm.
 """
 
-import logging
 import signal
 import warnings
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from service.http.adaptation import Adaptation
 from service.http.api import DECODING_THREADS, create_app
 from service.http.context import Context
 from service.http.security import Gate
+from service.logs import set_up_logging
 from service.metrics import Metrics
 from service.prediction.catalog import Base, check_bundles, choose_default, read_catalog
 from service.prediction.predictor import DEFAULT, Predictor
@@ -36,8 +36,6 @@ from service.store.jobs import JobQueue
 from service.store.registry import Conflict, Registry
 from service.store.samples import Samples
 from training.manifest import BaseSetError
-
-logger = logging.getLogger("service")
 
 BENTOML_ROUTES = frozenset({"/livez", "/healthz", "/readyz"})  # the only ones of its own that stay
 
@@ -64,6 +62,7 @@ class QuietService(Service[Any]):  # type: ignore[misc]
         limits that are needed stand where bodies are read and jobs are waited for. So are its request metrics: they
         have a label for every path that anyone ever asks for.
         """
+        _set_up_logging()
         self.inject_config()
         factory = ServiceAppFactory(self, is_main=is_main)
         factory.timeout = None
@@ -99,7 +98,6 @@ class Adapter:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     def start(self) -> None:
         """Start the loop in its thread."""
-        _set_up_logging()
         database = Database(settings.registry_url)
         self._loop = AdapterLoop(
             settings,
@@ -127,7 +125,6 @@ class Saucier:
     adapter = bentoml.depends(Adapter)
 
     def __init__(self) -> None:
-        _set_up_logging()
         database = Database(settings.registry_url)
         registry, jobs, samples = Registry(database), JobQueue(database), Samples(settings.samples_path)
         catalog = read_catalog(settings.bases, check_files=False)
@@ -159,6 +156,7 @@ class Saucier:
         Raises:
             SystemExit: with one line that names the file and what was expected.
         """
+        _set_up_logging()
         try:
             catalog = read_catalog(settings.bases, check_files=True)
             check_bundles(catalog, settings.home)
@@ -192,8 +190,7 @@ def prepare_registry(catalog: dict[str, Base]) -> None:
 
 
 def _set_up_logging() -> None:
-    """Let our messages through at INFO; BentoML has set the handlers up and keeps the root at WARNING."""
-    logger.setLevel(logging.INFO)
+    set_up_logging(settings.log_format)
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an upload goes to its sender, not to the log
 
 

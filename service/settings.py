@@ -44,6 +44,9 @@ class Settings(BaseSettings):
         description="comma-separated host names (without port) that requests may be addressed to, besides loopback; "
         "`*` allows any",
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="what log lines are written as; `json` is one object per line"
+    )
     workers: int = Field(default=2, ge=1, le=256, description="predictor processes")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where networks run; `cuda` never falls back to the CPU"

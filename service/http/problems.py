@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.logs import REQUEST_ID
 from service.prediction.loading import NotReady, Outdated
 from service.store.jobs import QueueFull
 from service.store.registry import Conflict, UnknownDeployment, UnknownVersion
@@ -139,7 +140,7 @@ def as_problem(error: Exception) -> Problem:
             return Problem(503, "the storage of the service cannot be written; nothing was stored", reason="storage")
         case _:
             logger.error("unexpected error", exc_info=error)
-            return Problem(500, "an unexpected error; the log of the service has more")
+            return Problem(500, f"an unexpected error; the log of the service has more, request {REQUEST_ID.get()}")
 
 
 async def handle(request: Request, error: Exception) -> Response:

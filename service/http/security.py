@@ -11,6 +11,8 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.problems import Problem, error_media_type, render
+from service.http.request_ids import HEADER, request_id
+from service.logs import REQUEST_ID
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # Orchestrators and scrapers call by address.
@@ -32,10 +34,13 @@ class Gate:
             return await self._app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
+        name = request_id(scope)
+        REQUEST_ID.set(name)
+        send = _OneShape(scope, receive, send, name.encode())
         if problem := self._refuse(scope):
             self._on_refusal(problem)
             return await render(problem, scope["path"])(scope, receive, send)
-        return await self._app(scope, receive, _OneShape(scope, receive, send))
+        return await self._app(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> Problem | None:
         path: str = scope["path"]
@@ -67,24 +72,34 @@ def host_name(host: str) -> str:
 
 
 class _OneShape:
-    """Turns error responses of BentoML and Starlette (404, 429, 503, 504, ...) into the form that the path has."""
+    """Turns error responses of BentoML and Starlette (404, 429, 503, 504, ...) into the form that the path has.
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    Adds the request's id to every answer.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, name: bytes) -> None:
         self._scope, self._receive, self._send = scope, receive, send
+        self._name = name
         self._is_replaced = False
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] >= 400:
-            headers = dict(message["headers"])
-            if headers.get(b"content-type", b"") != error_media_type(self._scope["path"]).encode():
+        if self._is_replaced:
+            return
+        if message["type"] == "http.response.start":
+            if message["status"] >= 400 and (problem := self._replacement(message)) is not None:
+                await render(problem, self._scope["path"])(self._scope, self._receive, self)
                 self._is_replaced = True
-                kept = {"Allow": headers[b"allow"].decode()} if b"allow" in headers else {}
-                problem = Problem(
-                    message["status"], _DETAILS.get(message["status"], "the request failed"), headers=kept
-                )
-                await render(problem, self._scope["path"])(self._scope, self._receive, self._send)
-        if not self._is_replaced:
-            await self._send(message)
+                return
+            message["headers"] = [*message["headers"], (HEADER, self._name)]
+        await self._send(message)
+
+    def _replacement(self, message: Message) -> Problem | None:
+        """Return what an error response says in our form; None if it is in that form."""
+        headers = dict(message["headers"])
+        if headers.get(b"content-type", b"") == error_media_type(self._scope["path"]).encode():
+            return None
+        kept = {"Allow": headers[b"allow"].decode()} if b"allow" in headers else {}
+        return Problem(message["status"], _DETAILS.get(message["status"], "the request failed"), headers=kept)
 
 
 _DETAILS = {
