@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := check
-.PHONY: check demo serve install postgres lint format test test-slow test-reference bench clean help
+.PHONY: check demo serve install postgres prometheus lint format test test-slow test-reference bench clean help
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 postgres: ## install PostgreSQL from Debian's packages, as root, for the tests on it
 	@DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql
+
+prometheus: ## install Prometheus from Debian's packages, as root, for the tests with it
+	@DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus
 
 lint: $(STAMP) ## style, format, types, import contracts
 	@$(BIN)/ruff check

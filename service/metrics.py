@@ -2,12 +2,14 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +17,8 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2
 _LONG_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 600.0)
 _CONFIDENCES = tuple(step / 20 for step in range(1, 21))
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_JOB_ENDS = ("promoted", "kept", "failed")
+_FAULTS = ("error", "storage", "unavailable", "queue_full")  # reasons that an alert asks for
 
 
 class DeploymentMetrics(NamedTuple):
@@ -92,6 +96,16 @@ class Metrics:
             multiprocess_mode=held,
             **kwargs,
         )
+        self.ready = prometheus.Gauge(
+            "saucier_ready_workers",
+            "Workers that have run the current soup of this deployment, which is `default`.",
+            by,
+            multiprocess_mode=held,
+            **kwargs,
+        )
+        self.active_jobs = prometheus.Gauge(
+            "saucier_adapt_active_jobs", "Adaptations that wait or run.", by, multiprocess_mode=latest, **kwargs
+        )
         self.jobs = prometheus.Counter("saucier_adapt_jobs", "Adaptations that ended.", [*by, "state"], **kwargs)
         self.adapt = prometheus.Histogram(
             "saucier_adapt_seconds", "Duration of one adaptation.", by, buckets=_LONG_SECONDS, **kwargs
@@ -106,10 +120,12 @@ class Metrics:
         self.rejected = prometheus.Counter("saucier_rejected", "Requests refused.", [*by, "reason"], **kwargs)
         self._is_shared = values.ValueClass is not values.MutexValue
         self._reserved: set[Path] = set()
+        self._active: dict[str, int] = {}
 
     def of(self, deployment: str) -> "DeploymentMetrics":
         """Return what a request to `deployment` counts into; all series exist from now on."""
         self.swap_failures.labels(deployment)
+        self._expect_events(deployment)
         return DeploymentMetrics(
             images=self.images.labels(deployment),
             confidence=self.confidence.labels(deployment),
@@ -130,22 +146,46 @@ class Metrics:
             self.coefficient.labels(deployment, ingredient).set(coefficient)
         self._reserve()
 
+    def expect(self, active_jobs: Mapping[str, int]) -> None:
+        """Report how many adaptations wait or run, by deployment."""
+        if active_jobs == self._active:
+            return
+        for deployment in self._active.keys() | active_jobs.keys():
+            self._expect_events(deployment)
+            self.active_jobs.labels(deployment).set(active_jobs.get(deployment, 0))
+        self._active = dict(active_jobs)
+
+    def _expect_events(self, deployment: str) -> None:
+        """Make the series exist that alerts watch: what appears with its first event has not grown, to Prometheus."""
+        for state in _JOB_ENDS:
+            self.jobs.labels(deployment, state)
+        for reason in _FAULTS:
+            self.rejected.labels(deployment, reason)
+            self.rejected.labels("", reason)
+
     def reject(self, reason: str, deployment: str) -> None:
         """Count a refused request; `deployment` must be one that exists, or empty."""
         self.rejected.labels(deployment, reason).inc()
 
-    def render(self) -> bytes:
-        """Return the metrics of all processes in the text format of Prometheus."""
+    def render(self, deployments: Collection[str] | None = None) -> bytes:
+        """Return the metrics of all processes in the text format of Prometheus.
+
+        Args:
+            deployments: those that exist. Series of others are left out, so that deployments that come and go do not
+                pile up at whoever scrapes. None if that is not known.
+        """
         import prometheus_client as prometheus
         from prometheus_client import multiprocess
 
-        if not self._is_shared:
-            return prometheus.generate_latest(self._registry)
-        for pid in self._dead_processes():
-            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
-        merged = prometheus.CollectorRegistry()
-        multiprocess.MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
-        return prometheus.generate_latest(merged)
+        shown = prometheus.CollectorRegistry()
+        if self._is_shared:
+            for pid in self._dead_processes():
+                multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+            source: Collector = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+        else:
+            source = self._registry
+        shown.register(source if deployments is None else _Existing(source, deployments))
+        return prometheus.generate_latest(shown)
 
     def _files(self) -> list[Path]:
         from prometheus_client import multiprocess
@@ -170,6 +210,19 @@ class Metrics:
                         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
                 except OSError as error:
                     logger.warning("the metrics of this process have no room on the disk: %s", error)
+
+
+class _Existing:
+    """What another collector finds, without the series of deployments that are gone."""
+
+    def __init__(self, source: "Collector", deployments: Collection[str]) -> None:
+        self._source, self._deployments = source, {*deployments, ""}
+
+    def collect(self) -> Iterator["Metric"]:
+        """Yield the metrics."""
+        for metric in self._source.collect():
+            metric.samples = [one for one in metric.samples if one.labels.get("deployment", "") in self._deployments]
+            yield metric
 
 
 def _is_alive(pid: int) -> bool:

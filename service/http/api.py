@@ -138,7 +138,7 @@ async def show_bases(context: Context, _: Request) -> Response:
 
 async def show_metrics(context: Context, _: Request) -> Response:
     """`GET /metrics`."""
-    text = await asyncio.to_thread(context.metrics.render)
+    text = await asyncio.to_thread(context.metrics.render, context.predictor.deployments)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

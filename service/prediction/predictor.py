@@ -45,6 +45,7 @@ class Predictor:
         self._loader = Loader(settings, catalog, registry, metrics)
         self._sessions = Sessions(self._loader, max_bytes=settings.session_cache_bytes)
         self._served: dict[str, Pointer] = {}
+        self.deployments: frozenset[str] | None = None  # all that exist, once that is known
         self._is_ready = False
         self._lock = asyncio.Lock()
         self._poll_task: asyncio.Task[None] | None = None
@@ -67,6 +68,7 @@ class Predictor:
         The report comes before the first look at the registry: a promotion in between sees this worker and waits for
         it. Waits a while for the first load, so that a worker that is started again takes no request too early.
         """
+        self._metrics.ready.labels(DEFAULT).set(0)
         with suppress(DBAPIError):
             await self._report(force=True)
         self.reservoirs.start()
@@ -158,9 +160,11 @@ class Predictor:
         """Serve what the registry points at now and report it; returns True while jobs are queued or running."""
         async with self._lock:
             snapshot = await asyncio.to_thread(self._registry.snapshot)
+            self.deployments = frozenset(pointer.name for pointer in snapshot.deployments)
             await self._follow({pointer.name: pointer for pointer in snapshot.deployments})
             if not self._is_ready and DEFAULT in self._served:
                 self._is_ready = True
+                self._metrics.ready.labels(DEFAULT).set(1)
                 logger.info("ready, serving %d deployments, default at %d", len(self._served), self._version(DEFAULT))
             await self.reservoirs.refresh(
                 {
@@ -170,8 +174,9 @@ class Predictor:
                 }
             )
             self._sessions.count_hits()
+            self._metrics.expect(snapshot.active_jobs)
             await self._report()
-            return snapshot.has_active_jobs
+            return bool(snapshot.active_jobs)
 
     def _version(self, name: str) -> int:
         return self._served[name].version

@@ -39,7 +39,7 @@ class Snapshot(NamedTuple):
 
     deployments: tuple[Pointer, ...]
     reservoirs: dict[str, ReservoirPlan]  # by deployment, where there is one
-    has_active_jobs: bool
+    active_jobs: dict[str, int]  # queued or running, by deployment
 
 
 class Registry:
@@ -51,15 +51,16 @@ class Registry:
     # Deployments and soups
 
     def snapshot(self) -> Snapshot:
-        """Return all pointers and whether a job is queued or running."""
+        """Return all pointers and how many jobs are queued or running."""
         with self._database.read() as session:
             columns = (Deployment.name, Deployment.uid, Deployment.base_set, Deployment.version, Deployment.reservoir)
             rows = session.execute(select(*columns).order_by(Deployment.name)).all()
-            active = session.scalar(select(Job.seq).where(Job.state.in_(ACTIVE_STATES)).limit(1))
+            active = select(Job.deployment, func.count()).where(Job.state.in_(ACTIVE_STATES)).group_by(Job.deployment)
+            jobs = session.execute(active).tuples().all()
         return Snapshot(
             tuple(Pointer(*pointer) for *pointer, _ in rows),
             {row.name: ReservoirPlan(**row.reservoir) for row in rows if row.reservoir is not None},
-            active is not None,
+            dict(jobs),
         )
 
     def deployments(self) -> Sequence[Deployment]:

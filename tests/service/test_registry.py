@@ -311,12 +311,12 @@ def test_workers_are_live_while_they_report(registry: Registry) -> None:
 
 
 def test_snapshot_says_whether_jobs_are_active(registry: Registry, jobs: JobQueue) -> None:
-    assert not registry.snapshot().has_active_jobs
+    assert registry.snapshot().active_jobs == {}
     add(jobs, "one")
-    assert registry.snapshot().has_active_jobs
+    assert registry.snapshot().active_jobs == {"default": 1}
     jobs.fail(claimed(jobs), "no")
     snapshot = registry.snapshot()
-    assert not snapshot.has_active_jobs
+    assert snapshot.active_jobs == {}
     assert [(pointer.name, pointer.version) for pointer in snapshot.deployments] == [("default", 1)]
 
 
