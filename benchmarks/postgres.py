@@ -38,7 +38,7 @@ class Postgres:
         if self._account is not None:
             shutil.chown(self._folder, self._account)
         self._process: subprocess.Popen[bytes] | None = None
-        self._count = 0
+        self._made: set[str] = set()
         subprocess.run(
             [
                 self._bin / "initdb",
@@ -86,18 +86,21 @@ class Postgres:
 
     def remove(self) -> None:
         """Stop the server and delete its data."""
-        self.stop()
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT)  # nothing has to be written any more
+        self._process.wait(20)
         shutil.rmtree(self._folder)
 
     def url(self, database: str) -> str:
         """The URL of a database."""
         return f"postgresql://saucier@127.0.0.1:{self.port}/{database}"
 
-    def make(self, template: str = "template1") -> str:
-        """Make a database, empty or a copy of one that nobody uses, and return its name."""
-        self._count += 1
-        name = f"saucier_{self._count}"
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(statement)
-        return name
+    def empty(self, name: str) -> str:
+        """Make a database, or take everything out of it if it is there; return its URL."""
+        if name not in self._made:
+            with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            self._made.add(name)
+        with psycopg.connect(self.url(name), autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        return self.url(name)

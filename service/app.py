@@ -32,9 +32,12 @@ from service.prediction.catalog import Base, check_bundles, choose_default, read
 from service.prediction.predictor import DEFAULT, Predictor
 from service.settings import Settings, SettingsError
 from service.store.database import Database, SchemaError
+from service.store.intake import Intake
 from service.store.jobs import JobQueue
+from service.store.objects import ObjectStore, StoreError
 from service.store.registry import Conflict, Registry
 from service.store.samples import Samples
+from training.documents import one_line
 from training.manifest import BaseSetError
 
 BENTOML_ROUTES = frozenset({"/livez", "/healthz", "/readyz"})  # the only ones of its own that stay
@@ -104,7 +107,7 @@ class Adapter:
             read_catalog(settings.bases, check_files=False),
             Registry(database),
             JobQueue(database),
-            Samples(settings.samples_path),
+            Samples(database, ObjectStore(settings.samples_url)),
             Metrics(),
         )
         self._loop.start()
@@ -126,18 +129,19 @@ class Saucier:
 
     def __init__(self) -> None:
         database = Database(settings.registry_url)
-        registry, jobs, samples = Registry(database), JobQueue(database), Samples(settings.samples_path)
+        registry, jobs, objects = Registry(database), JobQueue(database), ObjectStore(settings.samples_url)
+        intake = Intake(database, objects, max_bytes=settings.max_sample_bytes, max_queued=settings.max_queued_jobs)
         catalog = read_catalog(settings.bases, check_files=False)
         metrics = Metrics()
         predictor = Predictor(settings, catalog, registry, metrics)
-        adaptation = Adaptation(settings, registry, jobs, samples, predictor)
+        adaptation = Adaptation(settings, registry, jobs, intake, predictor)
         self._predictor = predictor
         app.state.context = Context(
             settings=settings,
             catalog=catalog,
             registry=registry,
             jobs=jobs,
-            samples=samples,
+            samples=Samples(database, objects),
             metrics=metrics,
             predictor=predictor,
             adaptation=adaptation,
@@ -161,7 +165,8 @@ class Saucier:
             catalog = read_catalog(settings.bases, check_files=True)
             check_bundles(catalog, settings.home)
             prepare_registry(catalog)
-        except (BaseSetError, BundleError, Conflict, SchemaError) as error:
+            prepare_store()
+        except (BaseSetError, BundleError, Conflict, SchemaError, StoreError) as error:
             raise SystemExit(f"saucier: {error}") from None
         except (SQLAlchemyError, OSError) as error:
             cause = " ".join(str(getattr(error, "orig", error)).split())
@@ -187,6 +192,19 @@ def prepare_registry(catalog: dict[str, Base]) -> None:
         if deployment.base_set in catalog:
             registry.ensure_deployment(deployment.name, default_soup(catalog[deployment.base_set].manifest))
     database.close()
+
+
+def prepare_store() -> None:
+    """Make sure that labelled images can be kept.
+
+    Raises:
+        StoreError: they cannot; names the setting.
+    """
+    try:
+        ObjectStore(settings.samples_url).probe()
+    except OSError as error:
+        place = settings.samples_url if settings.store_url is None else "SAUCIER_STORE_URL"
+        raise StoreError(f"{place}: expected to keep labelled images there: {one_line(error)}") from None
 
 
 def _set_up_logging() -> None:

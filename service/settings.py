@@ -70,6 +70,20 @@ class Settings(BaseSettings):
         default=60, gt=0, description="most seconds a client may take to send its request body"
     )
     max_queued_jobs: int = Field(default=100, ge=1, description="most adaptations that wait for the adapter")
+    store_url: str | None = Field(
+        default=None,
+        description="where labelled images are kept: a folder, or `s3://bucket/folder`; by default `samples/` below "
+        "the home",
+    )
+    max_samples_mb: float = Field(
+        default=2048,
+        gt=0,
+        description="most bytes of the labelled images that one deployment keeps, in MB (1e6), at the network's input "
+        "size; those not sent for longest make room",
+    )
+    sample_retention_days: float = Field(
+        default=365, gt=0, description="age at which a labelled image is deleted, counted from when it was last sent"
+    )
     job_retention_days: float = Field(
         default=90, gt=0, description="age at which a finished job is forgotten; soup versions and events stay"
     )
@@ -135,9 +149,14 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.home / 'registry.db'}"
 
     @property
-    def samples_path(self) -> Path:
-        """Folder of the stored samples."""
-        return self.home / "samples"
+    def samples_url(self) -> str:
+        """Where labelled images are kept, for fsspec."""
+        return self.store_url or str(self.home / "samples")
+
+    @property
+    def max_sample_bytes(self) -> int:
+        """Most bytes of the labelled images that one deployment keeps."""
+        return int(self.max_samples_mb * 1e6)
 
     @property
     def reservoirs_path(self) -> Path:

@@ -79,7 +79,7 @@ class LoadTest(Command):
         uploads = self._uploads(manifest)
         with tempfile.TemporaryDirectory(prefix="saucier-") as name, _database(self.postgres) as database:
             folder = Path(name)
-            settings = {} if database is None else {"SAUCIER_DATABASE_URL": database.url(database.make())}
+            settings = {} if database is None else {"SAUCIER_DATABASE_URL": database.empty("saucier")}
             url = settings.get("SAUCIER_DATABASE_URL", f"sqlite:///{folder / 'home' / 'registry.db'}")
             with serve(folder, self.base, workers=self.workers, settings=settings) as server:
                 requests, images = _requests(manifest, server.port, seed=self.seed)

@@ -34,6 +34,7 @@ NICENESS = 10  # predictors come first
 IDLE_SECONDS = 0.1
 RETRY_SECONDS = 2.0  # pause when the registry does not answer
 UPKEEP_SECONDS = 60.0  # between two looks for what is too old
+SWEEP_SECONDS = 3600.0  # between two looks for what no row knows
 SECONDS_PER_DAY = 86_400
 FORGET_FACTOR = 100  # predictors silent for so many times `stale_seconds` are deleted from the list
 
@@ -60,7 +61,7 @@ class AdapterLoop:
         self.id = new_id()
         self._settings, self._catalog = settings, catalog
         self._registry, self._jobs, self._samples, self._metrics = registry, jobs, samples, metrics
-        self._next_upkeep = 0.0
+        self._next_upkeep = self._next_sweep = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adapter", daemon=True)
 
@@ -114,7 +115,14 @@ class AdapterLoop:
         self._registry.forget_workers(stale_seconds=FORGET_FACTOR * self._settings.stale_seconds)
         if old := self._jobs.forget(finished_before=time.time() - self._settings.job_retention_days * SECONDS_PER_DAY):
             logger.info("%d finished jobs are older than SAUCIER_JOB_RETENTION_DAYS and were deleted", old)
-        self._samples.delete_orphans(self._jobs.ids())
+        self._samples.expire(given_before=time.time() - self._settings.sample_retention_days * SECONDS_PER_DAY)
+        try:
+            self._samples.packs.clean()
+            if time.monotonic() >= self._next_sweep:
+                self._samples.packs.sweep()
+                self._next_sweep = time.monotonic() + SWEEP_SECONDS
+        except OSError as error:
+            logger.warning("the store of samples cannot be used: %s", error)
 
     def _work(self, searcher: "Searcher", job: Job) -> None:
         """Do one job; whatever happens, the loop goes on."""
@@ -122,10 +130,18 @@ class AdapterLoop:
         with Heartbeat(self._jobs, job, self._settings.heartbeat_seconds) as heartbeat:
             end = self._decide(searcher, job, heartbeat)
         if end is not None:
+            self._discard(job)
             self._metrics.jobs.labels(job.deployment, end.state).inc()
             self._metrics.adapt.labels(job.deployment).observe(time.perf_counter() - start)
             if end.survey is not None:
                 self._complete_landscape(job, end.survey)
+
+    def _discard(self, job: Job) -> None:
+        """Delete the unlabelled images of a job that has ended; if that fails now, the sweep does it."""
+        try:
+            self._samples.discard(job.id)
+        except OSError as error:
+            logger.warning("the store of samples cannot be used: %s", error)
 
     def _complete_landscape(self, job: Job, survey: "Survey") -> None:
         """Evaluate what the map lacks: after the decision, which nobody should wait longer for."""
@@ -156,7 +172,10 @@ class AdapterLoop:
 
     def _search(self, searcher: "Searcher", job: Job, heartbeat: "Heartbeat") -> End | None:
         deployment = self._registry.deployment(job.deployment)
-        material = self._samples.load(job.id)
+        base = self._catalog.get(deployment.base_set)
+        if base is None:
+            raise ValueError(f"expected the base set {deployment.base_set!r}, found {sorted(self._catalog)}")
+        material = self._samples.load(job, base.manifest)
         if material.unlabelled is None:
             material = replace(material, unlabelled=self._recent_images(deployment))
         found = searcher.find(

@@ -16,7 +16,7 @@ from adapt.unlabelled import recalibrate
 from deploy.bundle import build_bundle
 from service.prediction.catalog import Base
 from service.settings import Settings
-from service.store.samples import Material
+from service.store.material import Material
 from training.bases import load_base_set
 
 __all__ = ["Cancelled", "Searcher", "Survey"]

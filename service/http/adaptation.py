@@ -1,4 +1,4 @@
-"""`POST /adapt`, from its parts to a queued job, and the wait for its end and its rollout."""
+"""`POST /adapt`, from its parts to checked images, and the wait for the end of its job and the rollout."""
 
 import asyncio
 import time
@@ -15,21 +15,24 @@ from service.http.problems import FieldError, Problem, invalid
 from service.http.uploads import Part, parse_json, too_many_images
 from service.prediction.predictor import Predictor
 from service.settings import Settings
+from service.store.intake import Intake
 from service.store.jobs import JobQueue
+from service.store.keeping import Choice
+from service.store.material import Material
 from service.store.registry import Registry, UnknownDeployment
-from service.store.samples import Material, Samples
-from service.store.tables import Job, new_id
+from service.store.tables import Job
 from training.images import Pixels, pixel_hash, prepare
 from training.manifest import Manifest
 
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 PROMOTES: tuple[str, ...] = get_args(Promote)
+CHOICES: tuple[Choice, ...] = get_args(Choice)
 MAX_WAIT_SECONDS = 50
 POLL_SECONDS = 0.05
 
 
 class Upload(NamedTuple):
-    """The images of a request, not decoded yet: files and labels, or an archive; and files without a label."""
+    """The images of a request, not decoded yet: files and labels, or an archive; and files without a label; or none."""
 
     images: list[bytes]
     labels: list[Any]
@@ -42,8 +45,13 @@ class Upload(NamedTuple):
         return bool(self.images) or self.archive is not None
 
 
-def read_upload(parts: Sequence[Part], settings: Settings) -> Upload:
+def read_upload(parts: Sequence[Part], settings: Settings, *, may_be_empty: bool = False) -> Upload:
     """Sort the parts of a request.
+
+    Args:
+        parts: of the body.
+        settings: the limits.
+        may_be_empty: no part at all is an upload, too.
 
     Raises:
         Problem: 422 parts are missing, too many or unknown; 413 too many images; 400 labels that are not JSON.
@@ -66,7 +74,7 @@ def read_upload(parts: Sequence[Part], settings: Settings) -> Upload:
         if images or labels:
             raise invalid("archive", "expected either an archive or images and labels, got both")
         return Upload([], [], archives[0], unlabelled)
-    if unlabelled and not images and not labels:
+    if not images and not labels and (unlabelled or may_be_empty):
         return Upload([], [], None, unlabelled)
     if not images:
         raise invalid("images", "expected at least one image, or an archive")
@@ -133,48 +141,19 @@ def _problem(error: SupportError) -> Problem:
 
 
 class Adaptation:
-    """Queues adaptations and waits for them."""
+    """Takes adaptations in and waits for them."""
 
     def __init__(
         self,
         settings: Settings,
         registry: Registry,
         jobs: JobQueue,
-        samples: Samples,
+        intake: Intake,
         predictor: Predictor,
     ) -> None:
-        self._settings, self._registry, self._jobs, self._samples = settings, registry, jobs, samples
-        self._predictor = predictor
+        self._settings, self._registry, self._jobs, self._predictor = settings, registry, jobs, predictor
+        self.intake = intake
         self.is_stopping = False
-
-    def submit(
-        self, deployment: str, material: Material, *, strategy: str, promote: str, who: str | None = None
-    ) -> Job:
-        """Store the samples and queue the job, or return the earlier job that answers it; runs in a thread.
-
-        Raises:
-            UnknownDeployment, QueueFull: see `JobQueue.add`.
-            OSError, DBAPIError: it cannot be stored; nothing is.
-        """
-        job = new_id()
-        self._samples.save(job, material)
-        try:
-            queued = self._jobs.add(
-                job=job,
-                deployment=deployment,
-                strategy=strategy,
-                promote=promote,
-                samples_digest=material.digest,
-                support=material.summary,
-                max_queued=self._settings.max_queued_jobs,
-                who=who,
-            )
-        except BaseException:
-            self._samples.delete(job)
-            raise
-        if queued.id != job:
-            self._samples.delete(job)
-        return queued
 
     def stop_waiting(self) -> None:
         """End all waits and event streams soon: the process stops."""

@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from service.http import deployments
-from service.http.adaptation import MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
+from service.http import deployments, samples
+from service.http.adaptation import CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
 from service.http.answers import confidences, predictions_json
 from service.http.console import console
 from service.http.context import Context, caller, endpoint, json_response, refuse
@@ -27,8 +27,9 @@ from service.http.problems import Problem, invalid
 from service.http.queries import Query
 from service.http.schemas import Bases, JobView, base_view, job_view
 from service.http.trial import predict_with_version
-from service.http.uploads import media_type, read_images, read_multipart, unsupported
+from service.http.uploads import Part, media_type, read_body, read_images, read_multipart, unsupported
 from service.prediction.predictor import DEFAULT
+from service.store.intake import Wanted
 from service.store.jobs import landscape_of
 from service.store.tables import Job
 
@@ -57,27 +58,38 @@ async def predict(context: Context, request: Request) -> Response:
 
 async def adapt(context: Context, request: Request) -> Response:
     """`POST /adapt`."""
-    query = Query(request, ("deployment", "strategy", "promote", "wait"))
+    query = Query(request, ("deployment", "strategy", "promote", "wait", "samples"))
     name = query.text("deployment", DEFAULT)
     strategy = query.choice("strategy", STRATEGIES)
     promote = query.choice("promote", PROMOTES)
     wait = query.number("wait", 30, low=0, high=MAX_WAIT_SECONDS)
+    choice = query.choice("samples", CHOICES)
     base = context.catalog[(await context.pointer(request, name)).base_set]
-    if media_type(request) != "multipart/form-data":
-        raise unsupported(request, "multipart/form-data")
-    parts = await read_multipart(request, context.settings)
+    parts = await _parts(context, request, may_be_empty=query.has("samples"))
     deadline = time.monotonic() + wait
-    upload = read_upload(parts, context.settings)
-    if not upload.is_labelled and not context.predictor.has_statistics(base):
+    upload = read_upload(parts, context.settings, may_be_empty=query.has("samples"))
+    is_unlabelled = choice == "new" and bool(upload.unlabelled) and not upload.is_labelled
+    if is_unlabelled and not context.predictor.has_statistics(base):
         raise invalid("unlabelled", "the base set has no channel statistics, so without labels nothing can be found")
     material = await asyncio.to_thread(check_upload, upload, base.manifest, context.settings)
-    job = await asyncio.to_thread(
-        context.adaptation.submit, name, material, strategy=strategy, promote=promote, who=caller(request)
-    )
-    job, is_done = await context.adaptation.wait(job, deadline - time.monotonic())
+    wanted = Wanted(name, material, choice, strategy, promote, caller(request))
+    submitted = await asyncio.to_thread(context.adaptation.intake.submit, wanted, base.manifest)
+    job, is_done = await context.adaptation.wait(submitted.job, deadline - time.monotonic())
+    view = job_view(job)
+    if submitted.changes.relabelled:  # the job may be an earlier one
+        view = view.model_copy(update={"samples": submitted.changes})
     if is_done:
-        return json_response(job_view(job))
-    return json_response(job_view(job), 202, {"Location": f"/jobs/{job.id}"})
+        return json_response(view)
+    return json_response(view, 202, {"Location": f"/jobs/{job.id}"})
+
+
+async def _parts(context: Context, request: Request, *, may_be_empty: bool) -> list[Part]:
+    """Return the parts of a body; there need not be one if the request says which kept samples it means."""
+    if media_type(request) == "multipart/form-data":
+        return await read_multipart(request, context.settings)
+    if not may_be_empty or media_type(request) or await read_body(request, context.settings):
+        raise unsupported(request, "multipart/form-data")
+    return []
 
 
 async def show_job(context: Context, request: Request) -> Response:
@@ -197,6 +209,7 @@ def create_app() -> Starlette:
         Route("/deployments", endpoint(deployments.list_deployments)),
         Route("/deployments/{name}", endpoint(deployments.one), methods=["GET", "PUT", "DELETE"]),
         Route("/deployments/{name}/soups", endpoint(deployments.list_soups)),
+        Route("/deployments/{name}/samples", endpoint(samples.samples), methods=["GET", "DELETE"]),
         Route("/deployments/{name}/events", endpoint(deployments.list_events)),
         Route("/deployments/{name}/soups/{version}/predict", endpoint(predict_with_version), methods=["POST"]),
         Route("/deployments/{name}/jobs", endpoint(deployments.list_jobs)),

@@ -93,9 +93,11 @@ async def delete(context: Context, request: Request) -> Response:
     name = request.path_params["name"]
     if name == DEFAULT:
         raise Problem(409, f"the deployment {DEFAULT!r} cannot be deleted")
-    plan = plan_of(await asyncio.to_thread(context.registry.deployment, name))
-    for job in await asyncio.to_thread(context.registry.delete_deployment, name, who=caller(request)):
-        await asyncio.to_thread(context.samples.delete, job)
+    found = await asyncio.to_thread(context.registry.deployment, name)
+    plan = plan_of(found)
+    await asyncio.to_thread(context.samples.remove, name, who=caller(request))  # here a failing store is told
+    jobs = await asyncio.to_thread(context.registry.delete_deployment, name, who=caller(request))
+    await asyncio.to_thread(context.samples.forget, found.uid, jobs)
     if plan is not None:
         await asyncio.to_thread(delete_reservoir, context.settings, plan.id)
     await context.predictor.refresh()

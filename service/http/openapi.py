@@ -14,6 +14,7 @@ from service.http.problems import MEDIA_TYPE
 from service.http.schemas import (
     DEPLOYMENT_NAME,
     Bases,
+    DeletedSamples,
     Deployments,
     DeploymentView,
     Events,
@@ -23,6 +24,7 @@ from service.http.schemas import (
     NewReservoir,
     NewSoup,
     Predictions,
+    SamplesView,
     Soups,
 )
 
@@ -30,6 +32,7 @@ Json = dict[str, Any]
 
 _MODELS: tuple[type[BaseModel], ...] = (
     Bases,
+    DeletedSamples,
     Deployments,
     DeploymentView,
     Events,
@@ -40,6 +43,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
     NewReservoir,
     NewSoup,
     Predictions,
+    SamplesView,
     Soups,
 )
 _PROBLEM: Json = {
@@ -157,11 +161,18 @@ def _adapt() -> Json:
                 {"enum": ["auto", "always", "never"], "default": "auto"},
             ),
             _query(
+                "samples",
+                "which labelled images to search on: new, those of the request; all, those that are kept as well. With "
+                "an empty body, new means those kept that no search has seen",
+                {"enum": ["new", "all"], "default": "new"},
+            ),
+            _query(
                 "wait", "seconds to wait for the end", {"type": "number", "minimum": 0, "maximum": 50, "default": 30}
             ),
         ],
         "requestBody": {
-            "required": True,
+            "required": False,
+            "description": "may be left out where the query says `samples`",
             "content": {
                 "multipart/form-data": {
                     "schema": {
@@ -272,6 +283,28 @@ def _paths() -> Json:
                 503,
                 parameters=[_NAME],
             )
+        },
+        "/deployments/{name}/samples": {
+            "get": _get(
+                "Count the labelled images that are kept",
+                _json(_reference(SamplesView), "what is kept"),
+                404,
+                503,
+                parameters=[_NAME],
+            ),
+            "delete": {
+                "summary": "Delete the labelled images for which all conditions hold, or all of them",
+                "parameters": [
+                    _NAME,
+                    _query("hash", "SHA-256 of the pixels", {"type": "string", "pattern": "^[0-9a-f]{64}$"}),
+                    _query("class", "the label", {"type": "string"}),
+                    _query("before", "last sent before this time", {"type": "string", "format": "date-time"}),
+                ],
+                "responses": {
+                    "200": _json(_reference(DeletedSamples), "rows and pixels are gone"),
+                    **_problems(400, 403, 404, 503),
+                },
+            },
         },
         "/deployments/{name}/events": {
             "get": _get(

@@ -14,7 +14,9 @@ from starlette.responses import Response
 
 from service.logs import REQUEST_ID
 from service.prediction.loading import NotReady, Outdated
+from service.store.intake import TooManySamples
 from service.store.jobs import QueueFull
+from service.store.keeping import NothingKept
 from service.store.registry import Conflict, UnknownDeployment, UnknownVersion
 
 logger = logging.getLogger(__name__)
@@ -127,6 +129,10 @@ def as_problem(error: Exception) -> Problem:
             return Problem(409, "that version was made for other weights than those of the base set now")
         case Conflict():
             return Problem(409, str(error))
+        case NothingKept():
+            return invalid("images", str(error))
+        case TooManySamples():
+            return Problem(413, f"{error} (SAUCIER_MAX_SAMPLES_MB)", reason="samples")
         case QueueFull():
             return Problem(429, "too many adaptations wait already", reason="queue_full")
         case DBAPIError():
@@ -137,7 +143,7 @@ def as_problem(error: Exception) -> Problem:
             return Problem(507, "the storage of the service is full; nothing was stored", reason="storage")
         case OSError():
             logger.error("storage cannot be used: %s", error)
-            return Problem(503, "the storage of the service cannot be written; nothing was stored", reason="storage")
+            return Problem(503, "the storage of the service cannot be used; nothing was stored", reason="storage")
         case _:
             logger.error("unexpected error", exc_info=error)
             return Problem(500, f"an unexpected error; the log of the service has more, request {REQUEST_ID.get()}")

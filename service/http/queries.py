@@ -3,6 +3,9 @@
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -24,6 +27,9 @@ def path_version(request: Request) -> int:
     return int(text)
 
 
+Choice = TypeVar("Choice", bound=str)
+
+
 class Query:
     """The query parameters of a request to a route that takes `names`.
 
@@ -40,16 +46,21 @@ class Query:
                 raise invalid(name, "expected once in the query", status=400)
             self._values[name] = value
 
+    def has(self, name: str) -> bool:
+        """Say if a parameter was given."""
+        return name in self._values
+
     def text(self, name: str, default: str) -> str:
         """Return a parameter as it is."""
         return self._values.get(name, default)
 
-    def choice(self, name: str, choices: Sequence[str]) -> str:
+    def choice(self, name: str, choices: Sequence[Choice]) -> Choice:
         """Return one of the choices; the first is the default."""
         value = self._values.get(name, choices[0])
-        if value not in choices:
-            raise invalid(name, f"expected one of {', '.join(choices)}, got {value[:80]!r}", status=400)
-        return value
+        for choice in choices:
+            if value == choice:
+                return choice
+        raise invalid(name, f"expected one of {', '.join(choices)}, got {value[:80]!r}", status=400)
 
     def integer(self, name: str, default: int, *, low: int) -> int:
         """Return a whole number of at least `low`; absurdly large ones come back smaller, but large."""
@@ -73,3 +84,14 @@ class Query:
         if not low <= number <= high:
             raise invalid(name, f"expected a number from {low:g} to {high:g}, got {value[:80]!r}", status=400)
         return number
+
+    def moment(self, name: str) -> float | None:
+        """Return a time as seconds since 1970, None if it was not given."""
+        value = self._values.get(name)
+        if value is None:
+            return None
+        with suppress(ValueError, OverflowError):
+            time = datetime.fromisoformat(value)
+            if time.tzinfo is not None:
+                return time.timestamp()
+        raise invalid(name, f"expected a time such as 2026-01-31T12:00:00Z, got {value[:80]!r}", status=400)

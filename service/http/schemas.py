@@ -7,6 +7,8 @@ from pydantic import Field
 
 from adapt.patch import PatchSummary
 from adapt.soup import AccuracySummary, BnMode, SearchSummary, Soup, SupportSummary
+from service.store.keeping import SampleChanges
+from service.store.samples import SampleCounts
 from service.store.tables import Deployment, Event, Job, SoupVersion, Worker
 from training.documents import Frozen
 from training.manifest import Ingredient, InputSpec, Manifest
@@ -15,7 +17,7 @@ DEPLOYMENT_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_COEFFICIENT = 2.0  # of the dial, either sign
 MAX_RETENTION_HOURS = 24 * 31
 
-EventKind = Literal["created", "promoted", "rollback", "dial", "rebased", "deleted"]
+EventKind = Literal["created", "promoted", "rollback", "dial", "rebased", "samples_deleted", "deleted"]
 JobState = Literal["queued", "running", "promoted", "kept", "failed"]
 
 
@@ -53,6 +55,7 @@ class JobView(Frozen):
     coefficients: dict[str, float] | None = Field(description="of what was found, by ingredient")
     patch: PatchSummary | None = Field(description="what replaces mixed tensors in what was found")
     support: SupportSummary | None
+    samples: SampleChanges | None = Field(description="what the request changed among the labelled images kept")
     accuracy: AccuracySummary | None
     search: SearchSummary | None
     ingredients: dict[str, float] | None = Field(description="accuracy of each ingredient alone")
@@ -149,6 +152,26 @@ class Soups(Frozen):
     soups: list[SoupView]
 
 
+class SamplesView(Frozen):
+    """The labelled images that a deployment keeps."""
+
+    deployment: str
+    images: int
+    unused: int = Field(description="images that no search has seen")
+    per_class: dict[str, int]
+    bytes: int = Field(description="of their pixels, at the network's input size")
+    max_bytes: int = Field(description="most bytes; the images that were not sent for longest make room")
+    oldest: datetime | None = Field(description="when the image that was not sent for longest was last sent")
+    newest: datetime | None
+
+
+class DeletedSamples(Frozen):
+    """How many labelled images were deleted."""
+
+    deployment: str
+    deleted: int
+
+
 class EventView(Frozen):
     """What happened to a deployment."""
 
@@ -223,6 +246,7 @@ def job_view(job: Job) -> JobView:
         candidate_version=job.candidate_version,
         coefficients=outcome.get("coefficients"),
         patch=outcome.get("patch"),
+        samples=job.samples,
         support=SupportSummary.model_validate(outcome.get("support") or job.support),
         accuracy=outcome.get("accuracy"),
         search=outcome.get("search"),
@@ -281,6 +305,20 @@ def soup_view(row: SoupVersion, current: int) -> SoupView:
         base_digest=soup["base_digest"],
         evidence=soup["evidence"],
         created_at=moment(row.created_at),
+    )
+
+
+def samples_view(deployment: str, counts: SampleCounts, max_bytes: int) -> SamplesView:
+    """Return what a deployment keeps as clients see it."""
+    return SamplesView(
+        deployment=deployment,
+        images=sum(counts.per_class.values()),
+        unused=counts.unused,
+        per_class=counts.per_class,
+        bytes=counts.num_bytes,
+        max_bytes=max_bytes,
+        oldest=None if counts.oldest is None else moment(counts.oldest),
+        newest=None if counts.newest is None else moment(counts.newest),
     )
 
 

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 from adapt.landscape import Landscape
 from adapt.soup import Outcome, Soup, SupportSummary
 from service.store.database import Database, is_text
+from service.store.keeping import mark_used
+from service.store.material import unpack_selection
 from service.store.registry import add_soup, get_deployment, get_soup, move, soup_of
 from service.store.tables import ACTIVE_STATES, Deployment, Job
 
@@ -27,60 +29,6 @@ class JobQueue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def add(
-        self,
-        *,
-        job: str,
-        deployment: str,
-        strategy: str,
-        promote: str,
-        samples_digest: str,
-        support: SupportSummary,
-        max_queued: int,
-        who: str | None = None,
-    ) -> Job:
-        """Queue an adaptation, or return the one that already answers it.
-
-        The same samples against the same version return the earlier decision, so that nobody retries until it
-        promotes; with `promote` other than "auto" only for the same strategy too, as nothing is gained by retrying.
-
-        Returns:
-            A job whose `id` is `job` if it was queued now, another one if there was an earlier one.
-
-        Raises:
-            UnknownDeployment: there is none of that name.
-            QueueFull: `max_queued` jobs wait already.
-        """
-        with self._database.write() as session:
-            found = get_deployment(session, deployment, lock=True)
-            same = select(Job).where(
-                Job.deployment == deployment,
-                Job.samples_digest == samples_digest,
-                Job.base_version == found.version,
-                Job.promote == promote,
-                Job.state.in_((*ACTIVE_STATES, "kept")),
-                (Job.reason.is_(None)) | (Job.reason != SUPERSEDED),
-            )
-            if promote != "auto":
-                same = same.where(Job.strategy == strategy)
-            if earlier := session.scalar(same.order_by(Job.seq).limit(1)):
-                return earlier
-            waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == "queued")) or 0
-            if waiting >= max_queued:
-                raise QueueFull
-            queued = Job(
-                id=job,
-                deployment=deployment,
-                base_version=found.version,
-                strategy=strategy,
-                promote=promote,
-                samples_digest=samples_digest,
-                support=support.model_dump(mode="json"),
-                who=who,
-            )
-            session.add(queued)
-            return queued
 
     def get(self, job: str) -> Job | None:
         """Return a job, or None."""
@@ -130,6 +78,7 @@ class JobQueue:
                 .where(stale)
                 .values(
                     state="failed",
+                    selection=None,
                     finished_at=now,
                     version=select(Deployment.version).where(Deployment.name == Job.deployment).scalar_subquery(),
                     reason=f"the adapter stopped {MAX_ATTEMPTS} times while it worked on this job",
@@ -169,6 +118,7 @@ class JobQueue:
         with self._database.write() as session:
             if mine := _mine(session, job):
                 mine.state, mine.reason, mine.finished_at = "failed", reason, time.time()
+                mine.selection = None
                 mine.version = get_deployment(session, mine.deployment).version
 
     def finish(self, job: Job, candidate: Soup, outcome: Outcome, landscape: Landscape | None = None) -> Job | None:
@@ -192,6 +142,8 @@ class JobQueue:
             if is_new:
                 version = add_soup(session, mine.deployment, candidate, source="adapt", job=mine.id)
             mine.candidate_version = version
+            mark_used(session, mine.deployment, unpack_selection(mine.selection or b""))
+            mine.selection = None
             mine.outcome = outcome.model_dump(mode="json") | _landscape(landscape)
             mine.state, mine.reason, mine.progress, mine.finished_at = "kept", outcome.reason, 1.0, time.time()
             if outcome.state == "promoted" and found.version != mine.base_version:
@@ -219,6 +171,62 @@ def landscape_of(job: Job) -> Landscape | None:
 
 def _landscape(landscape: Landscape | None) -> dict[str, Any]:
     return {} if landscape is None else {LANDSCAPE: landscape.model_dump(mode="json")}
+
+
+def add_job(
+    session: Session,
+    found: Deployment,
+    *,
+    job: str,
+    strategy: str,
+    promote: str,
+    samples_digest: str,
+    support: SupportSummary,
+    max_queued: int,
+    samples: dict[str, Any] | None = None,
+    selection: bytes | None = None,
+    who: str | None = None,
+) -> Job:
+    """Queue an adaptation of a locked deployment, or return the one that already answers it.
+
+    The same samples against the same version return the earlier decision, so that nobody retries until it
+    promotes; with `promote` other than "auto" only for the same strategy too, as nothing is gained by retrying.
+
+    Returns:
+        A job whose `id` is `job` if it was queued now, another one if there was an earlier one.
+
+    Raises:
+        QueueFull: `max_queued` jobs wait already.
+    """
+    same = select(Job).where(
+        Job.deployment == found.name,
+        Job.samples_digest == samples_digest,
+        Job.base_version == found.version,
+        Job.promote == promote,
+        Job.state.in_((*ACTIVE_STATES, "kept")),
+        (Job.reason.is_(None)) | (Job.reason != SUPERSEDED),
+    )
+    if promote != "auto":
+        same = same.where(Job.strategy == strategy)
+    if earlier := session.scalar(same.order_by(Job.seq).limit(1)):
+        return earlier
+    waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == "queued")) or 0
+    if waiting >= max_queued:
+        raise QueueFull
+    queued = Job(
+        id=job,
+        deployment=found.name,
+        base_version=found.version,
+        strategy=strategy,
+        promote=promote,
+        samples_digest=samples_digest,
+        support=support.model_dump(mode="json"),
+        samples=samples,
+        selection=selection,
+        who=who,
+    )
+    session.add(queued)
+    return queued
 
 
 def _mine(session: Session, job: Job) -> Job | None:

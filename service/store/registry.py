@@ -4,13 +4,24 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from adapt.soup import Soup, soup_from_parts
 from service.store.database import MAX_INTEGER, Database, is_text
-from service.store.tables import ACTIVE_STATES, Deployment, Event, Job, ReservoirPlan, SoupVersion, Worker, new_id
+from service.store.tables import (
+    ACTIVE_STATES,
+    Deployment,
+    Event,
+    Job,
+    Pack,
+    ReservoirPlan,
+    Sample,
+    SoupVersion,
+    Worker,
+    new_id,
+)
 
 
 class UnknownDeployment(KeyError):
@@ -116,7 +127,9 @@ class Registry:
             return False
 
     def delete_deployment(self, name: str, *, who: str | None = None) -> list[str]:
-        """Delete a deployment with its soups and jobs; return the jobs, whose samples the caller deletes.
+        """Delete a deployment with its soups, jobs and samples; return the jobs.
+
+        The objects of jobs and samples stay in the store until the caller deletes them.
 
         Raises:
             UnknownDeployment: there is none of that name.
@@ -125,6 +138,8 @@ class Registry:
             found = get_deployment(session, name, lock=True)
             jobs = list(session.scalars(select(Job.id).where(Job.deployment == name)))
             session.add(Event(deployment=name, kind="deleted", from_version=found.version, who=who))
+            session.execute(update(Pack).where(Pack.owner == found.uid).values(is_stale=True))
+            session.execute(delete(Sample).where(Sample.deployment == name))
             session.execute(delete(Job).where(Job.deployment == name))
             session.execute(delete(SoupVersion).where(SoupVersion.deployment == name))
             session.delete(found)

@@ -1,132 +1,183 @@
-"""The images of jobs at rest: one folder per job below the home, written whole before the job's row exists."""
+"""The labelled images that deployments keep: counted, read, deleted. `service.store.intake` is how they come in."""
 
-import hashlib
-import json
 import logging
-import os
-import shutil
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from sqlalchemy import func, select
 
-from adapt.soup import SupportSummary
 from adapt.support import Support
+from service.store.database import Database, is_text
+from service.store.keeping import samples_of
+from service.store.material import Images, Material, Selected, from_bytes, unpack_selection
+from service.store.objects import ObjectStore
+from service.store.packs import Packs, drop_samples, unlabelled_key
+from service.store.registry import get_deployment
+from service.store.tables import Event, Job, Pack, Sample
+from training.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
-FILE_NAME = "support.npz"
-ORPHAN_SECONDS = 3600  # older folders without a job are left from a crash between the two writes
+READ_ATTEMPTS = 3  # a pack may be replaced between looking it up and reading it
 
 
 class SamplesGone(ValueError):
-    """The stored images of a job are missing or damaged."""
+    """The images of a job were deleted, are damaged, or cannot be read."""
 
 
-@dataclass(frozen=True)
-class Material:
-    """What a job is given: labelled images, images without a label, or both; exact repeats left out.
+class SampleCounts(NamedTuple):
+    """What a deployment keeps."""
 
-    `unlabelled` uint8 (m, H, W, 3) at the network's input size; `unlabelled_hashes` the pixel hashes of the originals,
-    none for images of a reservoir.
-    """
-
-    support: Support | None
-    unlabelled: npt.NDArray[np.uint8] | None = None
-    unlabelled_hashes: tuple[str, ...] = ()
-
-    @property
-    def summary(self) -> SupportSummary:
-        """How many images of each kind there are."""
-        per_class = {} if self.support is None else self.support.per_class
-        return SupportSummary(n=sum(per_class.values()), unlabelled=len(self.unlabelled_hashes), per_class=per_class)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of the set of images and labels, in whatever order and file format they came."""
-        found: list[object] = []
-        if self.support is not None:
-            labels = map(int, self.support.labels)
-            found += sorted(zip(self.support.hashes, labels, strict=True))
-        return hashlib.sha256(json.dumps(found + sorted(self.unlabelled_hashes)).encode()).hexdigest()
+    per_class: dict[str, int]
+    unused: int  # that no search has seen
+    num_bytes: int
+    oldest: float | None
+    newest: float | None
 
 
 class Samples:
-    """The folder of stored samples."""
+    """The labelled images of all deployments, and the unlabelled ones of jobs that are not done."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, database: Database, objects: ObjectStore) -> None:
+        self._database, self._objects = database, objects
+        self.packs = Packs(database, objects)
 
-    def save(self, job: str, material: Material) -> None:
-        """Write the images of a job; they are on disk when this returns.
-
-        Raises:
-            OSError: the disk is full or read-only; nothing is left behind.
-        """
-        folder = self._root / job
-        folder.mkdir(parents=True)
-        try:
-            with (folder / FILE_NAME).open("wb") as file:
-                np.savez(file, **_arrays(material))  # type: ignore[arg-type]  # numpy's stub takes a name for a flag
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-    def load(self, job: str) -> Material:
-        """Return the images of a job.
+    def counts(self, deployment: str) -> SampleCounts:
+        """Return what a deployment keeps.
 
         Raises:
-            SamplesGone: they are not there or not whole.
+            UnknownDeployment: there is none of that name.
         """
+        ours = Sample.deployment == deployment
+        totals = (
+            select(func.sum(Pack.height * Pack.width * 3), func.min(Sample.given_at), func.max(Sample.given_at))
+            .join_from(Sample, Pack, Pack.id == Sample.pack)
+            .where(ours)
+        )
+        with self._database.read() as session:
+            get_deployment(session, deployment)
+            counts = session.execute(select(Sample.label, func.count()).where(ours).group_by(Sample.label)).all()
+            unused = session.scalar(select(func.count()).where(ours, Sample.used_at.is_(None)))
+            num_bytes, oldest, newest = session.execute(totals).one()
+        per_class = {row[0]: row[1] for row in sorted(counts)}
+        return SampleCounts(per_class, unused or 0, int(num_bytes or 0), oldest, newest)
+
+    def remove(
+        self,
+        deployment: str,
+        *,
+        digest: str | None = None,
+        label: str | None = None,
+        before: float | None = None,
+        who: str | None = None,
+    ) -> int:
+        """Delete the images of a deployment for which all of these hold, rows and pixels; return how many.
+
+        Args:
+            deployment: its name.
+            digest: pixel hash of the one image.
+            label: of the images.
+            before: last given before this time.
+            who: name of the API key that asked.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+            OSError: the store does not answer; the rows are gone, and the pixels go as soon as it does.
+        """
+        conditions = [Sample.deployment == deployment]
+        if digest is not None:
+            conditions.append(Sample.hash == digest)
+        if label is not None:
+            conditions.append(Sample.label == label)
+        if before is not None:
+            conditions.append(Sample.given_at < before)
+        with self._database.write() as session:
+            found = get_deployment(session, deployment, lock=True)
+            count = drop_samples(session, *conditions) if is_text(f"{digest}{label}") else 0
+            if count:
+                session.add(Event(deployment=deployment, kind="samples_deleted", who=who))
+        self.packs.clean(owner=found.uid)
+        return count
+
+    def forget(self, owner: str, jobs: Sequence[str]) -> None:
+        """Delete what a deployment that is gone has left in the store; what fails now is done later."""
         try:
-            path = self._root / job / FILE_NAME
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return _material(arrays)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            logger.error("the samples of job %s cannot be read: %s", job, error)
+            self.packs.clean(owner=owner)
+            self._objects.delete(map(unlabelled_key, jobs))
+        except OSError as error:
+            logger.warning("the store cannot be used: %s", error)
+
+    def expire(self, *, given_before: float) -> int:
+        """Delete the rows of images last given before a time; return how many. Cleaning deletes the pixels."""
+        with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
+            if session.scalar(select(Sample.hash).where(Sample.given_at < given_before).limit(1)) is None:
+                return 0
+        with self._database.write() as session:
+            return drop_samples(session, Sample.given_at < given_before)
+
+    def load(self, job: Job, manifest: Manifest) -> Material:
+        """Return the images of a job, those of them that are still kept.
+
+        Raises:
+            SamplesGone: none is, or the store cannot be read.
+        """
+        with self._database.read() as session:
+            selection = session.scalar(select(Job.selection).where(Job.seq == job.seq))
+        try:
+            support = self._support(job.deployment, unpack_selection(selection or b""), manifest)
+            unlabelled, hashes = self._unlabelled(job)
+        except OSError as error:
+            logger.error("the samples of job %s cannot be read: %s", job.id, error)
+            raise SamplesGone("the stored images of this job cannot be read at the moment") from None
+        if support is None and (selection or unlabelled is None):
+            raise SamplesGone("the stored images of this job were deleted, or are damaged")
+        return Material(support, unlabelled, hashes)
+
+    def discard(self, job: str) -> None:
+        """Delete the unlabelled images of a job that is done.
+
+        Raises:
+            OSError: the store does not answer.
+        """
+        self._objects.delete([unlabelled_key(job)])
+
+    def _support(self, deployment: str, selected: Sequence[Selected], manifest: Manifest) -> Support | None:
+        images = self._images(deployment, [digest for digest, _ in selected])
+        shape = (manifest.input.height, manifest.input.width, 3)
+        kept = [item for item in selected if item.hash in images and images[item.hash].shape == shape]
+        if not kept:
+            return None
+        return Support(
+            images=np.stack([images[digest] for digest, _ in kept]),
+            labels=np.asarray([label for _, label in kept], dtype=np.int64),
+            hashes=tuple(digest for digest, _ in kept),
+            class_names=manifest.class_names,
+        )
+
+    def _images(self, deployment: str, hashes: Sequence[str]) -> dict[str, Images]:
+        """Return the kept images among these, by hash."""
+        images: dict[str, Images] = {}
+        for _ in range(READ_ATTEMPTS):
+            by_pack: dict[str, list[Sample]] = defaultdict(list)
+            with self._database.read() as session:
+                for row in samples_of(session, deployment, [digest for digest in hashes if digest not in images]):
+                    by_pack[row.pack].append(row)
+            found = self.packs.read(by_pack)
+            for pack, content in found.items():
+                images |= {row.hash: content[row.position] for row in by_pack[pack]}
+            if len(found) == len(by_pack):
+                break
+        return images
+
+    def _unlabelled(self, job: Job) -> tuple[Images | None, tuple[str, ...]]:
+        if not job.support.get("unlabelled"):
+            return None, ()
+        key = unlabelled_key(job.id)
+        try:
+            arrays = from_bytes(self._objects.read([key]).get(key, b""))
+            return arrays["images"], tuple(arrays["hashes"].tolist())
+        except (ValueError, KeyError) as error:
+            logger.error("%s: %s", key, error)
             raise SamplesGone("the stored images of this job are missing or damaged") from None
-
-    def delete(self, job: str) -> None:
-        """Delete the images of a job, if there are any."""
-        shutil.rmtree(self._root / job, ignore_errors=True)
-
-    def delete_orphans(self, jobs: set[str]) -> None:
-        """Delete what belongs to none of these jobs and is not new."""
-        if not self._root.is_dir():
-            return
-        for folder in self._root.iterdir():
-            if folder.name not in jobs and time.time() - folder.stat().st_mtime > ORPHAN_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _arrays(material: Material) -> dict[str, npt.NDArray[Any]]:
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    if (support := material.support) is not None:
-        arrays |= {"images": support.images, "labels": support.labels}
-        arrays |= {"hashes": np.asarray(support.hashes), "class_names": np.asarray(support.class_names)}
-    if material.unlabelled is not None:
-        arrays |= {"unlabelled": material.unlabelled, "unlabelled_hashes": np.asarray(material.unlabelled_hashes)}
-    return arrays
-
-
-def _material(arrays: Mapping[str, npt.NDArray[Any]]) -> Material:
-    """Return what `_arrays` made arrays of; KeyError where one is missing."""
-    unlabelled, hashes = None, ()
-    if "unlabelled" in arrays:
-        unlabelled, hashes = arrays["unlabelled"], tuple(arrays["unlabelled_hashes"].tolist())
-    if unlabelled is not None and "images" not in arrays:
-        return Material(None, unlabelled, hashes)
-    support = Support(
-        images=arrays["images"],
-        labels=arrays["labels"],
-        hashes=tuple(arrays["hashes"].tolist()),
-        class_names=tuple(arrays["class_names"].tolist()),
-    )
-    return Material(support, unlabelled, hashes)

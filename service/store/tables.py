@@ -70,6 +70,41 @@ class SoupVersion(Table):
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
+class Pack(Table):
+    """An object in the store with labelled images that came together."""
+
+    __tablename__ = "packs"
+    __table_args__ = (Index(None, "owner"), Index(None, "is_stale"))
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    owner: Mapped[str] = mapped_column(String(32))  # uid of a deployment, which may be gone already
+    height: Mapped[int]
+    width: Mapped[int]
+    is_stale: Mapped[bool] = mapped_column(default=False)  # it has images that no sample refers to: to be written anew
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Sample(Table):
+    """A labelled image that a deployment keeps."""
+
+    __tablename__ = "samples"
+    __table_args__ = (
+        ForeignKeyConstraint(["deployment"], ["deployments.name"]),
+        ForeignKeyConstraint(["pack"], ["packs.id"]),
+        Index(None, "pack"),
+        Index(None, "given_at"),
+    )
+
+    deployment: Mapped[str] = mapped_column(String(63), primary_key=True)
+    hash: Mapped[str] = mapped_column(String(64), primary_key=True)  # SHA-256 of the original's pixels
+    label: Mapped[str]  # the last one that it was given
+    pack: Mapped[str] = mapped_column(String(32))
+    position: Mapped[int]  # in the pack
+    added_at: Mapped[float]
+    given_at: Mapped[float]  # the last time that somebody sent it
+    used_at: Mapped[float | None]  # the last time that a search on it ended
+
+
 class Job(Table):
     """An adaptation: what was asked, who works on it, what came out."""
 
@@ -89,6 +124,8 @@ class Job(Table):
     samples_digest: Mapped[str] = mapped_column(String(64))
     who: Mapped[str | None] = mapped_column(String(MAX_WHO))  # name of the API key that asked, if there are keys
     support: Mapped[dict[str, Any]]  # adapt.soup.SupportSummary
+    samples: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # SampleChanges of intake
+    selection: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)  # while active: what it searches on
     state: Mapped[str] = mapped_column(String(16), default="queued")
     attempts: Mapped[int] = mapped_column(default=0)
     claimed_by: Mapped[str | None] = mapped_column(String(32))

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import boto3
 import httpx
 import numpy as np
 import psutil
@@ -31,6 +33,8 @@ from training.images import to_input
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 90
+BUCKET = "saucier"
+S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 KNOWING = "l2"  # the ingredient whose answers are the right labels: the default soup, "linf", does much worse
 NUM_IMAGES = 240
 
@@ -165,12 +169,50 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="session")
-def migrated(postgres: Postgres) -> str:
-    """The name of a PostgreSQL database with the registry's tables and nothing in them, to make copies of."""
-    name = postgres.make()
-    with closing(Database(postgres.url(name))) as database:
-        upgrade(database)
-    return name
+def s3_endpoint() -> Iterator[str]:
+    """A server on loopback that speaks S3; keys and endpoint are in the environment, as for the real one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + READY_SECONDS
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                httpx.get(url)
+                break
+            time.sleep(0.05)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": url}.items():
+                patch.setenv(name, value)
+            yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def bucket(s3_endpoint: str) -> str:
+    """The name of a bucket on that server."""
+    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=BUCKET)
+    return BUCKET
+
+
+@pytest.fixture
+def bucket_url(bucket: str) -> str:
+    """The URL of a folder in that bucket that is empty."""
+    return f"s3://{bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty object store: every test that takes it runs on both kinds."""
+    if request.param == "local":
+        return str(tmp_path / "objects")
+    url: str = request.getfixturevalue("bucket_url")
+    return url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -179,18 +221,31 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'registry.db'}"
     server: Postgres = request.getfixturevalue("postgres")
-    return server.url(server.make())
+    return server.empty("empty")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def registry_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a database with the registry's tables, and nothing in them."""
-    if request.param == "postgresql":
-        server: Postgres = request.getfixturevalue("postgres")
-        return server.url(server.make(request.getfixturevalue("migrated")))
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of an SQLite file with the registry's tables, and nothing in them."""
     url = f"sqlite:///{tmp_path / 'registry.db'}"
     with closing(Database(url)) as database:
         upgrade(database)
+    return url
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """The same on PostgreSQL."""
+    url = postgres.empty("migrated")
+    with closing(Database(url)) as database:
+        upgrade(database)
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def registry_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a database with the registry's tables: every test that takes it runs on both kinds."""
+    url: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
     return url
 
 
@@ -250,8 +305,11 @@ def browser() -> Iterator[Browser]:
 
 
 def stored(server: Server) -> tuple[int, int, int]:
-    """Return how much the server has stored: sample folders, soup versions, and the current version."""
+    """Return how much the server has stored: files of samples, soup versions, and the current version."""
     soups = server.client.get("/deployments/default/soups").json()["soups"]
-    samples = server.home / "samples"
-    folders = len(list(samples.iterdir())) if samples.is_dir() else 0
-    return folders, len(soups), next(soup["version"] for soup in soups if soup["is_current"])
+    return len(sample_files(server)), len(soups), next(soup["version"] for soup in soups if soup["is_current"])
+
+
+def sample_files(server: Server) -> set[Path]:
+    """Return the files below the server's folder of samples."""
+    return {path for path in (server.home / "samples").rglob("*") if path.is_file()}

@@ -15,7 +15,7 @@ import pytest
 from deploy.parity import TorchReference
 from service.store.database import Database
 from service.store.registry import Registry
-from tests.service.conftest import KNOWING, Labelled, Server, as_parts, encode
+from tests.service.conftest import KNOWING, Labelled, Server, as_parts, encode, sample_files
 from training.bases import load_base_set
 from training.images import to_input
 
@@ -307,16 +307,17 @@ def test_deployments_are_made_used_and_deleted(server: Server, labelled: Labelle
         assert (answer.json()["deployment"], answer.json()["version"]) == ("gate", 1)
     names = [entry["deployment"] for entry in client.get("/deployments").json()["deployments"]]
     assert names == ["default", "gate"]
+    before = len(sample_files(server))
     job = client.post("/adapt?deployment=gate&promote=never", **labelled.request(0, 10)).json()
     assert job["deployment"] == "gate"
-    assert (server.home / "samples" / job["job"]).is_dir()
+    assert len(sample_files(server)) == before + 1
     assert client.delete("/deployments/gate").status_code == 204
     told = [event["kind"] for event in client.get("/deployments/gate/events").json()["events"]]
     assert told[0] == "deleted"
     assert told[-1] == "created"
     assert client.get("/deployments/gate").status_code == 404
     assert client.get(f"/jobs/{job['job']}").status_code == 404
-    assert not (server.home / "samples" / job["job"]).exists()
+    assert len(sample_files(server)) == before
 
 
 def test_bases_are_described(server: Server) -> None:

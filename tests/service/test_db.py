@@ -151,10 +151,8 @@ def test_backup_is_one_moment_of_a_registry_that_is_written_to(
     url = f"sqlite:///{tmp_path / 'copy'}"
     if is_postgres:
         server: Postgres = request.getfixturevalue("postgres")
-        url = server.url(name := server.make())
-        subprocess.run(
-            [folder / "pg_restore", f"--dbname={server.url(name)}", "--exit-on-error", tmp_path / "copy"], check=True
-        )
+        url = server.empty("restored")
+        subprocess.run([folder / "pg_restore", f"--dbname={url}", "--exit-on-error", tmp_path / "copy"], check=True)
     monkeypatch.setenv("SAUCIER_DATABASE_URL", url)
     assert call(capsys, "check")[:2] == (0, {"revision": head(), "head": head(), "deployments": 1, "problems": []})
     with closing(Database(url)) as database:
@@ -173,13 +171,12 @@ def test_backup_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_backup_without_pg_dump_says_what_is_missing(
-    postgres: Postgres,
-    migrated: str,
+    postgres_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("SAUCIER_DATABASE_URL", postgres.url(postgres.make(migrated)))
+    monkeypatch.setenv("SAUCIER_DATABASE_URL", postgres_url)
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, error = call(capsys, "backup", str(tmp_path / "copy"))
     assert code == 2

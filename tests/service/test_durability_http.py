@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.service.conftest import Labelled, Server, as_parts, stored
+from tests.service.conftest import Labelled, Server, as_parts, encode, stored
 
 pytestmark = pytest.mark.e2e
 
@@ -156,18 +156,20 @@ def test_storage_that_takes_no_more_is_said_and_serving_goes_on(own: Server, lab
 
 
 def test_folder_that_cannot_be_written_is_a_503(own: Server, labelled: Labelled) -> None:
+    files = as_parts([encode(255 - picture) for picture in labelled.pixels[:9]])
+    unseen: dict[str, Any] = {"files": files, "data": {"labels": "[0, 1, 2, 0, 1, 2, 0, 1, 2]"}}
     samples = own.home / "samples"
     samples.rename(own.home / "aside")
     samples.write_text("in the way")
     try:
-        refused = own.client.post("/adapt", **labelled.request(80, 90))
+        refused = own.client.post("/adapt", **unseen)
         assert refused.status_code == 503
         assert str(own.home) not in refused.text
         assert _predict(own, labelled) is not None
     finally:
         samples.unlink()
         (own.home / "aside").rename(samples)
-    assert own.client.post("/adapt", **labelled.request(80, 90)).status_code == 200
+    assert own.client.post("/adapt", **unseen).status_code == 200
 
 
 def test_event_streams_do_not_hold_up_a_stop(own: Server, labelled: Labelled) -> None:

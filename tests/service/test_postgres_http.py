@@ -17,7 +17,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def own(prebuilt_bases: Path, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    url = postgres.url(postgres.make())
+    url = postgres.empty("served")
     server = Server(tmp_path_factory.mktemp("postgres") / "home", prebuilt_bases, BASE_SET="tiny", DATABASE_URL=url)
     server.start()
     yield server

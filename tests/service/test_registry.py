@@ -13,8 +13,8 @@ import pytest
 from adapt.patch import Patch, make_patch
 from adapt.soup import Outcome, SearchSummary, Soup, SupportSummary
 from service.store.database import Database
-from service.store.jobs import SUPERSEDED, JobQueue, QueueFull
-from service.store.registry import Conflict, Registry, UnknownDeployment, UnknownVersion
+from service.store.jobs import SUPERSEDED, JobQueue, QueueFull, add_job
+from service.store.registry import Conflict, Registry, UnknownDeployment, UnknownVersion, get_deployment
 from service.store.tables import Event, Job
 
 SUPPORT = SupportSummary(n=2, per_class={"cat": 1, "dog": 1})
@@ -62,14 +62,15 @@ def jobs(database: Database, registry: Registry) -> JobQueue:
 def add(jobs: JobQueue, name: str, **changes: Any) -> Job:
     arguments: dict[str, Any] = {
         "job": name,
-        "deployment": "default",
         "strategy": "auto",
         "promote": "auto",
         "samples_digest": name,
         "support": SUPPORT,
         "max_queued": 10,
     }
-    return jobs.add(**{**arguments, **changes})
+    with jobs._database.write() as session:
+        found = get_deployment(session, changes.pop("deployment", "default"), lock=True)
+        return add_job(session, found, **{**arguments, **changes})
 
 
 def events(registry: Registry, deployment: str = "default") -> Sequence[Event]:

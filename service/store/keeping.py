@@ -1,0 +1,190 @@
+"""What a request for an adaptation does to the rows of kept images, within the transaction that queues its job."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from service.store.material import Material, Selected
+from service.store.packs import drop_samples
+from service.store.tables import Deployment, Pack, Sample
+from training.documents import Frozen
+from training.manifest import InputSpec, Manifest
+
+CHUNK = 500  # hashes in one statement
+MAX_NAMED = 100  # relabelled images that a job names
+
+Choice = Literal["new", "all"]
+
+
+class NothingKept(ValueError):
+    """The request has no images, and none is kept that could be searched on."""
+
+
+class Moved(Exception):
+    """An image that was kept when the packs of a request were written is gone."""
+
+
+class Relabel(Frozen):
+    """An image that was kept with another label."""
+
+    hash: str = Field(description="SHA-256 of its pixels")
+    before: str
+    after: str
+
+
+class SampleChanges(Frozen):
+    """What a request did to the labelled images that its deployment keeps."""
+
+    choice: Choice = Field(description="which images the job searches on")
+    added: int = Field(description="images that were not kept before")
+    relabelled: int = Field(description="images whose label was replaced")
+    relabels: list[Relabel] = Field(description=f"which, at most {MAX_NAMED}")
+
+
+class Written(NamedTuple):
+    """A pack whose object is there, and whose row is not."""
+
+    id: str
+    hashes: tuple[str, ...]
+
+
+def samples_of(session: Session, deployment: str, hashes: Iterable[str]) -> Iterator[Sample]:
+    """Yield the rows of those images that a deployment keeps."""
+    wanted = list(hashes)
+    for start in range(0, len(wanted), CHUNK):
+        condition = Sample.hash.in_(wanted[start : start + CHUNK])
+        yield from session.scalars(select(Sample).where(Sample.deployment == deployment, condition))
+
+
+def fitting(session: Session, rows: Iterable[Sample], spec: InputSpec) -> set[str]:
+    """Return the hashes of those rows whose images have the network's input size, which may have changed since."""
+    by_pack: dict[str, set[str]] = {}
+    for row in rows:
+        by_pack.setdefault(row.pack, set()).add(row.hash)
+    found: set[str] = set()
+    packs = list(by_pack)
+    for start in range(0, len(packs), CHUNK):
+        wanted = Pack.id.in_(packs[start : start + CHUNK])
+        query = select(Pack.id).where(wanted, Pack.height == spec.height, Pack.width == spec.width)
+        found |= {digest for pack in session.scalars(query) for digest in by_pack[pack]}
+    return found
+
+
+def keep(
+    session: Session,
+    deployment: Deployment,
+    material: Material,
+    manifest: Manifest,
+    packs: Sequence[Written],
+    *,
+    choice: Choice,
+) -> SampleChanges:
+    """Keep the labelled images of a request: new ones get a row, known ones their new label.
+
+    Args:
+        session: holds the lock of the deployment.
+        deployment: whose images.
+        material: of the request.
+        manifest: of the base set.
+        packs: with those images that were not kept when we looked, before the lock.
+        choice: as it came with the request.
+
+    Raises:
+        Moved: one was kept then and is not any more.
+    """
+    spec, now = manifest.input, time.time()
+    rows = {row.hash: row for row in samples_of(session, deployment.name, [item.hash for item in material.selected])}
+    fit = fitting(session, rows.values(), spec)
+    placed = {digest: (pack.id, position) for pack in packs for position, digest in enumerate(pack.hashes)}
+    session.add_all(Pack(id=pack.id, owner=deployment.uid, height=spec.height, width=spec.width) for pack in packs)
+    session.flush()
+    new: list[dict[str, object]] = []
+    relabels: list[Relabel] = []
+    stale: set[str] = set()
+    for digest, index in material.selected:
+        label, row = manifest.class_names[index], rows.get(digest)
+        if digest not in fit and digest not in placed:
+            raise Moved
+        if row is None:
+            pack, position = placed[digest]
+            place = {"pack": pack, "position": position}
+            new.append({"hash": digest, "deployment": deployment.name, "label": label, "given_at": now, **place})
+            continue
+        if digest in fit:
+            stale |= {placed[digest][0]} if digest in placed else set()  # another request was faster
+        else:
+            stale.add(row.pack)
+            row.pack, row.position = placed[digest]
+        if row.label != label:
+            relabels.append(Relabel(hash=digest, before=row.label, after=label))
+            row.label = label
+        row.given_at = now
+    if new:
+        session.execute(insert(Sample).values(added_at=now), new)
+    session.flush()
+    session.execute(update(Pack).where(Pack.id.in_(stale)).values(is_stale=True))
+    return SampleChanges(choice=choice, added=len(new), relabelled=len(relabels), relabels=relabels[:MAX_NAMED])
+
+
+def make_room(session: Session, deployment: str, max_bytes: int) -> None:
+    """Delete the images that nobody gave for longest, as many as are too many."""
+    ours, size = Sample.deployment == deployment, Pack.height * Pack.width * 3
+    total = session.scalar(select(func.sum(size)).join_from(Sample, Pack, Pack.id == Sample.pack).where(ours))
+    excess = int(total or 0) - max_bytes
+    oldest = (
+        select(Sample.hash, size.label("size"))
+        .join(Pack, Pack.id == Sample.pack)
+        .where(ours)
+        .order_by(Sample.given_at, Sample.hash)
+        .limit(CHUNK)
+    )
+    while excess > 0:
+        gone = []
+        for digest, num_bytes in session.execute(oldest).all():
+            if excess > 0:
+                gone.append(digest)
+                excess -= num_bytes
+        drop_samples(session, ours, Sample.hash.in_(gone))
+
+
+def select_images(
+    session: Session, deployment: str, material: Material, manifest: Manifest, *, choice: Choice
+) -> list[Selected]:
+    """Return the labelled images that a job searches on: those of the request first.
+
+    Raises:
+        NothingKept: there are none at all, and no others in the request.
+    """
+    selected, spec = material.selected, manifest.input
+    is_empty = material.support is None and material.unlabelled is None
+    if choice == "new" and not is_empty:
+        return selected
+    kept = (
+        select(Sample.hash, Sample.label)
+        .join(Pack, Pack.id == Sample.pack)
+        .where(Sample.deployment == deployment, Pack.height == spec.height, Pack.width == spec.width)
+        .order_by(Sample.added_at, Sample.hash)
+    )
+    if choice == "new":
+        kept = kept.where(Sample.used_at.is_(None))
+    given = {digest for digest, _ in selected}
+    indices = {name: index for index, name in enumerate(manifest.class_names)}
+    for digest, label in session.execute(kept):
+        if digest not in given and label in indices:
+            selected.append(Selected(digest, indices[label]))
+    if is_empty and not selected:
+        which = "no labelled image is kept" if choice == "all" else "every image that is kept was searched on"
+        raise NothingKept(f"expected images: {which}")
+    return selected
+
+
+def mark_used(session: Session, deployment: str, selected: Sequence[Selected]) -> None:
+    """Note that a search on these images has ended."""
+    hashes, now = [digest for digest, _ in selected], time.time()
+    for start in range(0, len(hashes), CHUNK):
+        condition = Sample.hash.in_(hashes[start : start + CHUNK])
+        session.execute(update(Sample).where(Sample.deployment == deployment, condition).values(used_at=now))
