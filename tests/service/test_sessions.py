@@ -20,6 +20,7 @@ from service.prediction.loading import LoadedSoup, Loader, NotReady, Outdated
 from service.prediction.predictor import DEFAULT, Predictor
 from service.settings import Settings
 from service.store.database import Database
+from service.store.migrate import upgrade
 from service.store.registry import Registry, UnknownDeployment, UnknownVersion
 from training.images import to_input
 
@@ -38,7 +39,7 @@ class Site:
         size_mb = (room + 0.5) * self.bundle.session_bytes / 1e6
         self.settings = Settings(home=home, bases=bases, session_cache_mb=size_mb, heartbeat_seconds=0.001)
         database = Database(f"sqlite:///{home / 'registry.db'}")
-        database.create()
+        upgrade(database)
         self.registry = Registry(database)
         self.counted = CollectorRegistry()
         self.predictor = Predictor(self.settings, self.catalog, self.registry, Metrics(self.counted))
