@@ -15,7 +15,6 @@ from adapt import report as reports
 from adapt import support as supports
 from adapt.attack import Attack
 from adapt.evaluation import evaluate_soups, score_logits, served_logits
-from adapt.floor import Reference
 from adapt.fronts import FrontsCommand
 from adapt.grid import GridKind, finest, lattice
 from adapt.plots import plot_report
@@ -123,14 +122,14 @@ class SearchCommand(Command):
             data["test"] = tested.model_dump(mode="json")
         return Result(data, reports.table(report))
 
-    def _reference(self, manifest: Manifest, support: supports.Support) -> Reference | None:
+    def _reference(self, manifest: Manifest, support: supports.Support) -> supports.Reference | None:
         if (self.reference is None) != (self.floor is None):
             raise ValueError("--reference and --floor: expected both or none")
         if self.reference is None or self.floor is None:
             return None
         images = supports.load(self.reference, manifest)
         supports.check_disjoint(support, images.hashes)
-        return Reference(images, self.floor)
+        return supports.Reference(images, self.floor)
 
     def _test(self, prepared: PreparedBase, found: Search, current: Soup, test: ImageSet) -> reports.UnseenAccuracy:
         names = prepared.manifest.ingredient_names

@@ -5,21 +5,12 @@ that were chosen to mislead it can make a bad soup look good. Nothing in the lab
 bound on the harm is a set that is not part of the upload.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from adapt.evaluation import served_logits
 from adapt.prepared import PreparedBase
 from adapt.soup import FloorCheck, Soup
-from adapt.support import Support
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Trusted labelled images, and the accuracy that a promoted soup must have on them, a fraction."""
-
-    images: Support
-    floor: float
+from adapt.support import Reference
 
 
 class Bound(NamedTuple):

@@ -16,7 +16,7 @@ from adapt.candidates import (
     ShouldStop,
     Task,
 )
-from adapt.floor import Bound, Reference, check_floor
+from adapt.floor import Bound, check_floor
 from adapt.grid import Grid, GridKind, Lattice, lattice
 from adapt.ladder import Fit, Ladder
 from adapt.patch import Floats, Patch, make_patch
@@ -48,7 +48,7 @@ from adapt.soup import (
     make_soup,
 )
 from adapt.strategies import num_evaluated, search_grid, search_surrogate
-from adapt.support import Support
+from adapt.support import Reference, Support
 from adapt.unlabelled import Images, check_unlabelled
 from training.bases import BaseSet
 from training.manifest import check_mixable

@@ -109,6 +109,14 @@ class _Item:
     name: str | None
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Trusted labelled images, and the accuracy that a promoted soup must have on them, a fraction."""
+
+    images: Support
+    floor: float
+
+
 def from_images(
     images: Sequence[Pixels | bytes],
     labels: Sequence[object],

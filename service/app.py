@@ -35,6 +35,7 @@ from service.store.database import Database, SchemaError
 from service.store.intake import Intake
 from service.store.jobs import JobQueue
 from service.store.objects import ObjectStore, StoreError
+from service.store.references import References
 from service.store.registry import Conflict, Registry
 from service.store.samples import Samples
 from training.documents import one_line
@@ -108,6 +109,7 @@ class Adapter:
             Registry(database),
             JobQueue(database),
             Samples(database, ObjectStore(settings.samples_url)),
+            References(database, ObjectStore(settings.samples_url)),
             Metrics(),
         )
         self._loop.start()
@@ -142,6 +144,7 @@ class Saucier:
             registry=registry,
             jobs=jobs,
             samples=Samples(database, objects),
+            references=References(database, objects),
             metrics=metrics,
             predictor=predictor,
             adaptation=adaptation,

@@ -38,7 +38,7 @@ class UpgradeCommand(Command):
         settings = Settings.load()
         if settings.database_url is None:
             settings.home.mkdir(parents=True, exist_ok=True)
-        with _opened(settings) as database:
+        with opened(settings) as database:
             before = upgrade(database)
         text = f"at revision {head()}" + ("" if before == head() else f", was {before or 'empty'}")
         return Result({"revision": head(), "previous_revision": before}, text)
@@ -56,7 +56,7 @@ class CheckCommand(Command):
         """Check it."""
         settings = Settings.load()
         catalog = read_catalog(settings.bases, check_files=False)
-        with _opened(settings, must_exist=True) as database:
+        with opened(settings, must_exist=True) as database:
             with database.read() as session:
                 connection = session.connection()
                 revision, problems = known_revision(connection), []
@@ -89,7 +89,7 @@ class BackupCommand(Command):
     def execute(self) -> Result:
         """Write it."""
         settings = Settings.load()
-        with _opened(settings, must_exist=True) as database, database.read() as session:
+        with opened(settings, must_exist=True) as database, database.read() as session:
             revision = known_revision(session.connection())
         back_up(settings.registry_url, self.out)
         size = self.out.stat().st_size
@@ -100,7 +100,7 @@ COMMANDS: tuple[type[Command], ...] = (UpgradeCommand, CheckCommand, BackupComma
 
 
 @contextmanager
-def _opened(settings: Settings, *, must_exist: bool = False) -> Iterator[Database]:
+def opened(settings: Settings, *, must_exist: bool = False) -> Iterator[Database]:
     """Open the registry; what goes wrong with it becomes one line."""
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells each step
     url = make_url(settings.registry_url)

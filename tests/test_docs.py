@@ -102,7 +102,7 @@ def test_every_make_target_named_exists() -> None:
 
 
 def test_routes_of_the_changelog_and_the_tour_exist() -> None:
-    routes = {"/" + path.split("/")[1] for path in openapi_document()["paths"]} | {"/docs", "/metrics"}
+    routes = {"/" + path.split("/")[1] for path in openapi_document()["paths"]} | {"/docs", "/metrics", "/ui"}
     for name in ("README.md", "CHANGELOG.md"):
         named = re.findall(r"(?<=[`0])(/[a-z]+[0-9]?)", (ROOT / name).read_text())
         assert named

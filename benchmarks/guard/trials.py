@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.evaluation import served_logits
-from adapt.floor import Reference, check_floor
+from adapt.floor import check_floor
 from adapt.prepared import PreparedBase
 from adapt.search import search
 from adapt.soup import Soup, default_soup
-from adapt.support import Support
+from adapt.support import Reference, Support
 from benchmarks.shifts.sets import as_support
 from training.data import ImageSet, balanced_indices
 

@@ -21,6 +21,7 @@ from service.prediction.catalog import Base
 from service.prediction.reservoir import delete_others, read_reservoir
 from service.settings import Settings
 from service.store.jobs import JobQueue
+from service.store.references import References
 from service.store.registry import Registry, plan_of
 from service.store.samples import Samples
 from service.store.tables import Deployment, Job, new_id
@@ -56,11 +57,13 @@ class AdapterLoop:
         registry: Registry,
         jobs: JobQueue,
         samples: Samples,
+        references: References,
         metrics: Metrics,
     ) -> None:
         self.id = new_id()
         self._settings, self._catalog = settings, catalog
         self._registry, self._jobs, self._samples, self._metrics = registry, jobs, samples, metrics
+        self._references = references
         self._next_upkeep = self._next_sweep = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adapter", daemon=True)
@@ -184,6 +187,7 @@ class AdapterLoop:
             current=self._registry.soup(job.deployment, job.base_version),
             strategy=job.strategy,  # type: ignore[arg-type]  # checked before it was stored
             promote=job.promote,  # type: ignore[arg-type]
+            reference=self._references.load(job.deployment),
             progress=heartbeat.report,
             should_stop=lambda: heartbeat.is_lost or self._stopping.is_set(),
         )

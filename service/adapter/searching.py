@@ -11,6 +11,7 @@ from adapt.landscape import Landscape
 from adapt.prepared import PreparedBase, pick_device
 from adapt.search import search
 from adapt.soup import Outcome, Promote, Soup, Strategy
+from adapt.support import Reference
 from adapt.survey import seen, survey
 from adapt.unlabelled import recalibrate
 from deploy.bundle import build_bundle
@@ -69,6 +70,7 @@ class Searcher:
         current: Soup,
         strategy: Strategy,
         promote: Promote,
+        reference: Reference | None,
         progress: Callable[[float, str], None],
         should_stop: Callable[[], bool],
     ) -> Found:
@@ -92,6 +94,7 @@ class Searcher:
                 strategy=strategy,
                 promote=promote,
                 p_threshold=self._settings.promote_p,
+                reference=reference,
                 device=self._settings.device,
                 num_threads=num_threads,
                 progress=progress,

@@ -18,6 +18,7 @@ from service.prediction.loading import LoadedSoup
 from service.prediction.predictor import Predictor
 from service.settings import Settings
 from service.store.jobs import JobQueue
+from service.store.references import References
 from service.store.registry import Pointer, Registry
 from service.store.samples import Samples
 
@@ -33,6 +34,7 @@ class Context:
     registry: Registry
     jobs: JobQueue
     samples: Samples
+    references: References
     metrics: Metrics
     predictor: Predictor
     adaptation: Adaptation

@@ -34,6 +34,7 @@ from service.http.uploads import read_json
 from service.prediction.catalog import Base
 from service.prediction.predictor import DEFAULT
 from service.prediction.reservoir import count_kept, delete_reservoir, most_images
+from service.store.references import info_of
 from service.store.registry import UnknownDeployment, plan_of
 from service.store.tables import Deployment
 
@@ -98,6 +99,7 @@ async def delete(context: Context, request: Request) -> Response:
     await asyncio.to_thread(context.samples.remove, name, who=caller(request))  # here a failing store is told
     jobs = await asyncio.to_thread(context.registry.delete_deployment, name, who=caller(request))
     await asyncio.to_thread(context.samples.forget, found.uid, jobs)
+    await asyncio.to_thread(context.references.delete_of, info_of(found))
     if plan is not None:
         await asyncio.to_thread(delete_reservoir, context.settings, plan.id)
     await context.predictor.refresh()

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from adapt.patch import PatchSummary
-from adapt.soup import AccuracySummary, BnMode, SearchSummary, Soup, SupportSummary
+from adapt.soup import AccuracySummary, BnMode, FloorCheck, SearchSummary, Soup, SupportSummary
 from service.store.keeping import SampleChanges
+from service.store.references import info_of
 from service.store.samples import SampleCounts
 from service.store.tables import Deployment, Event, Job, SoupVersion, Worker
 from training.documents import Frozen
@@ -59,6 +60,7 @@ class JobView(Frozen):
     accuracy: AccuracySummary | None
     search: SearchSummary | None
     ingredients: dict[str, float] | None = Field(description="accuracy of each ingredient alone")
+    reference: FloorCheck | None = Field(description="of what was found on trusted images, where there are some")
     reason: str | None
     progress: float = Field(ge=0, le=1)
     message: str = Field(description="what the adapter is doing")
@@ -99,6 +101,14 @@ class ReservoirView(NewReservoir):
     kept: int = Field(description="images kept now")
 
 
+class ReferenceView(Frozen):
+    """Trusted images of a deployment, and the least accuracy that a promoted soup has on them."""
+
+    n: int
+    per_class: dict[str, int]
+    floor: float
+
+
 class DeploymentView(Frozen):
     """A deployment and its current soup."""
 
@@ -110,6 +120,7 @@ class DeploymentView(Frozen):
     temperature: float
     patch: PatchSummary | None = Field(description="what replaces mixed tensors; null for a plain soup")
     reservoir: ReservoirView | None = Field(description="null where no images are kept, the default")
+    reference: ReferenceView | None = Field(description="null where there is no floor, the default")
     created_at: datetime
     is_rolled_out: bool = Field(description="every live worker serves the current version")
     workers: list[WorkerView]
@@ -251,6 +262,7 @@ def job_view(job: Job) -> JobView:
         accuracy=outcome.get("accuracy"),
         search=outcome.get("search"),
         ingredients=outcome.get("ingredients"),
+        reference=outcome.get("reference"),
         reason=job.reason,
         progress=job.progress,
         message=job.message,
@@ -263,6 +275,7 @@ def deployment_view(
     found: Deployment, soup: Soup, workers: list[WorkerView], reservoir: ReservoirView | None
 ) -> DeploymentView:
     """Return a deployment as clients see it."""
+    info = info_of(found)
     return DeploymentView(
         deployment=found.name,
         base_set=found.base_set,
@@ -272,6 +285,7 @@ def deployment_view(
         temperature=soup.temperature,
         patch=None if soup.patch is None else soup.patch.summary,
         reservoir=reservoir,
+        reference=None if info is None else ReferenceView(n=info.n, per_class=info.per_class, floor=info.floor),
         created_at=moment(found.created_at),
         is_rolled_out=bool(workers) and all(worker.version == found.version for worker in workers),
         workers=workers,

@@ -52,6 +52,7 @@ class Deployment(Table):
     base_set: Mapped[str] = mapped_column(String(63))
     version: Mapped[int]
     reservoir: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a ReservoirPlan
+    reference: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a ReferenceInfo
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 

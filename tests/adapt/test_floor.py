@@ -9,11 +9,11 @@ from PIL import Image
 
 from adapt.__main__ import main
 from adapt.evaluation import served_logits
-from adapt.floor import Reference, check_floor
+from adapt.floor import check_floor
 from adapt.prepared import PreparedBase
 from adapt.search import search
 from adapt.soup import Soup, default_soup, make_soup
-from adapt.support import Support
+from adapt.support import Reference, Support
 from training.images import to_input
 
 KNOWING, OTHER = "l2", "nominal"  # whose answers are the labels of the uploaded images, and of the reference

@@ -1,0 +1,105 @@
+"""The commands of `python -m service reference`: labelled images that somebody vouches for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tyro
+from pydantic import Field
+
+from adapt import support as supports
+from service.db import opened
+from service.prediction.catalog import read_catalog
+from service.settings import Settings
+from service.store.objects import ObjectStore
+from service.store.references import ReferenceInfo, References
+from service.store.registry import Registry, UnknownDeployment
+from training.cli import Command, Result
+
+DeploymentArgument = Annotated[str, tyro.conf.Positional]
+
+
+class AddCommand(Command):
+    """Give a deployment reference images: what is promoted must keep a floor of accuracy on them.
+
+    They replace those it has. Take images that nobody can upload to it, of what the deployment is usually asked.
+
+    Example: python -m service reference add default trusted/ --floor 0.7
+    """
+
+    name: ClassVar[str] = "add"
+    deployment: DeploymentArgument = Field(description="its name")
+    folder: Annotated[Path, tyro.conf.Positional] = Field(
+        description="labelled images: a folder or archive with one folder per class"
+    )
+    floor: float = Field(gt=0, le=1, description="least accuracy, a fraction")
+
+    def execute(self) -> Result:
+        """Check and store them."""
+        settings = Settings.load()
+        catalog = read_catalog(settings.bases, check_files=False)
+        with _references(settings) as (registry, references):
+            base_set = registry.deployment(self.deployment).base_set
+            if base_set not in catalog:
+                raise ValueError(f"expected the base set {base_set!r}, found {sorted(catalog)}")
+            images = supports.load(self.folder, catalog[base_set].manifest)
+            info = references.put(self.deployment, images, self.floor)
+        return Result(_data(self.deployment, info), _text(self.deployment, info))
+
+
+class ShowCommand(Command):
+    """Show what reference images a deployment has.
+
+    Example: python -m service reference show default --json
+    """
+
+    name: ClassVar[str] = "show"
+    deployment: DeploymentArgument = Field(description="its name")
+
+    def execute(self) -> Result:
+        """Look."""
+        with _references(Settings.load()) as (_, references):
+            info = references.info(self.deployment)
+        return Result(_data(self.deployment, info), _text(self.deployment, info))
+
+
+class RemoveCommand(Command):
+    """Delete the reference images of a deployment, and the floor with them.
+
+    Example: python -m service reference remove default
+    """
+
+    name: ClassVar[str] = "remove"
+    deployment: DeploymentArgument = Field(description="its name")
+
+    def execute(self) -> Result:
+        """Delete them."""
+        with _references(Settings.load()) as (_, references):
+            removed = references.remove(self.deployment)
+        text = "removed" if removed else "there were none"
+        return Result({"deployment": self.deployment, "removed": removed}, f"{self.deployment}: {text}")
+
+
+COMMANDS: tuple[type[Command], ...] = (AddCommand, ShowCommand, RemoveCommand)
+
+
+@contextmanager
+def _references(settings: Settings) -> Iterator[tuple[Registry, References]]:
+    with opened(settings, must_exist=True) as database:
+        try:
+            yield Registry(database), References(database, ObjectStore(settings.samples_url))
+        except UnknownDeployment as error:
+            raise ValueError(f"there is no deployment {error.args[0]!r}") from None
+
+
+def _data(deployment: str, info: ReferenceInfo | None) -> dict[str, Any]:
+    found = None if info is None else {"n": info.n, "per_class": info.per_class, "floor": info.floor}
+    return {"deployment": deployment, "reference": found}
+
+
+def _text(deployment: str, info: ReferenceInfo | None) -> str:
+    if info is None:
+        return f"{deployment}: no reference images"
+    counts = ", ".join(f"{name} {count}" for name, count in info.per_class.items())
+    return f"{deployment}: floor {info.floor:g} on {info.n} reference images ({counts})"

@@ -1,0 +1,143 @@
+"""Reference images: labelled images that an operator vouches for, and the floor a promoted soup must keep on them.
+
+One set per deployment, an object in the store; the deployment's row says which. The object is written before the row
+and the older one deleted after it.
+"""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from adapt.support import Reference, Support
+from service.store.database import Database
+from service.store.material import from_bytes, to_bytes
+from service.store.objects import ObjectStore
+from service.store.registry import get_deployment
+from service.store.tables import Deployment, new_id
+
+FOLDER = "references"
+
+
+class ReferenceGone(ValueError):
+    """The stored images are missing or damaged. One line."""
+
+
+class ReferenceInfo(NamedTuple):
+    """What a deployment's row says of its reference images."""
+
+    id: str
+    n: int
+    per_class: dict[str, int]
+    floor: float
+    added_at: float
+
+
+class References:
+    """The reference images of all deployments."""
+
+    def __init__(self, database: Database, objects: ObjectStore) -> None:
+        self._database, self._objects = database, objects
+
+    def put(self, deployment: str, images: Support, floor: float) -> ReferenceInfo:
+        """Store reference images in the place of those there are.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+            OSError: the store does not answer; what was there stays.
+        """
+        info = ReferenceInfo(new_id(), len(images), images.per_class, floor, time.time())
+        with self._database.read() as session:
+            get_deployment(session, deployment)
+        data = to_bytes(
+            images=images.images,
+            labels=images.labels,
+            hashes=np.asarray(images.hashes),
+            class_names=np.asarray(images.class_names),
+        )
+        self._objects.write(_key(info.id), data)
+        try:
+            with self._database.write() as session:
+                before = _exchange(session, deployment, info)
+        except BaseException:
+            self._objects.delete([_key(info.id)])
+            raise
+        self._delete(before)
+        return info
+
+    def info(self, deployment: str) -> ReferenceInfo | None:
+        """Return what there is, None if there is nothing.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+        """
+        with self._database.read() as session:
+            return info_of(get_deployment(session, deployment))
+
+    def load(self, deployment: str) -> Reference | None:
+        """Return the reference images, None if there are none.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+            ReferenceGone: they are missing or damaged: nothing may be promoted as if there were no floor.
+            OSError: the store does not answer.
+        """
+        info = self.info(deployment)
+        if info is None:
+            return None
+        data = self._objects.read([_key(info.id)]).get(_key(info.id))
+        if data is None:
+            raise ReferenceGone("the reference images of this deployment are missing: add them again or remove them")
+        try:
+            arrays = from_bytes(data)
+            images = Support(
+                images=arrays["images"],
+                labels=arrays["labels"],
+                hashes=tuple(arrays["hashes"].tolist()),
+                class_names=tuple(arrays["class_names"].tolist()),
+            )
+        except (ValueError, KeyError):
+            raise ReferenceGone(
+                "the reference images of this deployment are damaged: add them again or remove them"
+            ) from None
+        return Reference(images, info.floor)
+
+    def remove(self, deployment: str) -> bool:
+        """Delete the reference images; False if there were none.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+            OSError: the store does not answer; the deployment has none any more.
+        """
+        with self._database.write() as session:
+            before = _exchange(session, deployment, None)
+        self._delete(before)
+        return before is not None
+
+    def delete_of(self, info: ReferenceInfo | None) -> None:
+        """Delete the images of a deployment that is gone.
+
+        Raises:
+            OSError: the store does not answer.
+        """
+        self._delete(info)
+
+    def _delete(self, info: ReferenceInfo | None) -> None:
+        if info is not None:
+            self._objects.delete([_key(info.id)])
+
+
+def info_of(deployment: Deployment) -> ReferenceInfo | None:
+    """Return what a row says of its deployment's reference images."""
+    return None if deployment.reference is None else ReferenceInfo(**deployment.reference)
+
+
+def _exchange(session: Session, deployment: str, info: ReferenceInfo | None) -> ReferenceInfo | None:
+    found = get_deployment(session, deployment, lock=True)
+    before, found.reference = info_of(found), None if info is None else info._asdict()
+    return before
+
+
+def _key(reference: str) -> str:
+    return f"{FOLDER}/{reference}.npz"
