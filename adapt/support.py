@@ -1,6 +1,6 @@
 """The support set: the few labelled images an adaptation may see, checked before anything is computed. No torch."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -185,7 +185,12 @@ def from_folder(root: Path, manifest: Manifest, *, max_pixels: int = MAX_PIXELS)
 
 
 def from_archive(
-    source: bytes | Path, manifest: Manifest, *, limits: Limits = DEFAULT_LIMITS, max_pixels: int = MAX_PIXELS
+    source: bytes | Path,
+    manifest: Manifest,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    max_pixels: int = MAX_PIXELS,
+    on_image: Callable[[Pixels], None] | None = None,
 ) -> Support:
     """Return the support set in a .zip, .tar or .tar.gz with one folder per class, possibly below one common folder.
 
@@ -197,13 +202,14 @@ def from_archive(
         manifest: of the base set, for the classes and the input size.
         limits: number of members and unpacked size.
         max_pixels: most pixels of one image.
+        on_image: told of each image once it is decoded; ends it all by raising.
 
     Raises:
         SupportError: names the member.
     """
     data = source if isinstance(source, bytes) else source.read_bytes()
     try:
-        return _from_files(read_archive(data, limits, ignored=ignored), manifest, max_pixels)
+        return _from_files(read_archive(data, limits, ignored=ignored), manifest, max_pixels, on_image)
     except ArchiveError as error:
         raise SupportError(str(error), field="archive", kind=error.kind, item=error.item) from None
 
@@ -251,11 +257,18 @@ def ignored(name: str) -> bool:
     return parts[-1].lower() in IGNORED_FILES or any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
-def _from_files(files: Iterable[tuple[str, bytes]], manifest: Manifest, max_pixels: int) -> Support:
+def _from_files(
+    files: Iterable[tuple[str, bytes]],
+    manifest: Manifest,
+    max_pixels: int,
+    on_image: Callable[[Pixels], None] | None = None,
+) -> Support:
     """Decode files one by one (only the resized pixels are kept), then read the classes off their names."""
     decoded: dict[str, tuple[Pixels, str]] = {}
     for name, data in files:
         pixels = _decode(data, name, max_pixels, field="archive", item=name)
+        if on_image is not None:
+            on_image(pixels)
         decoded[name] = (prepare(pixels, manifest.input), pixel_hash(pixels))
     if not decoded:
         raise SupportError("expected one folder of images per class, found no file", field="archive", kind="empty")

@@ -1,15 +1,17 @@
-"""`python -m service db|reference COMMAND`."""
+"""`python -m service db|keys|reference COMMAND`."""
 
 import sys
 from collections.abc import Mapping, Sequence
 
 from service.db import COMMANDS as DATABASE_COMMANDS
+from service.keys import COMMANDS as KEYS_COMMANDS
 from service.references import COMMANDS as REFERENCE_COMMANDS
 from training.cli import EXIT_BAD_INPUT, Command, run
 
 GROUPS: Mapping[str, tuple[Sequence[type[Command]], str]] = {
     "db": (DATABASE_COMMANDS, "The registry: bring its schema up to date, check it, back it up."),
     "reference": (REFERENCE_COMMANDS, "Trusted images that a promoted soup must stay good on."),
+    "keys": (KEYS_COMMANDS, "The API keys: make one, list them, take one back."),
 }
 USAGE = (
     f"usage: python -m service {{{','.join(GROUPS)}}} COMMAND [OPTIONS]; for example python -m service db check --help"

@@ -12,8 +12,10 @@ from types import FrameType
 from typing import Any
 
 import bentoml
+import click
 from _bentoml_impl.server.app import ServiceAppFactory  # type: ignore[import-untyped]
 from _bentoml_sdk.service import Service  # type: ignore[import-untyped]
+from bentoml._internal.configuration.containers import BentoMLContainer
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -22,8 +24,10 @@ from starlette.types import ASGIApp
 from adapt.soup import default_soup
 from deploy.layout import BundleError
 from service.adapter.loop import AdapterLoop
+from service.http.access import Access, is_loopback
 from service.http.adaptation import Adaptation
 from service.http.api import DECODING_THREADS, create_app
+from service.http.connections import guard_connections
 from service.http.context import Context
 from service.http.security import Gate
 from service.logs import set_up_logging
@@ -34,6 +38,7 @@ from service.settings import Settings, SettingsError
 from service.store.database import Database, SchemaError
 from service.store.intake import Intake
 from service.store.jobs import JobQueue
+from service.store.keys import KeyRing, KeysError, read_keys
 from service.store.objects import ObjectStore, StoreError
 from service.store.references import References
 from service.store.registry import Conflict, Registry
@@ -68,6 +73,7 @@ class QuietService(Service[Any]):  # type: ignore[misc]
         """
         _set_up_logging()
         self.inject_config()
+        guard_connections(settings.head_timeout_seconds)
         factory = ServiceAppFactory(self, is_main=is_main)
         factory.timeout = None
         built: Starlette = factory()
@@ -75,7 +81,19 @@ class QuietService(Service[Any]):  # type: ignore[misc]
             *(route for route in built.router.routes if getattr(route, "path", None) in BENTOML_ROUTES),
             *(Mount(path, mounted) for mounted, path, _ in self.mount_apps),
         ]
-        return Gate(built, allowed_hosts=frozenset({settings.host, *settings.allowed_hosts}), on_refusal=_count)
+        hosts = frozenset({settings.host, *settings.allowed_hosts})
+        return Gate(built, allowed_hosts=hosts, on_refusal=_count, access=_access())
+
+
+def _access() -> Access | None:
+    """Return what API keys allow, if there are to be any."""
+    if settings.api_keys_file is None:
+        return None
+    return Access(
+        KeyRing(settings.api_keys_file),
+        requests_per_second=settings.key_requests_per_second,
+        metrics_key=settings.metrics_key,
+    )
 
 
 def _count(problem: Any) -> None:
@@ -165,16 +183,39 @@ class Saucier:
         """
         _set_up_logging()
         try:
+            check_keys(_bound_host())
             catalog = read_catalog(settings.bases, check_files=True)
             check_bundles(catalog, settings.home)
             prepare_registry(catalog)
             prepare_store()
-        except (BaseSetError, BundleError, Conflict, SchemaError, StoreError) as error:
+        except (BaseSetError, BundleError, Conflict, KeysError, SchemaError, SettingsError, StoreError) as error:
             raise SystemExit(f"saucier: {error}") from None
         except (SQLAlchemyError, OSError) as error:
             cause = " ".join(str(getattr(error, "orig", error)).split())
             place = settings.home if settings.database_url is None else "SAUCIER_DATABASE_URL"
             raise SystemExit(f"saucier: {place}: expected to make or open the registry there: {cause}") from None
+
+
+def check_keys(host: str) -> None:
+    """Check that the API keys can be read, or that the service may do without.
+
+    Raises:
+        KeysError: the file cannot be used.
+        SettingsError: others than this machine would reach the service, and everybody could do everything.
+    """
+    if settings.api_keys_file is not None:
+        read_keys(settings.api_keys_file)
+    elif not is_loopback(host) and not settings.public_without_keys:
+        problem = f"expected a file of API keys, as others than this machine reach {host}"
+        advice = "SAUCIER_PUBLIC_WITHOUT_KEYS=true starts without and lets everybody do everything"
+        raise SettingsError(f"SAUCIER_API_KEYS_FILE: {problem}; {advice}")
+
+
+def _bound_host() -> str:
+    """Return the address that is going to be bound: `bentoml serve --host` (or BENTOML_HOST) overrides the setting."""
+    command = click.get_current_context(silent=True)
+    given = None if command is None else command.params.get("host")
+    return given or BentoMLContainer.http.host.get() or settings.host
 
 
 def prepare_registry(catalog: dict[str, Base]) -> None:

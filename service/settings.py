@@ -10,6 +10,7 @@ from sqlalchemy.exc import ArgumentError
 
 from training.documents import first_error
 
+MetricsKey = Literal["auto", "always", "never"]
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -47,6 +48,20 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         default="text", description="what log lines are written as; `json` is one object per line"
     )
+    api_keys_file: Path | None = Field(
+        default=None, description="file of the API keys, see `python -m service keys`; by default no keys are asked for"
+    )
+    public_without_keys: bool = Field(
+        default=False, description="start on an address other than loopback without keys: whoever reaches it may do all"
+    )
+    metrics_key: MetricsKey = Field(
+        default="auto", description="whether `/metrics` needs a key, too; `auto`: unless it is asked for over loopback"
+    )
+    key_requests_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        description="most requests per second of one key to one predictor, of `SAUCIER_WORKERS`; by default any number",
+    )
     workers: int = Field(default=2, ge=1, le=256, description="predictor processes")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where networks run; `cuda` never falls back to the CPU"
@@ -68,6 +83,9 @@ class Settings(BaseSettings):
     max_upload_mb: float = Field(default=64, gt=0, le=4096, description="most bytes of one request body, in MB (1e6)")
     upload_timeout_seconds: float = Field(
         default=60, gt=0, description="most seconds a client may take to send its request body"
+    )
+    head_timeout_seconds: float = Field(
+        default=10, gt=0, description="most seconds a client may take to send the head of a request"
     )
     max_queued_jobs: int = Field(default=100, ge=1, description="most adaptations that wait for the adapter")
     store_url: str | None = Field(
@@ -105,10 +123,10 @@ class Settings(BaseSettings):
         description="silence after which a predictor counts as gone and a job goes back to the queue (once)",
     )
 
-    @field_validator("home", "bases", mode="after")
+    @field_validator("home", "bases", "api_keys_file", mode="after")
     @classmethod
-    def _expand(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _expand(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("database_url", mode="after")
     @classmethod

@@ -107,7 +107,9 @@ def _support(upload: Upload, manifest: Manifest, settings: Settings, budget: Pix
     try:
         if upload.archive is not None:
             limits = Limits(max_files=settings.max_images - len(upload.unlabelled))
-            return from_archive(upload.archive, manifest, limits=limits, max_pixels=settings.max_image_pixels)
+            return from_archive(
+                upload.archive, manifest, limits=limits, max_pixels=settings.max_image_pixels, on_image=budget.spend
+            )
         return from_images(_Pictures(upload.images, settings, budget), upload.labels, manifest)
     except SupportError as error:
         raise _problem(error) from error

@@ -19,7 +19,7 @@ from service.http import deployments, samples
 from service.http.adaptation import CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
 from service.http.answers import confidences, predictions_json
 from service.http.console import console
-from service.http.context import Context, caller, endpoint, json_response, refuse
+from service.http.context import Context, caller, endpoint, json_response, refuse, require
 from service.http.decoding import decode_prepared
 from service.http.inference.routes import routes as inference_routes
 from service.http.openapi import docs_page, openapi_document
@@ -62,6 +62,8 @@ async def adapt(context: Context, request: Request) -> Response:
     name = query.text("deployment", DEFAULT)
     strategy = query.choice("strategy", STRATEGIES)
     promote = query.choice("promote", PROMOTES)
+    if promote == "always":
+        require(request, "admin", "promote=always")
     wait = query.number("wait", 30, low=0, high=MAX_WAIT_SECONDS)
     choice = query.choice("samples", CHOICES)
     base = context.catalog[(await context.pointer(request, name)).base_set]
@@ -166,7 +168,10 @@ async def openapi(_: Context, __: Request) -> Response:
 
 async def docs(_: Context, __: Request) -> Response:
     """`GET /docs`."""
-    headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {"Content-Security-Policy": policy}
     return HTMLResponse(docs_page(_document()), headers=headers)
 
 

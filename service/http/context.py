@@ -9,8 +9,10 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.http.access import forbidden
 from service.http.adaptation import Adaptation
 from service.http.problems import FieldError, Problem, as_problem, render, unavailable
+from service.http.roles import suffices
 from service.http.uploads import discard_rest
 from service.metrics import Metrics
 from service.prediction.catalog import Base
@@ -18,6 +20,7 @@ from service.prediction.loading import LoadedSoup
 from service.prediction.predictor import Predictor
 from service.settings import Settings
 from service.store.jobs import JobQueue
+from service.store.keys import Role
 from service.store.references import References
 from service.store.registry import Pointer, Registry
 from service.store.samples import Samples
@@ -75,8 +78,19 @@ class Context:
 
 
 def caller(request: Request) -> str | None:
-    """Return the name of the API key that a request came with, as whoever checked it noted; None without keys."""
+    """Return the name of the API key that a request came with, as the gate noted; None without keys."""
     return getattr(request.state, "caller", None)
+
+
+def require(request: Request, wanted: Role, what: str) -> None:
+    """Refuse what needs a higher role than its route does; without keys everybody may.
+
+    Raises:
+        Problem: 403.
+    """
+    role: Role | None = getattr(request.state, "role", None)
+    if role is not None and not suffices(role, wanted):
+        raise forbidden(role, wanted, what)
 
 
 Answer = Callable[[Context, Request], Awaitable[Response]]

@@ -26,6 +26,7 @@ PROTOCOL_MEDIA_TYPE = "application/json"  # of an error below /v2
 RETRY_AFTER_SECONDS = 1
 _REASONS = {
     400: "malformed",
+    401: "key",
     403: "forbidden",
     404: "not_found",
     405: "method",

@@ -1,4 +1,6 @@
-"""Who may ask: the outermost layer refuses foreign hosts and cross-site requests, and keeps every error one shape.
+"""Who may ask: the outermost layer refuses foreign hosts, cross-site requests, and unknown keys where keys are needed.
+
+It also keeps every error one shape, and tells browsers what not to do with an answer.
 
 A service on loopback has no keys, but every web page the user visits can send it requests, and a page whose name is
 re-bound to 127.0.0.1 can even read the answers. So requests must be addressed to a name of ours, and requests that
@@ -10,10 +12,12 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.http.access import Access
 from service.http.problems import Problem, error_media_type, render
 from service.http.request_ids import HEADER, request_id
 from service.logs import REQUEST_ID
 
+Header = tuple[bytes, bytes]
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # Orchestrators and scrapers call by address.
 PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"})
@@ -21,10 +25,25 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Gate:
-    """ASGI middleware around everything that BentoML serves."""
+    """ASGI middleware around everything that BentoML serves.
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: frozenset[str], on_refusal: Callable[[Problem], None]) -> None:
+    Args:
+        app: what it guards.
+        allowed_hosts: names, besides loopback, that requests may be addressed to.
+        on_refusal: told of every request that goes no further.
+        access: what API keys allow; None where there are none.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        allowed_hosts: frozenset[str],
+        on_refusal: Callable[[Problem], None],
+        access: Access | None = None,
+    ) -> None:
         self._app = app
+        self._access = access
         self._on_refusal = on_refusal
         self._allowed_hosts = allowed_hosts | LOOPBACK
 
@@ -43,6 +62,10 @@ class Gate:
         return await self._app(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> Problem | None:
+        problem = self._refuse_origin(scope)
+        return self._access.refuse(scope) if problem is None and self._access is not None else problem
+
+    def _refuse_origin(self, scope: Scope) -> Problem | None:
         path: str = scope["path"]
         if path in PROBES:
             return None
@@ -62,6 +85,19 @@ class Gate:
 
 
 _WATCHED = frozenset({b"host", b"origin", b"sec-fetch-site"})
+# For answers that say nothing of it themselves: what they carry is no page, is nobody else's, and is kept nowhere.
+_HARDENING = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
+
+
+def _hardened(headers: list[Header]) -> list[Header]:
+    """Return headers with those that make browsers careful."""
+    present = {name for name, _ in headers}
+    return headers + [header for header in _HARDENING if header[0] not in present]
 
 
 def host_name(host: str) -> str:
@@ -74,7 +110,7 @@ def host_name(host: str) -> str:
 class _OneShape:
     """Turns error responses of BentoML and Starlette (404, 429, 503, 504, ...) into the form that the path has.
 
-    Adds the request's id to every answer.
+    Adds the request's id to every answer, and what makes browsers careful.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, name: bytes) -> None:
@@ -90,7 +126,7 @@ class _OneShape:
                 await render(problem, self._scope["path"])(self._scope, self._receive, self)
                 self._is_replaced = True
                 return
-            message["headers"] = [*message["headers"], (HEADER, self._name)]
+            message["headers"] = _hardened([*message["headers"], (HEADER, self._name)])
         await self._send(message)
 
     def _replacement(self, message: Message) -> Problem | None:

@@ -55,7 +55,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def start(tmp_path: Path, bases: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+def start(tmp_path: Path, bases: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("SAUCIER_", "BENTOML_"))}
     environment |= {
         "SAUCIER_HOME": str(tmp_path / "home"),
@@ -65,7 +65,7 @@ def start(tmp_path: Path, bases: Path, **settings: str) -> subprocess.CompletedP
         "BENTOML_DO_NOT_TRACK": "True",
         **{f"SAUCIER_{key}": value for key, value in settings.items()},
     }
-    command = [str(Path(sys.executable).parent / "bentoml"), "serve"]
+    command = [str(Path(sys.executable).parent / "bentoml"), "serve", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
@@ -95,6 +95,29 @@ def test_ambiguous_default_stops_the_start(prebuilt_bases: Path, tmp_path: Path)
 
 def test_unusable_setting_stops_the_start(prebuilt_bases: Path, tmp_path: Path) -> None:
     assert "SAUCIER_WORKERS: " in refusal(start(tmp_path, prebuilt_bases, WORKERS="many"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"), [((), {"HOST": "0.0.0.0"}), ((), {"HOST": "::"}), (("--host", "0.0.0.0"), {})]
+)
+def test_public_address_without_keys_stops_the_start(
+    arguments: tuple[str, ...], settings: dict[str, str], prebuilt_bases: Path, tmp_path: Path
+) -> None:
+    line = refusal(start(tmp_path, prebuilt_bases / "tiny", *arguments, **settings))
+    assert "SAUCIER_API_KEYS_FILE: expected a file of API keys" in line
+
+
+def test_public_address_without_keys_is_let_through_on_demand(tmp_path: Path) -> None:
+    settings = {"HOST": "0.0.0.0", "PUBLIC_WITHOUT_KEYS": "true"}
+    assert "at least one base set" in refusal(start(tmp_path, tmp_path, **settings))  # stopped by what comes next
+
+
+@pytest.mark.parametrize("text", [None, "{}"])
+def test_unusable_keys_stop_the_start(text: str | None, prebuilt_bases: Path, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    if text is not None:
+        path.write_text(text)
+    assert f"{path}: expected " in refusal(start(tmp_path, prebuilt_bases / "tiny", API_KEYS_FILE=str(path)))
 
 
 def test_registry_of_a_newer_version_stops_the_start(prebuilt_bases: Path, tmp_path: Path) -> None:

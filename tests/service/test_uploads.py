@@ -2,18 +2,25 @@
 
 import asyncio
 import base64
+import io
 import json
+import zipfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
+from service.http.adaptation import Upload, check_upload
 from service.http.problems import Problem
 from service.http.uploads import Part, read_body, read_images, read_json, read_multipart
 from service.settings import Settings
+from tests.service.conftest import encode
+from training.manifest import read_manifest
 
 LIMITS = Settings(max_upload_mb=0.001, max_images=5, upload_timeout_seconds=0.2)
 BOUNDARY = "frontier"
@@ -162,3 +169,18 @@ def test_three_ways_to_send_an_image_are_the_same() -> None:
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/octet-stream", "application/x-tar"])
 def test_other_media_types_are_a_415(content_type: str) -> None:
     assert refusal(read_images(request([b"x"], content_type), LIMITS)).status == 415
+
+
+def test_pixels_of_an_archive_count_like_those_of_other_images(tiny_base_set: Path) -> None:
+    manifest = read_manifest(tiny_base_set)
+    pictures = np.random.default_rng(3).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for index, picture in enumerate(pictures[:3]):
+            archive.writestr(f"cat/{index}.png", encode(picture))
+    for unlabelled, size in (([], 3), ([encode(pictures[3])], 4)):
+        upload = Upload([], [], packed.getvalue(), unlabelled)
+        check_upload(upload, manifest, Settings(max_request_pixels=size * 256))
+        with pytest.raises(Problem, match="pixels in one request") as caught:
+            check_upload(upload, manifest, Settings(max_request_pixels=size * 256 - 1))
+        assert caught.value.status == 413

@@ -1,0 +1,99 @@
+"""Connections that send nothing, or a head that never ends, are cut. Bodies have their own limits in `uploads`.
+
+uvicorn lets a client take as long as it likes over the head of a request, and make it as long as it likes; only the
+pause between two requests is limited. BentoML, which starts uvicorn, offers no way to change that, so the protocol that
+uvicorn picks by default is extended here.
+"""
+
+from asyncio import TimerHandle, Transport
+from typing import Any, ClassVar
+
+import uvicorn.config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 65_536
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """HTTP/1.1 on one connection, with a limit on the time and the bytes that the head of a request takes.
+
+    Time runs from the connection, or the first byte after an answer, to the end of the head; and from an answer that
+    was given before its request's body was over, so that nobody feeds us bytes for ever that are thrown away. It costs
+    one timer per connection, not per request.
+    """
+
+    head_seconds: ClassVar[float] = 10.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting_since: float | None = self.loop.time()  # None: for nothing that this class limits
+        self._is_answering = False
+        self._is_body_over = True
+        self._head_bytes: int | None = None  # None outside of a head
+        self._timer: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        """Start the clock."""
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self.head_seconds, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        super().connection_lost(exc)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take what arrived."""
+        super().data_received(data)
+        if not self._is_answering and self._waiting_since is None:
+            self._waiting_since = self.loop.time()
+        if self._head_bytes is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        """A head ends, and its request begins."""
+        self._head_bytes = self._waiting_since = None
+        self._is_answering, self._is_body_over = True, False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body of a request ends."""
+        self._is_body_over = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer to a request is written; another request may wait already."""
+        super().on_response_complete()
+        if self.cycle.response_complete:
+            self._is_answering = False
+            self._waiting_since = None if self._is_body_over else self.loop.time()
+
+    def _look(self) -> None:
+        if self.transport.is_closing():
+            return
+        left = self.head_seconds
+        if self._waiting_since is not None:
+            left -= self.loop.time() - self._waiting_since
+        if left <= 0:
+            self.transport.close()
+        else:
+            self._timer = self.loop.call_later(left, self._look)
+
+
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+def guard_connections(head_seconds: float) -> None:
+    """Let the servers that this process starts from now on limit the heads of requests."""
+    GuardedProtocol.head_seconds = head_seconds
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{GuardedProtocol.__name__}"

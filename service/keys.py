@@ -1,0 +1,72 @@
+"""The commands of `python -m service keys`: make API keys, list them, take them back."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+from pydantic import Field
+
+from service.settings import Settings, SettingsError
+from service.store.keys import NAME, Role, add_key, read_keys, revoke_key
+from training.cli import Command, Result
+
+
+class AddCommand(Command):
+    """Make a key and print it: the only time that it can be seen. Running services know it within a second.
+
+    Example: SAUCIER_API_KEYS_FILE=keys.json python -m service keys add --name camera-7 --role predict
+    """
+
+    name: ClassVar[str] = "add"
+
+    key_name: Annotated[str, tyro.conf.arg(name="name")] = Field(
+        pattern=f"^{NAME}$", description="who it is for: letters, digits and . _ @ -, at most 63; events name it"
+    )
+    role: Role = Field(description="what it may do: each role may also do what those before it may")
+
+    def execute(self) -> Result:
+        """Make it."""
+        secret = add_key(_path(), self.key_name, self.role)
+        return Result({"name": self.key_name, "role": self.role, "key": secret}, secret)
+
+
+class ListCommand(Command):
+    """List the keys: names, roles and when they were made.
+
+    Example: SAUCIER_API_KEYS_FILE=keys.json python -m service keys list
+    """
+
+    name: ClassVar[str] = "list"
+
+    def execute(self) -> Result:
+        """List them."""
+        keys = read_keys(_path())
+        lines = [f"{key.role:<8} {key.created_at:%Y-%m-%d %H:%M} {key.name}" for key in keys]
+        rows = [key.model_dump(mode="json", exclude={"sha256"}) for key in keys]
+        return Result({"keys": rows}, "\n".join(lines) or "no keys")
+
+
+class RevokeCommand(Command):
+    """Take a key back. Running services refuse it within a second.
+
+    Example: SAUCIER_API_KEYS_FILE=keys.json python -m service keys revoke --name camera-7
+    """
+
+    name: ClassVar[str] = "revoke"
+
+    key_name: Annotated[str, tyro.conf.arg(name="name")] = Field(description="name of the key")
+
+    def execute(self) -> Result:
+        """Take it back."""
+        revoked = revoke_key(_path(), self.key_name)
+        return Result({"name": revoked.name, "role": revoked.role}, f"revoked {revoked.name} ({revoked.role})")
+
+
+COMMANDS: tuple[type[Command], ...] = (AddCommand, ListCommand, RevokeCommand)
+
+
+def _path() -> Path:
+    path = Settings.load().api_keys_file
+    if path is None:
+        raise SettingsError("SAUCIER_API_KEYS_FILE: expected the file that keeps the API keys, got nothing")
+    return path

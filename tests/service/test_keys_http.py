@@ -1,0 +1,254 @@
+"""A server that asks for keys: who may what, what is told about it, and clients that dawdle or never end."""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tritonclient.http import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from service.store.keys import ROLES, add_key, revoke_key
+from tests.service.conftest import Labelled, Server, as_parts
+
+pytestmark = pytest.mark.e2e
+
+HEAD_SECONDS, BODY_SECONDS, RATE = 1, 2, 40
+
+
+class KeyedServer(Server):
+    """A server that asks for keys; its client has the highest."""
+
+    def __init__(self, home: Path, bases: Path) -> None:
+        self.file = home.parent / "keys.json"
+        self.secrets: dict[str, str] = {role: add_key(self.file, f"the-{role}", role) for role in ROLES}
+        super().__init__(
+            home,
+            bases,
+            BASE_SET="tiny",
+            API_KEYS_FILE=str(self.file),
+            KEY_REQUESTS_PER_SECOND=str(RATE),
+            HEAD_TIMEOUT_SECONDS=str(HEAD_SECONDS),
+            UPLOAD_TIMEOUT_SECONDS=str(BODY_SECONDS),
+            METRICS_KEY="always",
+            MAX_UPLOAD_MB="1",
+            MAX_QUEUED_JOBS="1",
+        )
+        self.client.headers["authorization"] = f"Bearer {self.secrets['admin']}"
+
+    def live_workers(self, deployment: str = "default") -> list[dict[str, Any]]:
+        answer = self.client.get(f"/deployments/{deployment}")
+        time.sleep(0.1)  # within the rate
+        workers = answer.json().get("workers", [])
+        return [worker for worker in workers if worker["version"] is not None]
+
+    def headers(self, key: str) -> dict[str, str]:
+        """Return the headers of a request by a role, or with this key."""
+        return {"authorization": f"Bearer {self.secrets.get(key, key)}"}
+
+
+@pytest.fixture(scope="module")
+def keyed(prebuilt_bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedServer]:
+    server = KeyedServer(tmp_path_factory.mktemp("keyed") / "home", prebuilt_bases)
+    server.start()
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def client(keyed: KeyedServer) -> Iterator[httpx.Client]:
+    """A client without a key."""
+    with httpx.Client(base_url=keyed.url, timeout=70) as client:
+        yield client
+
+
+def test_roles_hold_from_end_to_end(keyed: KeyedServer, client: httpx.Client, labelled: Labelled) -> None:
+    files = as_parts(labelled.files[:2])
+    for path in ("/livez", "/readyz", "/openapi.json", "/docs"):
+        assert client.get(path).status_code == 200
+    for path in ("/metrics", "/deployments", "/nowhere"):
+        assert client.get(path).status_code == 401
+    assert client.post("/predict", files=files).status_code == 401
+    predict, adapt = keyed.headers("predict"), keyed.headers("adapt")
+    assert client.post("/predict", files=files, headers=predict).status_code == 200
+    request = labelled.request(0, 12) | {"params": {"wait": 0, "promote": "never"}}
+    assert client.post("/adapt", **request, headers=predict).status_code == 403
+    always = labelled.request(0, 12) | {"params": {"promote": "always"}}
+    refused = client.post("/adapt", **always, headers=adapt)
+    assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
+    assert "promote=always" in refused.json()["detail"]
+    dial = {"coefficients": {"linf": 0.0, "nominal": 0.0, "l2": 1.0, "l1": 0.0}}
+    assert client.put("/deployments/default/soup", json=dial, headers=adapt).status_code == 403
+    assert client.get("/deployments/default", headers=predict).json()["version"] == 1
+    done = client.post("/adapt", **labelled.request(0, 12), params={"promote": "never"}, headers=adapt)
+    assert done.json()["state"] == "kept"
+    assert client.get(f"/jobs/{done.json()['job']}", headers=adapt).json() == done.json()
+
+
+def test_events_name_the_key_that_asked(keyed: KeyedServer, labelled: Labelled) -> None:
+    dial = {"coefficients": {"linf": 0.5, "nominal": 0.0, "l2": 0.5, "l1": 0.0}}
+    assert keyed.client.put("/deployments/default/soup", json=dial).status_code in (200, 202)
+    assert keyed.client.put("/deployments/default/soup", json={"version": 1}).status_code in (200, 202)
+    adapted = keyed.client.post("/adapt", **labelled.request(5, 105), headers=keyed.headers("adapt")).json()
+    assert adapted["state"] == "promoted"
+    events = keyed.client.get("/deployments/default/events").json()["events"]
+    found = [(event["kind"], event["who"]) for event in events[:4]]
+    assert found == [("promoted", "the-adapt"), ("rollback", "the-admin"), ("dial", "the-admin"), ("created", None)]
+    assert keyed.client.put("/deployments/default/soup", json={"version": 1}).status_code in (200, 202)
+
+
+def test_clients_of_the_inference_protocol_use_keys(keyed: KeyedServer) -> None:
+    with InferenceServerClient(f"127.0.0.1:{keyed.port}") as client:
+        assert client.is_server_ready()
+        with pytest.raises(InferenceServerException, match="expected an API key"):
+            client.get_model_metadata("default")
+        headers = {"Authorization": f"Bearer {keyed.secrets['predict']}"}
+        assert client.get_model_metadata("default", headers=headers)["name"] == "default"
+
+
+def test_running_workers_follow_the_file(keyed: KeyedServer) -> None:
+    secret = add_key(keyed.file, "visitor", "predict")
+
+    def settled(status: int) -> Callable[[], bool]:
+        def all_say_so() -> bool:
+            with httpx.Client(base_url=keyed.url) as fresh:  # connections spread over the workers
+                return fresh.get("/bases", headers=keyed.headers(secret)).status_code == status
+
+        return lambda: all(all_say_so() for _ in range(8))
+
+    keyed.wait_for(settled(200), "new key known", 10)
+    revoke_key(keyed.file, "visitor")
+    keyed.wait_for(settled(401), "revoked key refused", 10)
+
+
+def test_key_that_asks_too_often_waits(keyed: KeyedServer) -> None:
+    secret = add_key(keyed.file, "eager", "predict")
+    time.sleep(1.2)
+    found: list[httpx.Response] = []
+    with httpx.Client(base_url=keyed.url, headers=keyed.headers(secret)) as client:
+        deadline = time.monotonic() + 20
+        while (not found or found[-1].status_code == 200) and time.monotonic() < deadline:
+            found.append(client.get("/v2"))
+    assert len(found) > RATE
+    assert (found[-1].status_code, found[-1].headers["retry-after"]) == (429, "1")
+    assert set(found[-1].json()) == {"error"}
+    assert keyed.client.get("/bases").status_code == 200
+
+
+def test_answers_tell_browsers_to_be_careful(keyed: KeyedServer) -> None:
+    for path, status in (("/deployments", 200), ("/nowhere", 404), ("/docs", 200), ("/livez", 200)):
+        answer = keyed.client.get(path)
+        assert answer.status_code == status
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cache-control"] == "no-store"
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+
+
+def converse(server: Server, start: bytes, drip: bytes, *, seconds: float) -> tuple[bytes, float]:
+    """Send `start`, then `drip` twice a second; return what comes back until the server closes, and after how long."""
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(start)
+        client.settimeout(0.5)
+        answer = b""
+        while time.monotonic() - began < seconds:
+            try:
+                if not (data := client.recv(65_536)):
+                    return answer, time.monotonic() - began
+                answer += data
+            except TimeoutError:
+                try:
+                    client.sendall(drip)
+                except OSError:
+                    return answer, time.monotonic() - began
+            except OSError:
+                return answer, time.monotonic() - began
+    raise AssertionError(f"the connection is open after {seconds} s, it said {answer[:200]!r}")
+
+
+def head(server: KeyedServer, method: str, path: str, *lines: str) -> bytes:
+    key = f"Authorization: Bearer {server.secrets['admin']}"
+    return "\r\n".join((f"{method} {path} HTTP/1.1", "Host: localhost", key, *lines, "", "")).encode()
+
+
+LATE = 15  # seconds that a loaded machine may add
+
+
+def test_silence_and_dripping_heads_are_cut(keyed: KeyedServer) -> None:
+    for start, drip in ((b"", b""), (b"GET / HTTP/1.1\r\nX-A: ", b"a"), (head(keyed, "GET", "/bases"), b"\r\n")):
+        answer, seconds = converse(keyed, start, drip, seconds=LATE)
+        assert seconds >= HEAD_SECONDS - 0.2
+        assert answer.startswith(b"HTTP/1.1 200") == (b"/bases" in start)
+
+
+def test_endless_head_is_cut(keyed: KeyedServer) -> None:
+    answer, _ = converse(keyed, b"GET / HTTP/1.1\r\nX-A: " + b"a" * 200_000, b"a", seconds=LATE)
+    assert answer.startswith(b"HTTP/1.1 431") or not answer  # a reset can overtake the answer
+
+
+def test_dripping_body_is_cut(keyed: KeyedServer) -> None:
+    for lines in (("Content-Length: 100000",), ("Transfer-Encoding: chunked",)):
+        start = head(keyed, "POST", "/predict", "Content-Type: image/png", *lines)
+        drip = b"x" if "Length" in lines[0] else b"1\r\nx\r\n"
+        answer, seconds = converse(keyed, start, drip, seconds=LATE)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert seconds >= BODY_SECONDS - 0.2
+
+
+def test_body_that_nobody_reads_is_cut(keyed: KeyedServer) -> None:
+    stranger = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+    answer, seconds = converse(keyed, stranger, b"x", seconds=LATE)
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert seconds >= HEAD_SECONDS - 0.2
+
+
+def test_oversized_chunked_body_is_cut(keyed: KeyedServer) -> None:
+    start = head(keyed, "POST", "/predict", "Content-Type: image/png", "Transfer-Encoding: chunked")
+    chunk = b"10000\r\n" + bytes(65_536) + b"\r\n"
+    answer, _ = converse(keyed, start + chunk * 20, chunk, seconds=LATE)
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_idle_connections_between_requests_live_on(keyed: KeyedServer) -> None:
+    with socket.create_connection(("127.0.0.1", keyed.port), timeout=LATE) as client:
+        for wait in (0, HEAD_SECONDS + 1):  # uvicorn keeps them for 5 s
+            time.sleep(wait)
+            client.sendall(head(keyed, "GET", "/v2"))
+            assert client.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+def test_full_queue_is_a_429(keyed: KeyedServer, labelled: Labelled) -> None:
+    found = []
+    for stop in range(20, 32):
+        found.append(keyed.client.post("/adapt", **labelled.request(0, stop), params={"wait": 0, "promote": "never"}))
+        if found[-1].status_code == 429:
+            break
+    assert found[-1].status_code == 429, [answer.status_code for answer in found]
+    assert int(found[-1].headers["retry-after"]) >= 1
+    assert len(found) >= 2
+
+
+def test_keys_are_told_to_nobody(keyed: KeyedServer) -> None:
+    """The last test here: what all the others left behind."""
+    keyed.client.get("/deployments", headers=keyed.headers("saucier_" + "A" * 43))
+    said = {
+        "metrics": keyed.client.get("/metrics").content,
+        "events": keyed.client.get("/deployments/default/events").content,
+        "jobs": keyed.client.get("/deployments/default/jobs").content,
+        "error": keyed.client.get("/nowhere").content,
+        "log": keyed.log.read_bytes(),
+        **{str(path): path.read_bytes() for path in keyed.home.rglob("*") if path.is_file()},
+        "keys": keyed.file.read_bytes(),
+    }
+    assert b'reason="key"' in said["metrics"]
+    assert b'reason="role"' in said["metrics"]
+    assert b'reason="rate"' in said["metrics"]
+    assert json.loads(said["jobs"])["jobs"]
+    for secret in (*keyed.secrets.values(), "saucier_" + "A" * 43):
+        assert not [where for where, text in said.items() if secret.removeprefix("saucier_").encode() in text]
