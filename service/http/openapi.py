@@ -10,8 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from adapt.landscape import Landscape
 from service.http.inference import document as inference
-from service.http.problems import MEDIA_TYPE, error_media_type
-from service.http.roles import needed
+from service.http.problems import MEDIA_TYPE
 from service.http.schemas import (
     DEPLOYMENT_NAME,
     Bases,
@@ -28,6 +27,7 @@ from service.http.schemas import (
     SamplesView,
     Soups,
 )
+from service.http.secured import SCHEMES, secured
 
 Json = dict[str, Any]
 
@@ -375,34 +375,6 @@ def _paths() -> Json:
     }
 
 
-_KEY: Json = {
-    "type": "http",
-    "scheme": "bearer",
-    "description": "An API key, where the operator asks for keys. Operations list the role that they need, of predict, "
-    "adapt and admin; each role may also do what those before it may.",
-}
-
-
-def _secured(paths: Json) -> Json:
-    """Return the paths with the role that each operation needs once there are keys, and how it is refused then."""
-    for path, operations in paths.items():
-        schema = "Problem" if error_media_type(path) == MEDIA_TYPE else "ProtocolError"
-        content = {error_media_type(path): {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-        refusals = {
-            "401": {"description": "without a known API key", "content": content},
-            "403": {
-                "description": "the role of the API key is too low, or the request is another site's",
-                "content": content,
-            },
-            "429": {"description": "too many requests", "content": content},
-        }
-        for method, operation in operations.items():
-            if (role := needed(method.upper(), path)) != "open":
-                operation["security"] = [{}, {"key": [role]}]
-                operation["responses"] = operation["responses"] | refusals
-    return paths
-
-
 def openapi_document() -> Json:
     """Return the OpenAPI document of the service."""
     _, definitions = models_json_schema(
@@ -416,9 +388,9 @@ def openapi_document() -> Json:
             "description": "Image classification by soups of robust ingredients that adapt to distribution shift.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "paths": _secured(_paths()),
+        "paths": secured(_paths()),
         "components": {
-            "securitySchemes": {"key": _KEY},
+            "securitySchemes": SCHEMES,
             "schemas": {**definitions["$defs"], "Problem": _PROBLEM, **inference.schemas()},
         },
     }

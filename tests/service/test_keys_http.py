@@ -18,6 +18,7 @@ from tests.service.conftest import Labelled, Server, as_parts
 pytestmark = pytest.mark.e2e
 
 HEAD_SECONDS, BODY_SECONDS, RATE = 1, 2, 40
+OF = ("events", "jobs", "soups")
 
 
 class KeyedServer(Server):
@@ -234,21 +235,23 @@ def test_full_queue_is_a_429(keyed: KeyedServer, labelled: Labelled) -> None:
     assert len(found) >= 2
 
 
-def test_keys_are_told_to_nobody(keyed: KeyedServer) -> None:
-    """The last test here: what all the others left behind."""
-    keyed.client.get("/deployments", headers=keyed.headers("saucier_" + "A" * 43))
-    said = {
-        "metrics": keyed.client.get("/metrics").content,
-        "events": keyed.client.get("/deployments/default/events").content,
-        "jobs": keyed.client.get("/deployments/default/jobs").content,
-        "error": keyed.client.get("/nowhere").content,
-        "log": keyed.log.read_bytes(),
-        **{str(path): path.read_bytes() for path in keyed.home.rglob("*") if path.is_file()},
-        "keys": keyed.file.read_bytes(),
-    }
-    assert b'reason="key"' in said["metrics"]
-    assert b'reason="role"' in said["metrics"]
-    assert b'reason="rate"' in said["metrics"]
-    assert json.loads(said["jobs"])["jobs"]
-    for secret in (*keyed.secrets.values(), "saucier_" + "A" * 43):
+def test_keys_are_told_to_nobody(keyed: KeyedServer, labelled: Labelled) -> None:
+    wrong = "saucier_" + "A" * 43
+    request = labelled.request(0, 40) | {"params": {"wait": 0, "promote": "never"}}
+    errors = [
+        keyed.client.get("/deployments", headers=keyed.headers(wrong)),
+        keyed.client.put("/deployments/x", json={}, headers=keyed.headers("predict")),
+        keyed.client.post("/adapt", **request, headers=keyed.headers("predict")),
+        keyed.client.post("/predict", content=b"nonsense", headers={"content-type": "image/png"}),
+    ]
+    assert [error.status_code for error in errors] == [401, 403, 403, 422]
+    assert keyed.client.post("/adapt", **request).status_code in (202, 429)
+    said = {path: keyed.client.get(path).content for path in ("/metrics", *(f"/deployments/default/{of}" for of in OF))}
+    assert b'reason="key"' in said["/metrics"]
+    assert b'reason="role"' in said["/metrics"]
+    assert json.loads(said["/deployments/default/jobs"])["jobs"]
+    said |= {str(index): error.content + str(error.headers).encode() for index, error in enumerate(errors)}
+    said |= {str(path): path.read_bytes() for path in keyed.home.parent.rglob("*") if path.is_file()}
+    assert {str(keyed.log), str(keyed.file), str(keyed.home / "registry.db")} <= said.keys()
+    for secret in (*keyed.secrets.values(), wrong):
         assert not [where for where, text in said.items() if secret.removeprefix("saucier_").encode() in text]
