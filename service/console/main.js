@@ -138,6 +138,7 @@ function fail(error) {
     return; // the field for the key is there already
   }
   byId("frame").hidden = false;
+  byId("sign-out").hidden = getKey() === null; // another key may be allowed more
   const isGone = error.status === 404 && wanted() !== DEFAULT;
   byId("deployment").hidden = model === null || isGone;
   showProblem(

@@ -9,11 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
+from playwright.sync_api import Browser, expect
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from service.store.keys import ROLES, add_key, revoke_key
 from tests.service.conftest import Labelled, Server, as_parts
+from tests.service.console import console, shown, write_folders
 
 pytestmark = pytest.mark.e2e
 
@@ -109,6 +111,27 @@ def test_clients_of_the_inference_protocol_use_keys(keyed: KeyedServer) -> None:
             client.get_model_metadata("default")
         headers = {"Authorization": f"Bearer {keyed.secrets['predict']}"}
         assert client.get_model_metadata("default", headers=headers)["name"] == "default"
+
+
+def test_console_works_with_a_key_that_suffices(
+    browser: Browser, keyed: KeyedServer, labelled: Labelled, tmp_path: Path
+) -> None:
+    folder = write_folders(labelled, 0, 60, tmp_path / "shop")
+    with console(browser, keyed, refused={401, 403}) as page:
+        for key in ("saucier_wrong", keyed.secrets["predict"]):
+            page.fill("#key", key)
+            page.keyboard.press("Enter")
+            if key == "saucier_wrong":
+                expect(page.locator("#sign-in [role=alert]")).to_contain_text("not accepted")
+        expect(page.locator("#page-problem")).to_contain_text("needs a key of the role adapt")
+        page.click("#sign-out")
+        page.fill("#key", keyed.secrets["adapt"])
+        page.keyboard.press("Enter")
+        shown(page, "default")
+        page.set_input_files("#pick-folder", folder)
+        page.select_option("#promote", "never")
+        page.click("#adapt-start")
+        page.wait_for_selector(".result")
 
 
 def test_running_workers_follow_the_file(keyed: KeyedServer) -> None:
