@@ -67,7 +67,7 @@ class Registry:
             columns = (Deployment.name, Deployment.uid, Deployment.base_set, Deployment.version, Deployment.reservoir)
             rows = session.execute(select(*columns).order_by(Deployment.name)).all()
             active = select(Job.deployment, func.count()).where(Job.state.in_(ACTIVE_STATES)).group_by(Job.deployment)
-            jobs = session.execute(active).tuples().all()
+            jobs = session.execute(active).all()
         return Snapshot(
             tuple(Pointer(*pointer) for *pointer, _ in rows),
             {row.name: ReservoirPlan(**row.reservoir) for row in rows if row.reservoir is not None},
