@@ -3,7 +3,6 @@
 import base64
 import json
 import uuid
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +20,7 @@ from deploy.session import CPU, Floats
 from deploy.skeleton import embed, make_skeleton
 from training.bases import BaseSet
 from training.documents import first_error, one_line
+from training.version import VERSION
 
 Precision = Literal["fp32", "fp16"]
 
@@ -68,7 +68,7 @@ def export(base: BaseSet, soup: Soup, out: Path, precision: Precision = "fp32") 
     if precision == "fp16":
         model = _halve(model)
     onnx.helper.set_model_props(model, _metadata(base, soup, precision))
-    model.producer_name, model.producer_version = "saucier", version("saucier")
+    model.producer_name, model.producer_version = "saucier", VERSION
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -136,7 +136,7 @@ def _metadata(base: BaseSet, soup: Soup, precision: Precision) -> dict[str, str]
         "bn_mode": soup.bn_mode,
         "temperature": json.dumps(soup.temperature),
         "precision": precision,
-        "saucier_version": version("saucier"),
+        "saucier_version": VERSION,
     }
     if soup.patch is not None:
         metadata["patch"] = soup.patch.summary.model_dump_json()

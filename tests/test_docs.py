@@ -21,6 +21,7 @@ DOCUMENTS = sorted(
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "bases").rglob("*.md"),
+        *(ROOT / "deploy").rglob("*.md"),
         *ROOT.glob("benchmarks/*/*.md"),
     ]
 )

@@ -10,8 +10,9 @@ import torch
 from training.data import Images
 from training.documents import Frozen
 from training.manifest import Provenance
+from training.version import VERSION
 
-PACKAGES = ("saucier", "torch", "timm", "numpy")
+PACKAGES = ("torch", "timm", "numpy")
 
 
 def provenance(recipe: Frozen, data: Images, *, seed: int, seconds: float, device: str) -> Provenance:
@@ -31,7 +32,7 @@ def provenance(recipe: Frozen, data: Images, *, seed: int, seconds: float, devic
         seed=seed,
         git_commit=_git("rev-parse", "HEAD"),
         git_dirty=None if status is None else bool(status),
-        versions={package: metadata.version(package) for package in PACKAGES},
+        versions={"saucier": VERSION, **{package: metadata.version(package) for package in PACKAGES}},
         hardware=f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}",
         data_hash=data.digest,
         seconds=seconds,

@@ -2,7 +2,6 @@
 
 import html
 import json
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
@@ -28,6 +27,7 @@ from service.http.schemas import (
     Soups,
 )
 from service.http.secured import SCHEMES, secured
+from training.version import VERSION
 
 Json = dict[str, Any]
 
@@ -384,7 +384,7 @@ def openapi_document() -> Json:
         "openapi": "3.1.0",
         "info": {
             "title": "Saucier",
-            "version": version("saucier"),
+            "version": VERSION,
             "description": "Image classification by soups of robust ingredients that adapt to distribution shift.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },

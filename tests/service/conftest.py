@@ -72,13 +72,23 @@ class Labelled:
 
 
 class Server:
-    """One `bentoml serve` process tree."""
+    """One `bentoml serve` process tree.
 
-    def __init__(self, home: Path, bases: Path, **settings: str) -> None:
+    Args:
+        home: its home; beside it lie BentoML's own and the log.
+        bases: its base sets; None for those that come with what is served.
+        settings: more of them.
+    """
+
+    folder = ROOT  # where it is started
+    command: Sequence[str] = (str(Path(sys.executable).parent / "bentoml"), "serve")
+
+    def __init__(self, home: Path, bases: Path | None, **settings: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.home, self.bases = home, bases
+        self.bentoml_home = home.parent / f"{home.name}-bentoml"
         self.log = home.parent / f"{home.name}.log"
         self.url = f"http://127.0.0.1:{self.port}"
         self._settings = settings
@@ -90,17 +100,17 @@ class Server:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("SAUCIER_", "BENTOML_"))}
         environment |= {
             "SAUCIER_HOME": str(self.home),
-            "SAUCIER_BASES": str(self.bases),
+            **({} if self.bases is None else {"SAUCIER_BASES": str(self.bases)}),
             "SAUCIER_PORT": str(self.port),
-            "BENTOML_HOME": str(self.home.parent / f"{self.home.name}-bentoml"),
+            "BENTOML_HOME": str(self.bentoml_home),
             "BENTOML_DO_NOT_TRACK": "True",
             "OMP_NUM_THREADS": "1",
             **{f"SAUCIER_{key}": value for key, value in self._settings.items()},
         }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(Path(sys.executable).parent / "bentoml"), "serve"],
-                cwd=ROOT,
+                self.command,
+                cwd=self.folder,
                 env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,

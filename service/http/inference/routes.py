@@ -2,7 +2,6 @@
 
 import asyncio
 from functools import cache, partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -28,13 +27,14 @@ from service.http.uploads import read_body
 from service.prediction.catalog import Base
 from service.prediction.loading import LoadedSoup, Outdated
 from service.store.registry import Pointer
+from training.version import VERSION
 
 PLATFORM = "onnxruntime_onnx"
 
 
 @cache
 def _server() -> dict[str, Any]:
-    return {"name": "saucier", "version": version("saucier"), "extensions": ["binary_tensor_data"]}
+    return {"name": "saucier", "version": VERSION, "extensions": ["binary_tensor_data"]}
 
 
 async def show_server(_: Context, __: Request) -> Response:
