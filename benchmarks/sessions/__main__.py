@@ -17,7 +17,7 @@ from pydantic import Field
 from benchmarks.machine import machine
 from benchmarks.pictures import jpegs
 from benchmarks.server import Server, serve
-from benchmarks.sessions.processes import MIB, accepted_by, age_seconds, cpu_seconds, mapped, memory
+from benchmarks.sessions.processes import MIB, accepted_by, age_seconds, cpu_seconds, is_alive, mapped, memory
 from deploy.layout import find_bundle
 from deploy.runtime import Bundle
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
@@ -131,7 +131,7 @@ class Sessions(Command):
         before = _wait_until_ready(server, workers)
         victim = next(iter(before))
         os.kill(victim, signal.SIGKILL)
-        after = _wait_until_ready(server, workers, gone=victim)
+        after = _wait_until_ready(server, workers)
         return _cost_of_start({pid: age for pid, age in after.items() if pid not in before})
 
 
@@ -154,13 +154,17 @@ class _Connection:
         return seconds, json.dumps(json.loads(body)["predictions"])
 
 
-def _wait_until_ready(server: Server, workers: int, *, gone: int | None = None) -> dict[int, float]:
-    """Return the age of each worker's process when it had served its first soup, by process, leaving out one."""
+def _wait_until_ready(server: Server, workers: int) -> dict[int, float]:
+    """Return the age of each worker's process when it had loaded its first soup, by process.
+
+    One that was killed stays listed for some seconds.
+    """
     ages: dict[int, float] = {}
     while len(ages) < workers:
         for worker in server.call("GET", "/deployments/default")["workers"]:
-            if worker["version"] is not None and worker["pid"] not in (gone, *ages):
-                ages[worker["pid"]] = age_seconds(worker["pid"])
+            pid = worker["pid"]
+            if worker["version"] is not None and pid not in ages and is_alive(pid):
+                ages[pid] = age_seconds(pid)
         time.sleep(0.02)
     return ages
 

@@ -35,6 +35,11 @@ def mapped(pid: int, suffix: str) -> tuple[float, float]:
     return rss, private
 
 
+def is_alive(pid: int) -> bool:
+    """Say if a process runs; one that was killed may wait to be noticed."""
+    return Path(f"/proc/{pid}").exists() and _stat(pid)[0] not in "ZX"
+
+
 def cpu_seconds(pid: int) -> float:
     """Return the processor time that a process has used."""
     user, system = _stat(pid)[11:13]
