@@ -114,7 +114,7 @@ class Intake:
             for start in range(0, len(missing), per_pack):
                 part = missing[start : start + per_pack]
                 packs.append(Written(new_id(), tuple(support.hashes[index] for index in part)))
-                self._packs.write(packs[-1].id, support.images[part])
+                self._packs.write(*packs[-1], support.images[part])
         if unlabelled is not None:
             hashes = np.asarray(request.material.unlabelled_hashes)
             self._objects.write(unlabelled_key(job), to_bytes(images=unlabelled, hashes=hashes))

@@ -1,7 +1,7 @@
 """What a request for an adaptation does to the rows of kept images, within the transaction that queues its job."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -14,7 +14,7 @@ from service.store.tables import Deployment, Pack, Sample
 from training.documents import Frozen
 from training.manifest import InputSpec, Manifest
 
-CHUNK = 500  # hashes in one statement
+CHUNK = 1000  # hashes in one statement
 MAX_NAMED = 100  # relabelled images that a job names
 
 Choice = Literal["new", "all"]
@@ -60,6 +60,16 @@ def samples_of(session: Session, deployment: str, hashes: Iterable[str]) -> Iter
         yield from session.scalars(select(Sample).where(Sample.deployment == deployment, condition))
 
 
+def packs_of(session: Session, deployment: str, hashes: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield hash and pack of those images that a deployment keeps."""
+    query = select(Sample.hash, Sample.pack).where(Sample.deployment == deployment)
+    if len(hashes) <= CHUNK:
+        query = query.where(Sample.hash.in_(hashes))
+    for digest, pack in session.execute(query):
+        if digest in hashes:
+            yield digest, pack
+
+
 def fitting(session: Session, rows: Iterable[Sample], spec: InputSpec) -> set[str]:
     """Return the hashes of those rows whose images have the network's input size, which may have changed since."""
     by_pack: dict[str, set[str]] = {}
@@ -99,7 +109,7 @@ def keep(
     spec, now = manifest.input, time.time()
     rows = {row.hash: row for row in samples_of(session, deployment.name, [item.hash for item in material.selected])}
     fit = fitting(session, rows.values(), spec)
-    placed = {digest: (pack.id, position) for pack in packs for position, digest in enumerate(pack.hashes)}
+    placed = {digest: pack.id for pack in packs for digest in pack.hashes}
     session.add_all(Pack(id=pack.id, owner=deployment.uid, height=spec.height, width=spec.width) for pack in packs)
     session.flush()
     new: list[dict[str, object]] = []
@@ -110,22 +120,20 @@ def keep(
         if digest not in fit and digest not in placed:
             raise Moved
         if row is None:
-            pack, position = placed[digest]
-            place = {"pack": pack, "position": position}
-            new.append({"hash": digest, "deployment": deployment.name, "label": label, "given_at": now, **place})
+            new.append({"deployment": deployment.name, "hash": digest, "label": label, "pack": placed[digest]})
             continue
-        if digest in fit:
-            stale |= {placed[digest][0]} if digest in placed else set()  # another request was faster
-        else:
+        if digest not in fit:
             stale.add(row.pack)
-            row.pack, row.position = placed[digest]
+            row.pack = placed[digest]
+        elif digest in placed:  # another request was faster
+            stale.add(placed[digest])
         if row.label != label:
             relabels.append(Relabel(hash=digest, before=row.label, after=label))
             row.label = label
-        row.given_at = now
-    if new:
-        session.execute(insert(Sample).values(added_at=now), new)
     session.flush()
+    if new:
+        session.execute(insert(Sample).values(added_at=now, given_at=now), new)
+    _note(session, deployment.name, rows, given_at=now)
     session.execute(update(Pack).where(Pack.id.in_(stale)).values(is_stale=True))
     return SampleChanges(choice=choice, added=len(new), relabelled=len(relabels), relabels=relabels[:MAX_NAMED])
 
@@ -182,9 +190,14 @@ def select_images(
     return selected
 
 
-def mark_used(session: Session, deployment: str, selected: Sequence[Selected]) -> None:
+def mark_used(session: Session, deployment: str, selected: Iterable[Selected]) -> None:
     """Note that a search on these images has ended."""
-    hashes, now = [digest for digest, _ in selected], time.time()
-    for start in range(0, len(hashes), CHUNK):
-        condition = Sample.hash.in_(hashes[start : start + CHUNK])
-        session.execute(update(Sample).where(Sample.deployment == deployment, condition).values(used_at=now))
+    _note(session, deployment, (digest for digest, _ in selected), used_at=time.time())
+
+
+def _note(session: Session, deployment: str, hashes: Iterable[str], **moment: float) -> None:
+    """Set a time of those images that a deployment keeps."""
+    wanted = list(hashes)
+    for start in range(0, len(wanted), CHUNK):
+        ours = (Sample.deployment == deployment) & Sample.hash.in_(wanted[start : start + CHUNK])
+        session.execute(update(Sample).where(ours).values(**moment), execution_options={"synchronize_session": False})

@@ -7,9 +7,10 @@ moment loses nothing that was acknowledged, and what should be gone is found and
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, select, update
+import numpy as np
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from service.store.database import Database
@@ -44,24 +45,25 @@ class Packs:
     def __init__(self, database: Database, objects: ObjectStore) -> None:
         self._database, self._objects = database, objects
 
-    def write(self, pack: str, images: Images) -> None:
+    def write(self, pack: str, hashes: Sequence[str], images: Images) -> None:
         """Write the object of a pack that has no row yet.
 
         Raises:
             OSError: it cannot be written; nothing is left behind.
         """
-        self._objects.write(pack_key(pack), to_bytes(images=images))
+        self._objects.write(pack_key(pack), to_bytes(hashes=np.asarray(hashes), images=images))
 
-    def read(self, packs: Iterable[str]) -> dict[str, Images]:
-        """Return the images of those packs that are there and whole.
+    def read(self, packs: Iterable[str]) -> dict[str, dict[str, Images]]:
+        """Return the images of those packs that are there and whole, each by its hash.
 
         Raises:
             OSError: the store does not answer.
         """
-        found: dict[str, Images] = {}
+        found: dict[str, dict[str, Images]] = {}
         for key, data in self._objects.read(map(pack_key, packs)).items():
             try:
-                found[_id(key)] = from_bytes(data)["images"]
+                arrays = from_bytes(data)
+                found[_id(key)] = dict(zip(arrays["hashes"].tolist(), arrays["images"], strict=True))
             except (ValueError, KeyError) as error:
                 logger.error("%s: %s", key, error)
         return found
@@ -94,22 +96,19 @@ class Packs:
     def _replace(self, pack: Pack) -> None:
         """Write what is left of a pack to a new one."""
         with self._database.read() as session:
-            rows = session.execute(select(Sample.hash, Sample.position).where(Sample.pack == pack.id)).all()
-        images = self.read([pack.id]).get(pack.id) if rows else None
-        if images is None:
+            left = session.scalars(select(Sample.hash).where(Sample.pack == pack.id)).all()
+        images = self.read([pack.id]).get(pack.id, {}) if left else {}
+        kept = [digest for digest in left if digest in images]
+        lost = set(left) - images.keys()
+        if not kept:
             return
         fresh = new_id()
-        self.write(fresh, images[[row.position for row in rows]])
+        self.write(fresh, kept, np.stack([images[digest] for digest in kept]))
         with self._database.write() as session:
             session.add(Pack(id=fresh, owner=pack.owner, height=pack.height, width=pack.width))
             session.flush()
-            session.connection().execute(
-                update(Sample)
-                .where(Sample.pack == pack.id, Sample.hash == bindparam("moved"))
-                .values(pack=fresh, position=bindparam("to")),
-                [{"moved": row.hash, "to": position} for position, row in enumerate(rows)],
-            )
-            if session.scalar(select(func.count()).where(Sample.pack == fresh)) != len(rows):  # some went meanwhile
+            session.execute(update(Sample).where(Sample.pack == pack.id, Sample.hash.not_in(lost)).values(pack=fresh))
+            if session.scalar(select(func.count()).where(Sample.pack == fresh)) != len(kept):  # some went meanwhile
                 session.execute(update(Pack).where(Pack.id == fresh).values(is_stale=True))
 
     def _forget(self, pack: str) -> None:

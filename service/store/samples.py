@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from adapt.support import Support
 from service.store.database import Database, is_text
-from service.store.keeping import samples_of
+from service.store.keeping import packs_of
 from service.store.material import Images, Material, Selected, from_bytes, unpack_selection
 from service.store.objects import ObjectStore
 from service.store.packs import Packs, drop_samples, unlabelled_key
@@ -160,13 +160,13 @@ class Samples:
         """Return the kept images among these, by hash."""
         images: dict[str, Images] = {}
         for _ in range(READ_ATTEMPTS):
-            by_pack: dict[str, list[Sample]] = defaultdict(list)
+            by_pack: dict[str, list[str]] = defaultdict(list)
             with self._database.read() as session:
-                for row in samples_of(session, deployment, [digest for digest in hashes if digest not in images]):
-                    by_pack[row.pack].append(row)
+                for digest, pack in packs_of(session, deployment, set(hashes) - images.keys()):
+                    by_pack[pack].append(digest)
             found = self.packs.read(by_pack)
             for pack, content in found.items():
-                images |= {row.hash: content[row.position] for row in by_pack[pack]}
+                images |= {digest: content[digest] for digest in by_pack[pack] if digest in content}
             if len(found) == len(by_pack):
                 break
         return images

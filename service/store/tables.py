@@ -100,7 +100,6 @@ class Sample(Table):
     hash: Mapped[str] = mapped_column(String(64), primary_key=True)  # SHA-256 of the original's pixels
     label: Mapped[str]  # the last one that it was given
     pack: Mapped[str] = mapped_column(String(32))
-    position: Mapped[int]  # in the pack
     added_at: Mapped[float]
     given_at: Mapped[float]  # the last time that somebody sent it
     used_at: Mapped[float | None]  # the last time that a search on it ended

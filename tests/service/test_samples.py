@@ -100,7 +100,7 @@ class Place:
         content = self.samples.packs.read({row.pack for row in rows})
         for row in rows:
             assert row.pack in known
-            assert np.array_equal(content[row.pack][row.position], PICTURES[HASHES.index(row.hash)])
+            assert np.array_equal(content[row.pack][row.hash], PICTURES[HASHES.index(row.hash)])
         return {HASHES.index(row.hash): row.label for row in rows}
 
     def stored(self) -> list[int]:

@@ -27,7 +27,6 @@ def upgrade() -> None:
         sa.Column("hash", sa.String(64), nullable=False),
         sa.Column("label", sa.String(), nullable=False),
         sa.Column("pack", sa.String(32), nullable=False),
-        sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("added_at", sa.Double(), nullable=False),
         sa.Column("given_at", sa.Double(), nullable=False),
         sa.Column("used_at", sa.Double(), nullable=True),
