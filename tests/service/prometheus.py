@@ -71,6 +71,13 @@ class Prometheus:
             time.sleep(0.2)
         raise AssertionError(f"{expression} is {found}, not {expected}: {self._log.read_text()[-2000:]}")
 
+    def wait_for_any(self, expression: str, what: str) -> None:
+        """Wait until an expression is worth something: rates need two looks at a series."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self.values(expression):
+            assert time.monotonic() < deadline, f"{what}: {expression} has no values"
+            time.sleep(0.2)
+
     def stop(self) -> None:
         """Stop it."""
         self._client.close()
