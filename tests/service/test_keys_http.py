@@ -4,6 +4,8 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -240,11 +242,15 @@ def test_oversized_chunked_body_is_cut(keyed: KeyedServer) -> None:
 
 
 def test_idle_connections_between_requests_live_on(keyed: KeyedServer) -> None:
-    with socket.create_connection(("127.0.0.1", keyed.port), timeout=LATE) as client:
+    with closing(HTTPConnection("127.0.0.1", keyed.port, timeout=LATE)) as client:
+        client.connect()
+        first = client.sock
         for wait in (0, HEAD_SECONDS + 1):  # uvicorn keeps them for 5 s
             time.sleep(wait)
-            client.sendall(head(keyed, "GET", "/v2"))
-            assert client.recv(65_536).startswith(b"HTTP/1.1 200")
+            client.request("GET", "/v2", headers=keyed.headers("predict"))
+            with client.getresponse() as answer:
+                assert (answer.status, bool(answer.read())) == (200, True)
+            assert client.sock is first  # it opens another one when the server closed it
 
 
 def test_full_queue_is_a_429(keyed: KeyedServer, labelled: Labelled) -> None:
