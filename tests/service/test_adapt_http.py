@@ -228,6 +228,8 @@ def test_events_tell_what_happened_newest_first(default: httpx.Client) -> None:
     ]
     assert (earlier["kind"], earlier["to_version"]) == ("dial", version - 1)
     assert default.get("/deployments/nobody/events").status_code == 404
+    assert default.get("/deployments/nobody/events", params={"before": 5}).status_code == 404
+    assert default.get("/deployments/default/events", params={"before": 1}).json()["events"] == []
     for wrong in ({"limit": 0}, {"before": "x"}, {"page": 1}):
         assert default.get("/deployments/default/events", params=wrong).status_code == 400
 
