@@ -146,8 +146,10 @@ async def list_events(context: Context, request: Request) -> Response:
     limit = min(query.integer("limit", 100, low=1), MAX_EVENTS)
     before = query.integer("before", 0, low=1) or None
     rows = await asyncio.to_thread(context.registry.events, name, limit=limit, before=before)
-    if not rows and not (before and await asyncio.to_thread(context.registry.events, name, limit=1)):
-        raise UnknownDeployment(name)
+    if not rows:
+        any_at_all = [] if before is None else await asyncio.to_thread(context.registry.events, name, limit=1)
+        if not any_at_all:
+            raise UnknownDeployment(name)
     return json_response(Events(deployment=name, events=[event_view(row) for row in rows]))
 
 
