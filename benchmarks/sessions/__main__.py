@@ -131,6 +131,8 @@ class Sessions(Command):
         before = _wait_until_ready(server, workers)
         victim = next(iter(before))
         os.kill(victim, signal.SIGKILL)
+        while is_alive(victim):
+            time.sleep(0.01)
         after = _wait_until_ready(server, workers)
         return _cost_of_start({pid: age for pid, age in after.items() if pid not in before})
 
