@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 from service.logs import REQUEST_ID
@@ -148,8 +147,3 @@ def as_problem(error: Exception) -> Problem:
         case _:
             logger.error("unexpected error", exc_info=error)
             return Problem(500, f"an unexpected error; the log of the service has more, request {REQUEST_ID.get()}")
-
-
-async def handle(request: Request, error: Exception) -> Response:
-    """Render any exception: the one exception handler of the mounted app."""
-    return render(as_problem(error), request.url.path)
