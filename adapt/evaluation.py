@@ -156,14 +156,14 @@ def run_soups(
         images: uint8 (n, H, W, 3) at the network's input size.
         bn_mode: how BatchNorm is mixed; recalibration mixes it raw, whatever this says.
         patch: tensors that take the place of every soup's mixed ones; not with `recalibrate`.
-        recalibrate: estimate each soup's BatchNorm statistics on the images and the unlabelled ones.
+        recalibrate: estimate each soup's channel statistics on the images and the unlabelled ones.
         unlabelled: uint8 (m, H, W, 3) more images to recalibrate on.
         progress: called with the fraction done, after each soup.
         should_stop: asked before each soup.
 
     Raises:
         Cancelled: `should_stop` said so.
-        ValueError: recalibration of a network without BatchNorm.
+        ValueError: recalibration of a base set with neither BatchNorm nor moments.
     """
     num_soups, n = len(coefficients), len(images)
     logits = torch.full((num_soups, n, len(prepared.manifest.class_names)), math.nan)

@@ -17,7 +17,7 @@ class LandscapePoint(Frozen):
 
     coefficients: tuple[float, ...] = Field(description="in the order of `ingredients`")
     kind: Kind = Field(
-        description="plain: as the dial serves it; recalibrated: with BatchNorm statistics of the images; patched: "
+        description="plain: as the dial serves it; recalibrated: with channel statistics of the images; patched: "
         "with the patch of the soup that was served then"
     )
     accuracy: Fraction = Field(description="on all labelled images; flatters the soup that was chosen on them")

@@ -23,7 +23,7 @@ class CandidateReport(Frozen):
     accuracy: float = Field(description="plain: too high for the chosen one, which was picked on these images")
     temp_ce: float | None = Field(description="cross-entropy at its own best temperature; null if not usable")
     temperature: float
-    recalibrated: bool = Field(default=False, description="with BatchNorm statistics of the images")
+    recalibrated: bool = Field(default=False, description="with channel statistics of the images")
 
 
 class UnseenAccuracy(Frozen):
@@ -143,7 +143,7 @@ def table(report: Report) -> str:
         f" {search.image_forwards} image-forwards, {search.seconds:.1f} s"
     )
     if (patch := outcome.patch) is not None:
-        parts = [f"BatchNorm statistics of {patch.recalibrated} images"] if patch.recalibrated else []
+        parts = [f"channel statistics of {patch.recalibrated} images"] if patch.recalibrated else []
         parts += ["a last layer fitted to labelled images"] if patch.head else []
         lines.append(f"candidate  replaces mixed weights by {' and '.join(parts)}")
     if (accuracy := outcome.accuracy) is not None:

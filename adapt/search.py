@@ -133,10 +133,10 @@ def search(
 ) -> Search:
     """Evaluate soups on the support images, choose one, and judge it on images it was not chosen on.
 
-    The current soup and every ingredient alone are always among the candidates. Where the network has BatchNorm, soups
-    with statistics estimated on the images are candidates too. The soup of least tempCE is taken; its last layer is
-    fitted again where that lowers the cross-validated log-loss. Accuracy, interval and p-value come from cross-fitting
-    all of these choices. Deterministic for a seed on one machine.
+    The current soup and every ingredient alone are always among the candidates. Where channel statistics of training
+    are known (BatchNorm, or moments), soups with statistics estimated on the images are candidates too. The soup of
+    least tempCE is taken; its last layer is fitted again where that lowers the cross-validated log-loss. Accuracy,
+    interval and p-value come from cross-fitting all of these choices. Deterministic for a seed on one machine.
 
     Args:
         base: the base set; a `PreparedBase` saves folding it again (its own device is used then).

@@ -28,7 +28,7 @@ def recalibrate(
     progress: Progress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> tuple[Soup, Outcome]:
-    """Return the current soup with BatchNorm statistics of unlabelled images; it is never to be promoted by itself.
+    """Return the current soup with channel statistics of unlabelled images; it is never to be promoted by itself.
 
     Coefficients, temperature and a last layer that the current soup's patch has stay as they are. Without labels
     nothing can be shown to be better: the outcome is always `kept`.
@@ -45,7 +45,7 @@ def recalibrate(
     Raises:
         SoupError: the current soup belongs to another base set.
         Cancelled: `should_stop` said so.
-        ValueError: a network without BatchNorm; no images; another device or size.
+        ValueError: a base set with neither BatchNorm nor moments; no images; another device or size.
     """
     started = time.perf_counter()
     check_soup(current, base.manifest)

@@ -89,7 +89,7 @@ def table(story: Story) -> str:
         rows.append(f"{f'coefficient of {name}':34}{coefficient:9.2f}{story.soup_after[name]:9.2f}")
     if (patch := story.job["patch"]) is not None:
         images = f"{patch['recalibrated']} new"
-        rows += [f"{'BatchNorm statistics of':34}{'training':>9}{images:>9}"] if patch["recalibrated"] else []
+        rows += [f"{'channel statistics of':34}{'training':>9}{images:>9}"] if patch["recalibrated"] else []
         rows += [f"{'last layer':34}{'mixed':>9}{'fitted':>9}"] if patch["head"] else []
     rows.append(f"search: {search['candidates']} soups in {search['seconds']:.1f} s; {story.job['state']}")
     swap = "" if story.swap_ms is None else f"; decision to last worker {story.swap_ms} ms"

@@ -128,7 +128,7 @@ class MomentsFile(Frozen):
 
     file: Literal["moments.safetensors"] = "moments.safetensors"
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    n: int = Field(ge=1, description="training images they were measured on")
+    n: int = Field(ge=1, description="images they were measured on, not shifted")
     data_hash: str = Field(description="digest of these images")
 
 

@@ -10,6 +10,7 @@ from adapt.score import P_THRESHOLD
 from benchmarks.gate.draws import OLD, OURS, TESTS
 from benchmarks.gate.measure import CRITERIA, EDGES, FALSE, LEVELS, MIXES, NOISE, Claim, Plan
 from benchmarks.machine import commit, machine
+from benchmarks.tables import table
 
 MEANING = {
     "default": "default soup served",
@@ -134,12 +135,6 @@ def markdown(data: Mapping[str, Any], plan: Plan, checked: Sequence[Claim], comm
         "",
     ]
     return "\n".join(sections)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table of markdown."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
 def _false(rates: Mapping[str, float]) -> str:

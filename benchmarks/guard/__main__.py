@@ -30,6 +30,7 @@ from benchmarks.guard.trials import (
 from benchmarks.machine import commit, machine
 from benchmarks.shifts.sets import as_support
 from benchmarks.shifts.sources import Sources, find_sources
+from benchmarks.tables import table
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.data import ImageSet
@@ -41,7 +42,6 @@ CLEAN = "clean"
 POPULATIONS = (CLEAN, "gaussian_noise", "fog", "contrast", "jpeg_compression", "sketch")
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 WORSE = -0.01  # a true gain below this; smaller ones are within the luck of the unseen pictures
-Table = list[list[str]]
 
 
 class Guard(Command):
@@ -177,7 +177,7 @@ def markdown(data: Mapping[str, Any], asked: Guard, base_set: str, *, worst: flo
         for kind in KINDS:
             rows = [row for row in data["rows"] if (row["served"], row["kind"]) == (served, kind)]
             lines += [f"**{kind}, {served} soup served** ({rows[0]['trials']} uploads a row)", ""]
-            lines += [*_table([_cells(row) for row in rows]), ""]
+            lines += [*table(HEADS, [_cells(row) for row in rows]), ""]
     return "\n".join(lines)
 
 
@@ -185,11 +185,6 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     rates = [f"{100 * row[regime]['promoted']:.0f} / {100 * row[regime]['worse']:.0f}" for regime in REGIMES]
     gains = [f"{100 * row[regime]['gain']:+.1f} ({100 * row[regime]['worst_gain']:+.1f})" for regime in REGIMES]
     return [f"{100 * row['share']:.0f} %", *rates, *gains]
-
-
-def _table(rows: Table) -> list[str]:
-    rule = ["---:"] * len(HEADS)
-    return [f"| {' | '.join(cells)} |" for cells in (HEADS, rule, *rows)]
 
 
 def plot(data: Mapping[str, Any], path: Path) -> None:

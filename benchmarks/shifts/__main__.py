@@ -211,7 +211,7 @@ class Tune(Command):
     )
     n_test: int = Field(default=500, ge=1, description="unseen pictures of each")
     profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
-        default=False, description="only compare priors of the ladder's BatchNorm statistics, and enter nothing"
+        default=False, description="only compare priors of the ladder's channel statistics, and enter nothing"
     )
     threads: int = Field(default=1, ge=1, description="torch CPU threads")
 

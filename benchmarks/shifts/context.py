@@ -79,7 +79,7 @@ class Evidence(NamedTuple):
     cross_fitted: float | None  # accuracy, None where nothing could be held out
     current: float | None  # accuracy of the default soup on the labelled pictures
     p_value: float | None  # of `no better than the default soup`
-    recalibrated: int  # pictures that BatchNorm statistics were estimated on
+    recalibrated: int  # pictures that channel statistics were estimated on
     has_head: bool  # the last layer was fitted again
     is_promoted: bool
 

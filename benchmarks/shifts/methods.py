@@ -48,7 +48,7 @@ def soup_auto(context: Context) -> Answer:
 
 
 def ladder(context: Context) -> Answer:
-    """Search coefficients, BatchNorm statistics and last layer, and take the candidate whatever the gate says."""
+    """Search coefficients, channel statistics and last layer, and take the candidate whatever the gate says."""
     found = _climbed(context)
     return _searched(context, found, found.soup)
 

@@ -15,6 +15,7 @@ from benchmarks.shifts.results import COSTLY, Accuracies, Found, Results, Settin
 from benchmarks.shifts.rivals import RIVALS
 from benchmarks.shifts.sets import FOLDER_SETS
 from benchmarks.shifts.sources import family_of
+from benchmarks.tables import table
 from training.cli import Result
 from training.manifest import NORMS
 
@@ -69,7 +70,7 @@ def markdown(results: Results, accuracies: Accuracies) -> str:
             "",
             "## Mean accuracy in percent",
             "",
-            *_table(["method", *heads], [[name, *_cells(values)] for name, values in accuracies.items()]),
+            *table(["method", *heads], [[name, *_cells(values)] for name, values in accuracies.items()]),
             "",
             *_costly(accuracies, settings),
             *([] if compared is None else _gains(compared, accuracies, settings)),
@@ -81,7 +82,7 @@ def markdown(results: Results, accuracies: Accuracies) -> str:
             "backward pass counts as two forwards. `passes` is the number of networks that a picture goes through "
             "afterwards.",
             "",
-            *_table(["method", "passes", *heads], _costs(results)),
+            *table(["method", "passes", *heads], _costs(results)),
             "",
             *_soups(results, accuracies, shown),
             *_robustness(results, shown),
@@ -91,7 +92,7 @@ def markdown(results: Results, accuracies: Accuracies) -> str:
             "",
             f"## Accuracy in percent by shift, n = {shown}",
             "",
-            *_table(["shift", *accuracies], _by_shift(accuracies, settings, shown)),
+            *table(["shift", *accuracies], _by_shift(accuracies, settings, shown)),
             "",
             "![accuracy against the number of labelled pictures](accuracy.png)",
             "",
@@ -143,11 +144,6 @@ def _description(settings: Settings, commits: Sequence[str]) -> list[str]:
     ]
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
-
-
 def _cells(values: Floats) -> list[str]:
     return [_cell(mean, error) for mean, error in zip(*spread(values), strict=True)]
 
@@ -183,7 +179,7 @@ def _gains(found: Comparison, accuracies: Accuracies, settings: Settings) -> lis
         "",
         "In brackets the 95 % interval of a bootstrap over unseen pictures and draws; the shifts stay as they are.",
         "",
-        *_table(["method", *_heads(settings)], rows),
+        *table(["method", *_heads(settings)], rows),
         "",
     ]
 
@@ -233,13 +229,13 @@ def _by_family(found: Comparison, accuracies: Accuracies, settings: Settings) ->
         f"The rival is the best one on the very pictures. `lost`: more than {-100 * TOLERATED:.1f} points below, by a "
         "one-sided bootstrap with p adjusted for the number of families (Holm).",
         "",
-        *_table(["family", *_heads(settings)], list(against_best.values())),
+        *table(["family", *_heads(settings)], list(against_best.values())),
         "",
         f"## Points by which {found.ours} is above each rival by family, n = {shown}",
         "",
         "In brackets p, two-sided, adjusted for the number of families (Holm).",
         "",
-        *_table(["method", *found.families], rows),
+        *table(["method", *found.families], rows),
         "",
     ]
 
@@ -264,7 +260,7 @@ def _searches(results: Results, heads: list[str]) -> list[str]:
             "bias": [],
             "bias, less luck": [],
             "promoted": [],
-            "BatchNorm statistics": [],
+            "channel statistics": [],
             "last layer": [],
         }
         for n in results.settings.n:
@@ -274,7 +270,7 @@ def _searches(results: Results, heads: list[str]) -> list[str]:
                 parts[part].append(_signed_cell(values))
             for part, taken in (
                 ("promoted", [bool(f.is_promoted) for f in found]),
-                ("BatchNorm statistics", [bool(f.recalibrated) for f in found]),
+                ("channel statistics", [bool(f.recalibrated) for f in found]),
                 ("last layer", [bool(f.has_head) for f in found]),
             ):
                 parts[part].append(f"{100 * np.mean(taken):.0f} %" if found else "-")
@@ -290,7 +286,7 @@ def _searches(results: Results, heads: list[str]) -> list[str]:
         "points, with its standard error over draws. Few pictures may be easy or hard ones: `less luck` takes off what "
         "the default soup, which nobody chose, is better on the labelled pictures than on the unseen ones.",
         "",
-        *_table(["search", *heads], rows),
+        *table(["search", *heads], rows),
         "",
     ]
 
@@ -340,7 +336,7 @@ def _soups(results: Results, accuracies: Accuracies, shown: int) -> list[str]:
     numbers = np.asarray([[float(cell) for cell in row[1:]] for row in rows])
     rows.append(["mean", *(f"{value:.2f}" for value in numbers.mean(axis=0))])
     head = ["shift", "best ingredient, in hindsight", "single soup", "own soup", "second", "third"]
-    return [f"## Soups of the grid in percent, n = {shown}", "", *_table(head[: len(rows[0])], rows), ""]
+    return [f"## Soups of the grid in percent, n = {shown}", "", *table(head[: len(rows[0])], rows), ""]
 
 
 def _robustness(results: Results, shown: int) -> list[str]:
@@ -360,7 +356,7 @@ def _robustness(results: Results, shown: int) -> list[str]:
         f"Soups chosen on the first draw, attacked on {rows[0].n} unseen pictures of each shift (APGD-{rows[0].steps}, "
         "one restart: upper bounds, that of L1 a generous one); means over the shifts. An ingredient is as it is.",
         "",
-        *_table(
+        *table(
             ["method", "not attacked", *NORMS, "union"],
             [[name, *(f"{100 * value:.1f}" for value in values)] for name, values in means.items()],
         ),
@@ -390,7 +386,7 @@ def _by_group(accuracies: Accuracies, settings: Settings, shown: int) -> list[st
     for method, values in accuracies.items():
         means = [_mean(values[groups == name, j]) for name in names]
         rows.append([method, *("-" if np.isnan(mean) else f"{100 * mean:.2f}" for mean in means)])
-    return _table(["method", *(f"{name} ({(groups == name).sum()})" for name in names)], rows)
+    return table(["method", *(f"{name} ({(groups == name).sum()})" for name in names)], rows)
 
 
 def _by_shift(accuracies: Accuracies, settings: Settings, shown: int) -> list[list[str]]:

@@ -58,7 +58,7 @@ class Found(Frozen):
     cross_fitted: float | None = Field(default=None, description="accuracy as the search itself estimates it")
     current: float | None = Field(default=None, description="accuracy of the default soup on the labelled pictures")
     p_value: float | None = Field(default=None, description="as the search gives it")
-    recalibrated: int | None = Field(default=None, description="pictures for BatchNorm statistics; null: no search")
+    recalibrated: int | None = Field(default=None, description="pictures for channel statistics; null: no search")
     has_head: bool | None = Field(default=None, description="the last layer was fitted again; null: no search")
     is_promoted: bool | None = Field(default=None, description="the gate's decision; null: no search")
     runners_up: tuple[float, ...] = Field(default=(), description="accuracy of the second and third choice")

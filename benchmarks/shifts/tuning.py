@@ -130,7 +130,7 @@ def tune(
 def tune_profile(
     prepared: PreparedBase, sources: Sources, *, shifts: Sequence[str], n: Sequence[int], n_test: int, seed: int
 ) -> dict[tuple[float, float], dict[int, dict[str, float]]]:
-    """Return the candidate's accuracy with each prior of the BatchNorm statistics, by n and shift."""
+    """Return the candidate's accuracy with each prior of the channel statistics, by n and shift."""
     found: dict[tuple[float, float], dict[int, dict[str, float]]] = {
         profile: {count: {} for count in n} for profile in dict.fromkeys((PRIOR_IMAGES, *PROFILES))
     }

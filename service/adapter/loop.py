@@ -123,6 +123,7 @@ class AdapterLoop:
             self._samples.packs.clean()
             if time.monotonic() >= self._next_sweep:
                 self._samples.packs.sweep()
+                self._references.sweep()
                 self._next_sweep = time.monotonic() + SWEEP_SECONDS
         except OSError as error:
             logger.warning("the store of samples cannot be used: %s", error)

@@ -21,8 +21,9 @@ from service.http.answers import confidences, predictions_json
 from service.http.console import console
 from service.http.context import Context, caller, endpoint, json_response, refuse, require
 from service.http.decoding import decode_prepared
+from service.http.docs_page import docs_page
 from service.http.inference.routes import routes as inference_routes
-from service.http.openapi import docs_page, openapi_document
+from service.http.openapi import openapi_document
 from service.http.problems import Problem, invalid
 from service.http.queries import Query
 from service.http.schemas import Bases, JobView, base_view, job_view

@@ -99,7 +99,7 @@ async def delete(context: Context, request: Request) -> Response:
     await asyncio.to_thread(context.samples.remove, name, who=caller(request))  # here a failing store is told
     jobs = await asyncio.to_thread(context.registry.delete_deployment, name, who=caller(request))
     await asyncio.to_thread(context.samples.forget, found.uid, jobs)
-    await asyncio.to_thread(context.references.delete_of, info_of(found))
+    await asyncio.to_thread(context.references.forget, info_of(found))
     if plan is not None:
         await asyncio.to_thread(delete_reservoir, context.settings, plan.id)
     await context.predictor.refresh()

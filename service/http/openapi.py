@@ -1,7 +1,5 @@
 """The OpenAPI 3.1 document of the routes, and a page that shows it without asking anyone else for a script."""
 
-import html
-import json
 from typing import Any
 
 from pydantic import BaseModel
@@ -152,7 +150,7 @@ def _adapt() -> Json:
         "labels nothing can be proven",
     }
     return {
-        "summary": "Find a better soup for a few labelled images, or new BatchNorm statistics without labels",
+        "summary": "Find a better soup for a few labelled images, or new channel statistics without labels",
         "parameters": [
             _DEPLOYMENT,
             _query("strategy", "how to search", {"enum": ["auto", "grid", "surrogate"], "default": "auto"}),
@@ -394,30 +392,3 @@ def openapi_document() -> Json:
             "schemas": {**definitions["$defs"], "Problem": _PROBLEM, **inference.schemas()},
         },
     }
-
-
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}
-code,pre{font:14px/1.4 ui-monospace,monospace}pre{overflow:auto}b{display:inline-block;min-width:4.5rem}
-details{border-top:1px solid #8884;padding:.5rem 0}summary{cursor:pointer}
-"""
-
-
-def docs_page(document: Json) -> str:
-    """Return a page of HTML that shows the document: no scripts, nothing loaded from elsewhere."""
-    blocks = []
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            detail = html.escape(json.dumps({key: operation[key] for key in operation if key != "summary"}, indent=2))
-            blocks.append(
-                f"<details><summary><b>{method.upper()}</b> <code>{html.escape(path)}</code> "
-                f"{html.escape(operation['summary'])}</summary><pre>{detail}</pre></details>"
-            )
-    schemas = html.escape(json.dumps(document["components"]["schemas"], indent=2))
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Saucier: HTTP interface</title>'
-        f"<style>{_STYLE}</style><h1>Saucier {html.escape(document['info']['version'])}</h1>"
-        f'<p>{html.escape(document["info"]["description"])} The same as a file: <a href="/openapi.json">'
-        f"openapi.json</a>.</p>{''.join(blocks)}"
-        f"<details><summary><b>Schemas</b></summary><pre>{schemas}</pre></details></html>"
-    )

@@ -4,18 +4,23 @@ One set per deployment, an object in the store; the deployment's row says which.
 and the older one deleted after it.
 """
 
+import logging
 import time
 from typing import NamedTuple
 
 import numpy as np
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from adapt.support import Reference, Support
 from service.store.database import Database
 from service.store.material import from_bytes, to_bytes
 from service.store.objects import ObjectStore
+from service.store.packs import ORPHAN_SECONDS
 from service.store.registry import get_deployment
 from service.store.tables import Deployment, new_id
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "references"
 
@@ -115,13 +120,25 @@ class References:
         self._delete(before)
         return before is not None
 
-    def delete_of(self, info: ReferenceInfo | None) -> None:
-        """Delete the images of a deployment that is gone.
+    def forget(self, info: ReferenceInfo | None) -> None:
+        """Delete the images of a deployment that is gone; what fails now is done by `sweep`."""
+        try:
+            self._delete(info)
+        except OSError as error:
+            logger.warning("the store cannot be used: %s", error)
+
+    def sweep(self) -> None:
+        """Delete objects that no deployment refers to and that are not new.
 
         Raises:
             OSError: the store does not answer.
         """
-        self._delete(info)
+        limit = time.time() - ORPHAN_SECONDS
+        found = [key for key, written in self._objects.list(FOLDER).items() if written < limit]
+        with self._database.read() as session:  # after looking, so that none is deleted that is made meanwhile
+            infos = [info_of(deployment) for deployment in session.scalars(select(Deployment))]
+        known = {_key(info.id) for info in infos if info is not None}
+        self._objects.delete(key for key in found if key not in known)
 
     def _delete(self, info: ReferenceInfo | None) -> None:
         if info is not None:

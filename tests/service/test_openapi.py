@@ -6,7 +6,8 @@ from typing import Any
 from starlette.routing import Route
 
 from service.http.api import create_app
-from service.http.openapi import docs_page, openapi_document
+from service.http.docs_page import docs_page
+from service.http.openapi import openapi_document
 
 PROBES = {"/livez", "/readyz"}  # BentoML's
 UNLISTED = {"/", "/docs", "/openapi.json", "/ui", "/ui/{file}"}

@@ -61,6 +61,22 @@ def test_reference_images_are_kept_replaced_and_really_deleted(database: Databas
     assert objects.list(FOLDER) == {}
 
 
+def test_what_no_deployment_refers_to_is_swept_once_it_is_old(
+    database: Database, tmp_path: Path, soup: Soup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = ObjectStore(str(tmp_path / "objects"))
+    references = References(database, objects)
+    Registry(database).ensure_deployment("gate", soup)
+    references.put("gate", some(9), 0.5)
+    kept = set(objects.list(FOLDER))
+    objects.write(f"{FOLDER}/left-by-a-crash.npz", b"x")
+    references.sweep()
+    assert len(objects.list(FOLDER)) == 2
+    monkeypatch.setattr("service.store.references.ORPHAN_SECONDS", -60)
+    references.sweep()
+    assert set(objects.list(FOLDER)) == kept
+
+
 def test_lost_reference_images_are_told_not_passed_over(database: Database, tmp_path: Path, soup: Soup) -> None:
     objects = ObjectStore(str(tmp_path / "objects"))
     references = References(database, objects)
