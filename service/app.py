@@ -171,7 +171,7 @@ class Saucier:
         _before_stopping(adaptation.stop_waiting)
 
     async def __is_ready__(self) -> bool:
-        return self._predictor.is_ready
+        return self._predictor.are_all_ready
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod

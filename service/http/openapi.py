@@ -369,7 +369,7 @@ def _paths() -> Json:
         "/bases": {"get": _get("List the base sets", _json(_reference(Bases), "all base sets"))},
         "/metrics": {"get": _get("Metrics of all processes", _text("text/plain", "Prometheus text format"))},
         "/livez": {"get": _get("Is the process alive?", _text("text/plain", "it is"))},
-        "/readyz": {"get": _get("Is the current soup being served?", _text("text/plain", "it is"), 503)},
+        "/readyz": {"get": _get("Do all predictors serve the current soup?", _text("text/plain", "it is"), 503)},
     }
 
 

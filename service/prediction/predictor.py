@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = "default"  # the deployment that always exists, and whose session is always held
 
-BUSY_POLL_SECONDS = 0.1  # while a job runs, a promotion is near
+BUSY_POLL_SECONDS = 0.1  # while a job runs, a promotion is near; and until all predictors are ready
 STARTUP_SECONDS = 20  # how long a start waits before it takes requests that it must answer with 503
 
 
@@ -46,7 +46,7 @@ class Predictor:
         self._sessions = Sessions(self._loader, max_bytes=settings.session_cache_bytes)
         self._served: dict[str, Pointer] = {}
         self.deployments: frozenset[str] | None = None  # all that exist, once that is known
-        self._is_ready = False
+        self._is_ready = self._are_all_ready = False
         self._lock = asyncio.Lock()
         self._poll_task: asyncio.Task[None] | None = None
         self._reported: tuple[float, dict[str, int]] = (0.0, {})
@@ -56,6 +56,14 @@ class Predictor:
     def is_ready(self) -> bool:
         """The current soup of `default` has been loaded and has run one inference."""
         return self._is_ready
+
+    @property
+    def are_all_ready(self) -> bool:
+        """Every predictor of this machine has been ready: what probes ask for, as any may get the next connection.
+
+        Stays true from then on: a predictor that is started again takes no connection before it is ready.
+        """
+        return self._are_all_ready
 
     @property
     def held_bytes(self) -> int:
@@ -144,7 +152,7 @@ class Predictor:
         while True:
             pause = self._settings.poll_seconds
             try:
-                if await self.refresh():
+                if await self.refresh() or not self._are_all_ready:
                     pause = min(BUSY_POLL_SECONDS, pause)
                 is_well = True
             except DBAPIError as error:
@@ -176,7 +184,14 @@ class Predictor:
             self._sessions.count_hits()
             self._metrics.expect(snapshot.active_jobs)
             await self._report()
+            if self._is_ready and not self._are_all_ready:
+                self._are_all_ready = await asyncio.to_thread(self._have_all_loaded)
             return bool(snapshot.active_jobs)
+
+    def _have_all_loaded(self) -> bool:
+        """Say if all predictors that live on this machine serve `default`; runs in a thread."""
+        workers = self._registry.workers(stale_seconds=self._settings.stale_seconds)
+        return all(DEFAULT in worker.loaded for worker in workers if worker.host == platform.node())
 
     def _version(self, name: str) -> int:
         return self._served[name].version

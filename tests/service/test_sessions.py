@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import platform
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -101,6 +102,27 @@ async def check_answers(site: Site, loaded: LoadedSoup, pictures: np.ndarray) ->
     expected = Bundle.open(folder).session(loaded.soup.coefficients, bn_mode=loaded.soup.bn_mode)
     logits = await loaded.batcher.submit(list(pictures))
     np.testing.assert_allclose(logits, expected.run(to_input(pictures)), atol=1e-5)
+
+
+def test_probes_say_ready_once_all_predictors_of_the_machine_are(site: Site) -> None:
+    def report(worker: str, host: str, loaded: dict[str, int]) -> None:
+        site.registry.beat_worker(worker, pid=1, host=host, provider=None, loaded=loaded)
+
+    async def scenario() -> None:
+        report("beside", platform.node(), {})
+        report("elsewhere", "another-machine", {})
+        await site.predictor.refresh()
+        assert site.predictor.is_ready
+        assert not site.predictor.are_all_ready  # the next connection may go to the one beside
+        report("beside", platform.node(), {DEFAULT: 1})
+        await site.predictor.refresh()
+        assert site.predictor.are_all_ready
+        report("beside", platform.node(), {})  # it takes no connection until it is ready again
+        await site.predictor.refresh()
+        assert site.predictor.are_all_ready
+        await site.predictor.stop()
+
+    asyncio.run(scenario())
 
 
 def test_deployments_that_nobody_asks_for_cost_no_session_and_count_as_rolled_out(site: Site) -> None:

@@ -133,7 +133,7 @@ def paths() -> Json:
     found = {
         "/v2": {"get": _get("Open Inference Protocol: the server", _json("ServerMetadata", "this server"))},
         "/v2/health/live": {"get": _get("Is the process alive?", _flag("live"))},
-        "/v2/health/ready": {"get": _get("Is the current soup being served?", _flag("ready"), 503)},
+        "/v2/health/ready": {"get": _get("Do all predictors serve the current soup?", _flag("ready"), 503)},
     }
     for path, parameters in (
         ("/v2/models/{name}", [_NAME]),

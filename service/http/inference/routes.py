@@ -49,8 +49,8 @@ async def live(_: Context, __: Request) -> Response:
 
 async def ready(context: Context, _: Request) -> Response:
     """`GET /v2/health/ready`."""
-    if not context.predictor.is_ready:
-        raise unavailable("the current soup is not loaded yet")
+    if not context.predictor.are_all_ready:
+        raise unavailable("not every predictor has loaded the current soup yet")
     return JSONResponse({"ready": True})
 
 
