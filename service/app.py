@@ -13,11 +13,12 @@ from typing import Any
 
 import bentoml
 import click
-from _bentoml_impl.server.app import ServiceAppFactory  # type: ignore[import-untyped]
+from _bentoml_impl.server.app import ContextMiddleware, ServiceAppFactory  # type: ignore[import-untyped]
 from _bentoml_sdk.service import Service  # type: ignore[import-untyped]
 from bentoml._internal.configuration.containers import BentoMLContainer
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.types import ASGIApp
 
@@ -77,12 +78,17 @@ class QuietService(Service[Any]):  # type: ignore[misc]
         factory = ServiceAppFactory(self, is_main=is_main)
         factory.timeout = None
         built: Starlette = factory()
-        built.router.routes[:] = [
-            *(route for route in built.router.routes if getattr(route, "path", None) in BENTOML_ROUTES),
-            *(Mount(path, mounted) for mounted, path, _ in self.mount_apps),
-        ]
+        built.user_middleware[:] = [layer for layer in built.user_middleware if not is_idle(layer)]
+        probes = [route for route in built.router.routes if getattr(route, "path", None) in BENTOML_ROUTES]
+        built.router.routes[:] = [*probes, *(Mount(path, mounted) for mounted, path, _ in self.mount_apps)]
         hosts = frozenset({settings.host, *settings.allowed_hosts})
         return Gate(built, allowed_hosts=hosts, on_refusal=_count, access=_access())
+
+
+def is_idle(layer: Middleware) -> bool:
+    """Say if a layer of BentoML's only takes time: the context of routes of its own, tracing that excludes all URLs."""
+    excluded: Any = layer.kwargs.get("excluded_urls")
+    return layer.cls is ContextMiddleware or (excluded is not None and excluded.url_disabled("/predict"))
 
 
 def _access() -> Access | None:
