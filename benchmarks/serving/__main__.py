@@ -20,7 +20,8 @@ from benchmarks.machine import machine
 from benchmarks.pictures import jpegs
 from benchmarks.server import serve
 from benchmarks.serving.bare import serve_bare
-from benchmarks.serving.rivals import RIVALS, serve_rival
+from benchmarks.serving.raw import Raw, start_raw
+from benchmarks.serving.rivals import MAX_BATCH, RIVALS, serve_rival
 from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
 from service.http.answers import confidences, predictions_json
@@ -46,11 +47,17 @@ class Serving(Command):
     seconds: float = Field(default=2.0, gt=0, description="length of one measurement")
     workers: int = Field(default=2, ge=1, description="processes of each server")
     rivals: tuple[str, ...] = Field(default=(), description=f"other servers beside them: {', '.join(RIVALS)}")
+    mlserver: Path | None = Field(
+        default=None,
+        description="Python of an environment with mlserver, uvloop<0.22, onnxruntime, pillow, safetensors",
+    )
 
     def execute(self) -> Result:
         """Measure."""
         if unknown := sorted(set(self.rivals) - set(RIVALS)):
             raise ValueError(f"rivals: expected some of {', '.join(RIVALS)}, got {unknown[0]!r}")
+        if ("mlserver" in self.rivals) != (self.mlserver is not None):
+            raise ValueError("expected --mlserver PYTHON together with the rival mlserver, got one of them")
         manifest = read_manifest(self.base)
         files = jpegs(NUM_IMAGES, manifest.input.height, manifest.input.width, seed=self.seed)
         with tempfile.TemporaryDirectory(prefix="saucier-") as work:
@@ -62,39 +69,48 @@ class Serving(Command):
                 bare_port = stack.enter_context(serve_bare(self.base, bundle, workers=self.workers))
                 ports = {"bare": bare_port, "service": server.port, "service_multipart": server.port}
                 for name in self.rivals:
-                    ports[name] = stack.enter_context(
-                        serve_rival(name, folder, self.base, bundle, workers=self.workers)
-                    )
-                rows = [self._measure(concurrency, ports, files) for concurrency in self.concurrency]
+                    rival = serve_rival(name, folder, self.base, bundle, workers=self.workers, mlserver=self.mlserver)
+                    ports[name] = stack.enter_context(rival)
+                raw = stack.enter_context(start_raw(self.base, bundle, files, workers=self.workers))
+                rows = [self._measure(concurrency, ports, files, raw) for concurrency in self.concurrency]
         data = {"rows": rows, "stage_us": costs, "workers": self.workers, "rounds": self.rounds, "machine": machine()}
         return Result(data, _text(data))
 
-    def _measure(self, concurrency: int, ports: dict[str, int], files: list[bytes]) -> dict[str, Any]:
+    def _measure(self, concurrency: int, ports: dict[str, int], files: list[bytes], raw: Raw) -> dict[str, Any]:
         requests = {}
         for name, port in ports.items():
-            bodies = [BODIES.get(name, _raw)(file) for file in files]
-            requests[name] = [post_request("/predict", *body, port) for body in bodies]
+            bodies = [BODIES.get(name, _file)(file) for file in files]
+            requests[name] = [post_request(PATHS.get(name, "/predict"), *body, port) for body in bodies]
         loads: dict[str, list[Load]] = {name: [] for name in requests}
+        ceilings = []
         for turn in range(self.rounds + 1):
+            ceilings.append(raw.measure(min(concurrency, MAX_BATCH), self.seconds))
             for name, sent in requests.items():
                 load = asyncio.run(hammer(ports[name], sent, concurrency=concurrency, seconds=self.seconds))
                 if load.failed:
                     raise RuntimeError(f"{name}: {len(load.failed)} requests failed, first: {load.failed[0]}")
                 if turn > 0:
                     loads[name].append(load)
-        row: dict[str, Any] = {"concurrency": concurrency}
+        bare = [load.per_second for load in loads["bare"]]
+        row: dict[str, Any] = {
+            "concurrency": concurrency,
+            "raw": {
+                "per_second": round(float(np.median(ceilings[1:]))),
+                "ratio": round(float(np.median(np.divide(ceilings[1:], bare))), 3),
+            },
+        }
         for name, measured in loads.items():
             row[name] = {
                 "per_second": round(float(np.median([load.per_second for load in measured]))),
                 "p50_ms": round(float(np.median([load.percentile_ms(50) for load in measured])), 2),
                 "p99_ms": round(float(np.median([load.percentile_ms(99) for load in measured])), 2),
             }
-            against = np.divide([load.per_second for load in measured], [load.per_second for load in loads["bare"]])
+            against = np.divide([load.per_second for load in measured], bare)
             row[name]["ratio"] = round(float(np.median(against)), 3)
         return row
 
 
-def _raw(file: bytes) -> tuple[bytes, str]:
+def _file(file: bytes) -> tuple[bytes, str]:
     return file, "image/jpeg"
 
 
@@ -106,13 +122,20 @@ def _json(file: bytes) -> tuple[bytes, str]:
     return json.dumps({"image": base64.b64encode(file).decode()}).encode(), "application/json"
 
 
+def _tensor(file: bytes) -> tuple[bytes, str]:
+    image = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"content_type": "base64"}}
+    return json.dumps({"inputs": [image | {"data": [base64.b64encode(file).decode()]}]}).encode(), "application/json"
+
+
 # How each server takes an image; all others take the file itself. BentoML takes batchable images as form fields only,
-# and LitServe reads JSON or forms.
+# LitServe reads JSON or forms, MLServer the tensors of the Open Inference Protocol.
 BODIES: dict[str, Callable[[bytes], tuple[bytes, str]]] = {
     "service_multipart": _multipart,
     "bentoml": _multipart,
     "litserve": _json,
+    "mlserver": _tensor,
 }
+PATHS = {"mlserver": "/v2/models/network/infer"}
 
 
 def _stage_costs(bundle: Path, manifest: Manifest, files: list[bytes]) -> dict[str, float]:
@@ -149,7 +172,8 @@ def _text(data: dict[str, Any]) -> str:
         for name, cell in row.items():
             if name == "concurrency":
                 continue
-            numbers = f"{cell['per_second']:10} {cell['p50_ms']:8.2f} {cell['p99_ms']:8.2f} {cell['ratio']:8.3f}"
+            p50, p99 = cell.get("p50_ms", ""), cell.get("p99_ms", "")
+            numbers = f"{cell['per_second']:10} {p50:>8} {p99:>8} {cell['ratio']:8.3f}"
             lines.append(f"{row['concurrency']:7}  {name:18} {numbers}")
     shared = ", ".join(f"{name} {cost:.0f} us" for name, cost in data["stage_us"].items())
     lines.append(f"work that both share, per request, alone in one process: {shared}")

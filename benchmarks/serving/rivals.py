@@ -25,10 +25,12 @@ from training.images import Pixels, decode, prepare, to_input
 from training.manifest import read_manifest
 
 BASE, BUNDLE, PORT, WORKERS = "RIVAL_BASE", "RIVAL_BUNDLE", "RIVAL_PORT", "RIVAL_WORKERS"
+GRPC_PORT = "RIVAL_GRPC_PORT"
 MAX_BATCH = 32
 START_SECONDS = 90
 STOP_SECONDS = 20
-RIVALS = ("fastapi", "litserve", "bentoml")
+RIVALS = ("fastapi", "litserve", "bentoml", "mlserver")
+READY = {"mlserver": "/v2/health/ready"}  # of the others: /readyz
 
 
 class Network:
@@ -79,7 +81,9 @@ def run_fastapi() -> None:
 
 
 @contextlib.contextmanager
-def serve_rival(name: str, folder: Path, base: Path, bundle: Path, *, workers: int) -> Iterator[int]:
+def serve_rival(
+    name: str, folder: Path, base: Path, bundle: Path, *, workers: int, mlserver: Path | None = None
+) -> Iterator[int]:
     """Run a rival until the block ends and yield its port.
 
     Args:
@@ -88,6 +92,7 @@ def serve_rival(name: str, folder: Path, base: Path, bundle: Path, *, workers: i
         base: base set.
         bundle: its serving bundle.
         workers: processes.
+        mlserver: interpreter of the environment that MLServer is installed in.
 
     Raises:
         RuntimeError: it ended or was not ready in time; the message has the end of its log.
@@ -97,6 +102,7 @@ def serve_rival(name: str, folder: Path, base: Path, bundle: Path, *, workers: i
         BASE: str(base.absolute()),
         BUNDLE: str(bundle.absolute()),
         PORT: str(port),
+        GRPC_PORT: str(free_port()),
         WORKERS: str(workers),
         "OMP_NUM_THREADS": "1",
         "BENTOML_HOME": str(folder / "rival-bentoml"),
@@ -107,6 +113,7 @@ def serve_rival(name: str, folder: Path, base: Path, bundle: Path, *, workers: i
     command = {
         "fastapi": [sys.executable, "-m", "benchmarks.serving.rivals"],
         "litserve": [sys.executable, "-m", "benchmarks.serving.lit"],
+        "mlserver": [str(mlserver), "-m", "benchmarks.serving.mls"],
         "bentoml": [sys.executable, "-m", "bentoml", "serve", "benchmarks.serving.batchable:Batchable", *where],
     }[name]
     log = folder / f"{name}.log"
@@ -115,7 +122,7 @@ def serve_rival(name: str, folder: Path, base: Path, bundle: Path, *, workers: i
             command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            _wait(process, port, log)
+            _wait(process, f"http://127.0.0.1:{port}{READY.get(name, '/readyz')}", log)
             yield port
         finally:
             process.terminate()
@@ -126,10 +133,10 @@ def serve_rival(name: str, folder: Path, base: Path, bundle: Path, *, workers: i
             process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.1)
     tail = log.read_text(errors="replace")[-2000:]
