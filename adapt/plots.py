@@ -194,10 +194,10 @@ def _heat_map(figure: Any, axes: Any, fronts: Fronts, corners: Triangle, name: s
     usable = [(soup, 100 * found[name]) for soup, found in soups if found is not None]
     rows = np.asarray([list(soup.values()) for soup, _ in usable])
     values = np.asarray([value for _, value in usable])
-    x, y = (rows @ _corners(3)).T
+    x, y = (rows @ corners_of(3)).T
     colours = axes.tripcolor(x, y, values, shading="gouraud", cmap="viridis")
     axes.plot(x, y, ".", color="white", markersize=2.5)
-    for place, corner, row in zip(_corners(3), corners, np.eye(3), strict=True):
+    for place, corner, row in zip(corners_of(3), corners, np.eye(3), strict=True):
         own = fronts.bases[0].at(dict(zip(corners, row.tolist(), strict=True)))
         label = f"{corner} {100 * own[name]:.1f}" if own else corner
         above = place[1] > 0
@@ -281,7 +281,7 @@ def _map(axes: Any, report: Report, figure: Any) -> None:
     """
     chosen = best(report, 1)
     kind = bool(chosen) and chosen[0].recalibrated
-    corners = _corners(len(report.ingredient_names))
+    corners = corners_of(len(report.ingredient_names))
     places: dict[tuple[float, float], float] = {}
     for candidate in (soup for soup in report.candidates if soup.recalibrated == kind):
         place = np.asarray(candidate.coefficients) @ corners
@@ -319,7 +319,7 @@ def _name_corner(axes: Any, direction: Any, corner: Any, name: str) -> None:
     )
 
 
-def _corners(count: int) -> Any:
+def corners_of(count: int) -> Any:
     """Return the corners (count, 2) of a regular polygon; two ingredients lie on a line."""
     if count == 2:
         return np.asarray([[-1.0, 0.0], [1.0, 0.0]])

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from adapt.plots import COLOURS
+from adapt.plots import COLOURS, corners_of
 from benchmarks.shifts.results import Accuracies, Results, Settings, spread
 
 DRAWN = (
@@ -13,6 +13,9 @@ DRAWN = (
     *("finetune", "surgical", "tent", "ensemble", "ensemble_weighted"),
 )
 MARKERS = "osD^v<>Pp*hX8"
+MAPS_ACROSS = 6
+MAPPED_POINTS = 5.0  # where the colours end
+NAMED_AT = 2.0  # corners' distances from the middle: beyond every soup of the grid
 COMPOSED = ("soup_auto", "ladder")
 
 
@@ -98,6 +101,45 @@ def plot_fronts(results: Results, n: int, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def plot_landscapes(results: Results, path: Path) -> bool:
+    """Draw, shift by shift, what every soup gains over the best ingredient; False if it is not known which they were.
+
+    A soup lies at the weighted mean of its ingredients' corners, outside where a coefficient is negative. Of soups that
+    fall together the best is shown, and stars mark the best of all.
+    """
+    settings, soups = results.settings, results.soups()
+    if soups is None:
+        return False
+    corners = corners_of(len(settings.ingredients))
+    places, place_of = np.unique(np.round(soups @ corners, 6), axis=0, return_inverse=True)
+    alone = [int(np.abs(soups - row).max(axis=1).argmin()) for row in np.eye(soups.shape[1])]
+    columns = min(MAPS_ACROSS, len(settings.shifts))
+    rows = -(-len(settings.shifts) // columns)
+    figure = _figure(2.1 * columns, 2.15 * rows + 0.5)
+    panels: Any = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat[len(settings.shifts) :]:
+        axes.set_visible(False)
+    for axes, shift in zip(panels.flat, settings.shifts, strict=False):
+        found = [results.landscapes.records[shift, seed].test for seed in settings.draws]
+        mean = 100 * np.mean(np.asarray(found), axis=0)
+        gains = np.full(len(places), -np.inf)
+        np.maximum.at(gains, place_of.ravel(), mean - mean[alone].max())
+        dots = axes.scatter(*places.T, c=gains, s=16, cmap="RdBu_r", vmin=-MAPPED_POINTS, vmax=MAPPED_POINTS)
+        axes.scatter(*places[gains.argmax()], marker="*", s=110, facecolors="none", edgecolors="black")
+        outline = np.concatenate([corners, corners[:1]])
+        axes.plot(*outline.T, color="#999999", linewidth=0.8, zorder=0)
+        for corner, name in zip(corners, settings.ingredients, strict=True):
+            axes.annotate(name, NAMED_AT * corner, ha="center", va="center", fontsize=6.5)
+        axes.set_title(f"{shift}: {gains.max():+.1f}", fontsize=8.5)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.margins(0.12)
+        axes.set_axis_off()
+    figure.suptitle(f"{settings.base_set}: points of accuracy over the best ingredient of each shift")
+    figure.colorbar(dots, ax=panels, shrink=0.5, extend="both")
+    figure.savefig(path, dpi=110)
+    return True
 
 
 def _figure(width: float, height: float) -> Any:

@@ -49,6 +49,7 @@ def run_methods(prepared: PreparedBase, sources: Sources, results: Results) -> N
     settings = results.settings
     methods = {name: method for name, method in methods_of(prepared.manifest).items() if name in settings.methods}
     soups = soups_of(prepared.manifest)
+    results.keep_soups(soups.coefficients)
     prepared.model("folded")
     checkout = commit()
     total = settings.seeds * len(settings.shifts)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from benchmarks.machine import commit, machine
 from benchmarks.shifts.bootstrap import Difference, holm
 from benchmarks.shifts.comparison import SUITE, Comparison
-from benchmarks.shifts.figures import plot_accuracy, plot_composition, plot_fronts
+from benchmarks.shifts.figures import plot_accuracy, plot_composition, plot_fronts, plot_landscapes
 from benchmarks.shifts.results import COSTLY, Accuracies, Found, Results, Settings, contract, spread
 from benchmarks.shifts.rivals import RIVALS
 from benchmarks.shifts.sets import FOLDER_SETS
@@ -46,6 +46,8 @@ def write_report(folder: Path, results: Results, accuracies: Accuracies) -> list
     plot_accuracy(accuracies, results.settings, written[1])
     if plot_composition(results, shown_n(results.settings), folder / "composition.png"):
         written.append(folder / "composition.png")
+    if plot_landscapes(results, folder / "landscapes.png"):
+        written.append(folder / "landscapes.png")
     if results.attacked.records:
         plot_fronts(results, shown_n(results.settings), folder / "fronts.png")
         written.append(folder / "fronts.png")
@@ -98,8 +100,19 @@ def markdown(results: Results, accuracies: Accuracies) -> str:
             "",
             "![coefficients of the chosen soups](composition.png)",
             "",
+            *(
+                []
+                if results.soups() is None
+                else ["![what each soup gains over the best ingredient](landscapes.png)", ""]
+            ),
         ]
     )
+
+
+def _maps(results: Results) -> list[str]:
+    if results.soups() is None:
+        return []
+    return ["![what each soup gains over the best ingredient of a shift](landscapes.png)", ""]
 
 
 def command(settings: Settings) -> str:

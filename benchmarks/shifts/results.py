@@ -208,6 +208,15 @@ class Results:
         self.landscapes = Lines(folder / "landscapes.jsonl", LandscapeRow)
         self.attacked = Lines(folder / "attacked.jsonl", AttackedRow)
 
+    def keep_soups(self, coefficients: Floats) -> None:
+        """Write down which soups (C, M) the landscapes are about, in their order."""
+        (self.folder / "soups.json").write_text(json.dumps(coefficients.tolist()) + "\n")
+
+    def soups(self) -> Floats | None:
+        """Return the coefficients (C, M) of the soups of the landscapes; None if they were never written down."""
+        file = self.folder / "soups.json"
+        return np.asarray(json.loads(file.read_text()), dtype=np.float64) if file.exists() else None
+
     def is_done(self, shift: str, seed: int) -> bool:
         """Say whether nothing is left to do for a draw of a shift."""
         rows = not any(self.missing(shift, n, seed) for n in self.settings.n)

@@ -141,7 +141,7 @@ def test_the_report_has_every_method_and_a_picture(finished: Path) -> None:
     gains = text.partition("## Points by which ladder is above, paired")[2].partition("##")[0]
     assert all(f"| {method} |" in gains for method in (OURS | RIVALS) - {"ladder"})
     assert "| finetune | - |" in gains
-    for name in ("accuracy.png", "composition.png"):
+    for name in ("accuracy.png", "composition.png", "landscapes.png"):
         with Image.open(finished / name) as picture:
             assert picture.width > 400
 
