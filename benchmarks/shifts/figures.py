@@ -133,8 +133,7 @@ def plot_landscapes(results: Results, path: Path) -> bool:
         for corner, name in zip(corners, settings.ingredients, strict=True):
             axes.annotate(name, NAMED_AT * corner, ha="center", va="center", fontsize=6.5)
         axes.set_title(f"{shift}: {gains.max():+.1f}", fontsize=8.5)
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.margins(0.12)
+        axes.set(aspect="equal", xlim=(-NAMED_AT - 0.3, NAMED_AT + 0.3), ylim=(-NAMED_AT - 0.1, NAMED_AT + 0.1))
         axes.set_axis_off()
     figure.suptitle(f"{settings.base_set}: points of accuracy over the best ingredient of each shift")
     figure.colorbar(dots, ax=panels, shrink=0.5, extend="both")
