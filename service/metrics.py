@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from service.dead_counts import alone, merge_dead
+
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
     from prometheus_client.metrics_core import Metric
@@ -174,35 +176,27 @@ class Metrics:
             deployments: those that exist. Series of others are left out, so that deployments that come and go do not
                 pile up at whoever scrapes. None if that is not known.
         """
-        import prometheus_client as prometheus
         from prometheus_client import multiprocess
 
-        shown = prometheus.CollectorRegistry()
-        if self._is_shared:
-            for pid in self._dead_processes():
-                multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
-            source: Collector = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call]
-        else:
-            source = self._registry
-        shown.register(source if deployments is None else _Existing(source, deployments))
-        return prometheus.generate_latest(shown)
-
-    def _files(self) -> list[Path]:
-        from prometheus_client import multiprocess
-
-        folder = multiprocess.MultiProcessCollector(None)._path  # type: ignore[no-untyped-call]
-        return list(Path(folder).glob("*.db"))
-
-    def _dead_processes(self) -> set[int]:
-        """Processes that left gauges behind (killed workers)."""
-        pids = {int(path.stem.rpartition("_")[2]) for path in self._files() if path.name.startswith("gauge_live")}
-        return {pid for pid in pids if not _is_alive(pid)}
+        if not self._is_shared:
+            return _text(self._registry, deployments)
+        source = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+        folder = Path(source._path)
+        with alone(folder):
+            try:
+                merge_dead(folder)
+            except OSError as error:  # no room, say; they are merged another time
+                logger.warning("the metrics of processes that are gone cannot be merged: %s", error)
+            return _text(source, deployments)
 
     def _reserve(self) -> None:
         """Give this process's metric files their blocks now: a mapped file on a full disk kills who writes to it."""
         if not self._is_shared or not hasattr(os, "posix_fallocate"):
             return
-        for path in set(self._files()) - self._reserved:
+        from prometheus_client import multiprocess
+
+        folder = Path(multiprocess.MultiProcessCollector(None)._path)  # type: ignore[no-untyped-call]
+        for path in set(folder.glob("*.db")) - self._reserved:
             if path.stem.endswith(f"_{os.getpid()}"):
                 self._reserved.add(path)
                 try:
@@ -225,11 +219,9 @@ class _Existing:
             yield metric
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def _text(source: "Collector", deployments: Collection[str] | None) -> bytes:
+    import prometheus_client as prometheus
+
+    shown = prometheus.CollectorRegistry()
+    shown.register(source if deployments is None else _Existing(source, deployments))
+    return prometheus.generate_latest(shown)
