@@ -182,17 +182,24 @@ def _write(folder: Path, ingredient: Ingredient, state_dict: Mapping[str, Tensor
 def add_moments(base: BaseSet, moments: Mapping[str, LayerMoments], described: MomentsFile) -> Manifest:
     """Give an existing base set moments, or others than it has; returns its manifest, which has a new digest.
 
+    Others get a file of another name: a base set is whole at every moment, whenever the process ends.
+
     Args:
         base: as it was loaded.
         moments: one per ingredient.
         described: what the manifest is to say of them, but for the SHA-256.
     """
-    written = _write_moments(base.path, described, moments)
-    return rewrite_manifest(base.path, base.manifest.model_copy(update={"moments": written}))
+    before = base.manifest.moments
+    written = _write_moments(base.path, described, moments, is_named_by_content=before is not None)
+    manifest = rewrite_manifest(base.path, base.manifest.model_copy(update={"moments": written}))
+    if before is not None and before.file != written.file:
+        (base.path / before.file).unlink(missing_ok=True)
+    return manifest
 
 
-def _write_moments(folder: Path, described: MomentsFile, moments: Mapping[str, LayerMoments]) -> MomentsFile:
-    path = folder / described.file
+def _write_moments(
+    folder: Path, described: MomentsFile, moments: Mapping[str, LayerMoments], *, is_named_by_content: bool = False
+) -> MomentsFile:
     keys = _moment_keys(moments, next(iter(moments.values())))
     tensors = {key: getattr(moments[name][layer], part) for key, (name, layer, part) in keys.items()}
     partial = folder / f".{described.file}.{os.getpid()}"
@@ -201,10 +208,12 @@ def _write_moments(folder: Path, described: MomentsFile, moments: Mapping[str, L
             {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial
         )
         partial.chmod(0o644)
-        partial.replace(path)
+        sha256 = file_sha256(partial)
+        file = f"moments-{sha256[:8]}.safetensors" if is_named_by_content else described.file
+        partial.replace(folder / file)
     finally:
         partial.unlink(missing_ok=True)
-    return described.model_copy(update={"sha256": file_sha256(path)})
+    return described.model_copy(update={"sha256": sha256, "file": file})
 
 
 def rewrite_manifest(folder: Path, manifest: Manifest) -> Manifest:

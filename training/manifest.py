@@ -126,7 +126,7 @@ class Ingredient(Frozen):
 class MomentsFile(Frozen):
     """Where the means and variances of the ingredients' channels are: see training/moments.py."""
 
-    file: Literal["moments.safetensors"] = "moments.safetensors"
+    file: Annotated[str, Field(pattern=r"^moments(-[0-9a-f]{8})?\.safetensors$")] = "moments.safetensors"
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     n: int = Field(ge=1, description="images they were measured on, not shifted")
     data_hash: str = Field(description="digest of these images")

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import JsonValue
 
 from training.__main__ import COMMANDS
-from training.bases import load_base_set, rewrite_manifest
+from training.bases import add_moments, load_base_set, rewrite_manifest
 from training.cli import run
 from training.documents import file_sha256
 from training.images import to_input
@@ -162,6 +162,29 @@ def test_a_base_set_with_batchnorm_is_refused(
         == 2
     )
     assert "has BatchNorm" in capsys.readouterr().err
+
+
+def test_other_moments_take_over_in_one_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base_set(folder)
+    assert base.moments is not None
+    assert base.manifest.moments is not None
+    others = {
+        name: {layer: part._replace(mean=part.mean + 1) for layer, part in layers.items()}
+        for name, layers in base.moments.items()
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr("training.bases.rewrite_manifest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            add_moments(base, others, base.manifest.moments)
+    assert load_base_set(folder).manifest == base.manifest  # whole, wherever the process ended
+    for _ in range(2):
+        manifest = add_moments(load_base_set(folder), others, base.manifest.moments)
+        assert manifest.moments is not None
+        assert [path.name for path in folder.glob("*moments*")] == [manifest.moments.file]
+    found = load_base_set(folder).moments
+    assert found is not None
+    layer = next(iter(others["linf"]))
+    assert torch.equal(found["linf"][layer].mean, others["linf"][layer].mean)
 
 
 @pytest.mark.parametrize("kind", ["edited", "missing", "nan", "negative", "layer", "size"])
