@@ -22,6 +22,7 @@ from adapt.soup import AccuracySummary, Promote
 TEMPERATURES: tuple[float, ...] = tuple(2 ** (exponent / 2) for exponent in range(-3, 5))
 NUM_FOLDS = 5
 MIN_IMAGES = 10  # below this, no basis to act on: a fold would hold less than two images
+MIN_OTHERS = NUM_FOLDS  # images outside the largest class: with fewer, there are folds that say nothing about the rest
 # Twice as strict as the false promotions it allows: the test is also of cross-entropies, which can be better where the
 # accuracy is not, and `fold_dependence` is a little low. Simulated (benchmarks/gate), one in twenty is the worst case.
 P_THRESHOLD = 0.025
@@ -381,17 +382,32 @@ def decide(
         return Decision("promoted", f"promote=always: promoted whatever the evidence ({seen})")
     if promote == "never":
         return Decision("kept", f"promote=never: kept whatever the evidence ({seen})")
+    objection = too_little(counts)
+    if accuracy is None or objection is not None:
+        return Decision("kept", objection or "nothing could be held out to judge a soup by")
     if same:
         return Decision("kept", "the current soup is the best of all candidates on these images")
-    if accuracy is None or (n := sum(counts)) < MIN_IMAGES:
-        return Decision("kept", f"too few images to judge a soup by: got {sum(counts)}, expected {MIN_IMAGES} or more")
-    if len(counts) < 2:
-        return Decision("kept", f"all {n} images are of one class, which says nothing about the others")
     if accuracy.p_value < p_threshold:
         return Decision("promoted", f"better on held-out images: {seen}, below {p_threshold:g}")
     needed = accuracy.labels_needed
     more = "" if needed is None else f"; about {needed:,} labelled images would show a gain of this size"
     return Decision("kept", f"not shown to be better on held-out images: {seen}, not below {p_threshold:g}{more}")
+
+
+def too_little(counts: Sequence[int]) -> str | None:
+    """Return why so many images of each class that has any prove nothing, None if they may."""
+    n = sum(counts)
+    others = n - max(counts, default=0)
+    if n < MIN_IMAGES:
+        return f"too few images to judge a soup by: got {n}, expected {MIN_IMAGES} or more"
+    if others == 0:
+        return f"all {n} images are of one class, which says nothing about the others"
+    if others < MIN_OTHERS:
+        return (
+            f"{n - others} of {n} images are of one class: {others} of the others say too little about those, expected "
+            f"{MIN_OTHERS} or more"
+        )
+    return None
 
 
 def _seen(accuracy: AccuracySummary) -> str:

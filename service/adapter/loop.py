@@ -188,6 +188,7 @@ class AdapterLoop:
             current=self._registry.soup(job.deployment, job.base_version),
             strategy=job.strategy,  # type: ignore[arg-type]  # checked before it was stored
             promote=job.promote,  # type: ignore[arg-type]
+            balance=job.balance == "class",
             reference=self._references.load(job.deployment),
             progress=heartbeat.report,
             should_stop=lambda: heartbeat.is_lost or self._stopping.is_set(),

@@ -20,13 +20,14 @@ from service.store.jobs import JobQueue
 from service.store.keeping import Choice
 from service.store.material import Material
 from service.store.registry import Registry, UnknownDeployment
-from service.store.tables import Job
+from service.store.tables import Balance, Job
 from training.images import Pixels, pixel_hash, prepare
 from training.manifest import Manifest
 
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 PROMOTES: tuple[str, ...] = get_args(Promote)
 CHOICES: tuple[Choice, ...] = get_args(Choice)
+BALANCES: tuple[Balance, ...] = get_args(Balance)
 MAX_WAIT_SECONDS = 50
 POLL_SECONDS = 0.05
 

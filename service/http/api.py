@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from service.http import deployments, samples
-from service.http.adaptation import CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
+from service.http.adaptation import BALANCES, CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
 from service.http.answers import confidences, predictions_json
 from service.http.console import console
 from service.http.context import Context, caller, endpoint, json_response, refuse, require
@@ -59,7 +59,7 @@ async def predict(context: Context, request: Request) -> Response:
 
 async def adapt(context: Context, request: Request) -> Response:
     """`POST /adapt`."""
-    query = Query(request, ("deployment", "strategy", "promote", "wait", "samples"))
+    query = Query(request, ("deployment", "strategy", "promote", "wait", "samples", "balance"))
     name = query.text("deployment", DEFAULT)
     strategy = query.choice("strategy", STRATEGIES)
     promote = query.choice("promote", PROMOTES)
@@ -67,6 +67,7 @@ async def adapt(context: Context, request: Request) -> Response:
         require(request, "admin", "promote=always")
     wait = query.number("wait", 30, low=0, high=MAX_WAIT_SECONDS)
     choice = query.choice("samples", CHOICES)
+    balance = query.choice("balance", BALANCES)
     base = context.catalog[(await context.pointer(request, name)).base_set]
     parts = await _parts(context, request, may_be_empty=query.has("samples"))
     deadline = time.monotonic() + wait
@@ -75,7 +76,7 @@ async def adapt(context: Context, request: Request) -> Response:
     if is_unlabelled and not context.predictor.has_statistics(base):
         raise invalid("unlabelled", "the base set has no channel statistics, so without labels nothing can be found")
     material = await asyncio.to_thread(check_upload, upload, base.manifest, context.settings)
-    wanted = Wanted(name, material, choice, strategy, promote, caller(request))
+    wanted = Wanted(name, material, choice, strategy, promote, balance, caller(request))
     submitted = await asyncio.to_thread(context.adaptation.intake.submit, wanted, base.manifest)
     job, is_done = await context.adaptation.wait(submitted.job, deadline - time.monotonic())
     view = job_view(job)

@@ -166,6 +166,11 @@ def _adapt() -> Json:
                 {"enum": ["new", "all"], "default": "new"},
             ),
             _query(
+                "balance",
+                "none: every image counts alike; class: every class that occurs does, however many images it has",
+                {"enum": ["none", "class"], "default": "none"},
+            ),
+            _query(
                 "wait", "seconds to wait for the end", {"type": "number", "minimum": 0, "maximum": 50, "default": 30}
             ),
         ],

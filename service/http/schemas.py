@@ -10,7 +10,7 @@ from adapt.soup import AccuracySummary, BnMode, FloorCheck, SearchSummary, Soup,
 from service.store.keeping import SampleChanges
 from service.store.references import info_of
 from service.store.samples import SampleCounts
-from service.store.tables import Deployment, Event, Job, SoupVersion, Worker
+from service.store.tables import Balance, Deployment, Event, Job, SoupVersion, Worker
 from training.documents import Frozen
 from training.manifest import Ingredient, InputSpec, Manifest
 
@@ -56,6 +56,7 @@ class JobView(Frozen):
     coefficients: dict[str, float] | None = Field(description="of what was found, by ingredient")
     patch: PatchSummary | None = Field(description="what replaces mixed tensors in what was found")
     support: SupportSummary | None
+    balance: Balance = Field(description="what counts alike in the search: every image (none), or every class")
     samples: SampleChanges | None = Field(description="what the request changed among the labelled images kept")
     accuracy: AccuracySummary | None
     search: SearchSummary | None
@@ -257,6 +258,7 @@ def job_view(job: Job) -> JobView:
         candidate_version=job.candidate_version,
         coefficients=outcome.get("coefficients"),
         patch=outcome.get("patch"),
+        balance=job.balance,
         samples=job.samples,
         support=SupportSummary.model_validate(outcome.get("support") or job.support),
         accuracy=outcome.get("accuracy"),

@@ -42,6 +42,7 @@ class Wanted(NamedTuple):
     choice: Choice = "new"
     strategy: str = "auto"
     promote: str = "auto"
+    balance: str = "none"
     who: str | None = None  # name of the API key
 
 
@@ -133,6 +134,7 @@ class Intake:
                 job=job,
                 strategy=request.strategy,
                 promote=request.promote,
+                balance=request.balance,
                 samples_digest=digest_of(selected, material.unlabelled_hashes),
                 support=summary_of(selected, manifest.class_names, len(material.unlabelled_hashes)),
                 samples=changes.model_dump(mode="json"),

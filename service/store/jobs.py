@@ -180,6 +180,7 @@ def add_job(
     job: str,
     strategy: str,
     promote: str,
+    balance: str = "none",
     samples_digest: str,
     support: SupportSummary,
     max_queued: int,
@@ -191,6 +192,7 @@ def add_job(
 
     The same samples against the same version return the earlier decision, so that nobody retries until it
     promotes; with `promote` other than "auto" only for the same strategy too, as nothing is gained by retrying.
+    Another `balance` asks for something else: who is to be served better.
 
     Returns:
         A job whose `id` is `job` if it was queued now, another one if there was an earlier one.
@@ -203,6 +205,7 @@ def add_job(
         Job.samples_digest == samples_digest,
         Job.base_version == found.version,
         Job.promote == promote,
+        Job.balance == balance,
         Job.state.in_((*ACTIVE_STATES, "kept")),
         (Job.reason.is_(None)) | (Job.reason != SUPERSEDED),
     )
@@ -219,6 +222,7 @@ def add_job(
         base_version=found.version,
         strategy=strategy,
         promote=promote,
+        balance=balance,
         samples_digest=samples_digest,
         support=support.model_dump(mode="json"),
         samples=samples,

@@ -2,12 +2,13 @@
 
 import time
 import uuid
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import JSON, ForeignKeyConstraint, Index, LargeBinary, MetaData, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 ACTIVE_STATES = ("queued", "running")
+Balance = Literal["none", "class"]  # what counts alike in a search: images, or classes
 MAX_WHO = 100  # characters of an API key's name
 
 
@@ -121,6 +122,7 @@ class Job(Table):
     base_version: Mapped[int]  # what was served when the job was accepted, and what it is compared with
     strategy: Mapped[str] = mapped_column(String(16))
     promote: Mapped[str] = mapped_column(String(16))
+    balance: Mapped[str] = mapped_column(String(16), default="none")
     samples_digest: Mapped[str] = mapped_column(String(64))
     who: Mapped[str | None] = mapped_column(String(MAX_WHO))  # name of the API key that asked, if there are keys
     support: Mapped[dict[str, Any]]  # adapt.soup.SupportSummary

@@ -337,6 +337,10 @@ def test_labels_needed_are_named_where_a_gain_is_seen_but_not_proven():
         (WIN, {"counts": [100]}, "kept", "of one class"),
         (WIN, {"counts": [5, 4]}, "kept", f"too few images.*got 9, expected {MIN_IMAGES}"),
         (None, {"counts": [1]}, "kept", "too few images"),
+        (WIN, {"counts": [5], "same": True}, "kept", "too few images.*got 5"),
+        (WIN, {"counts": [95], "same": True}, "kept", "all 95 images are of one class"),
+        (WIN, {"counts": [1, 95, 1, 1]}, "kept", "95 of 98 images are of one class: 3 of the others.*expected 5"),
+        (WIN, {"counts": [95, 2, 3]}, "promoted", "better on held-out images"),
     ],
 )
 def test_decisions(accuracy, options: dict, state: str, reason: str):

@@ -258,6 +258,8 @@ def test_malformed_multipart_is_a_400(server: Server) -> None:
         ("/adapt?strategy=magic", "strategy"),
         ("/adapt?promote=please", "promote"),
         ("/adapt?promot=always", "promot"),
+        ("/adapt?balance=classes", "balance"),
+        ("/adapt?balance=none&balance=class", "balance"),
     ],
 )
 def test_bad_query_value_is_a_400(server: Server, path: str, field: str) -> None:

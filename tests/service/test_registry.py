@@ -215,6 +215,8 @@ def test_same_samples_return_the_earlier_decision(registry: Registry, jobs: JobQ
     assert add(jobs, "three", samples_digest="same").id == "one"
     assert add(jobs, "four", samples_digest="same", strategy="grid").id == "one"
     assert add(jobs, "five", samples_digest="same", promote="never").id == "five"
+    assert add(jobs, "classes", samples_digest="same", balance="class").id == "classes"
+    assert add(jobs, "again", samples_digest="same", balance="class").id == "classes"
     registry.dial("default", soup(0.5))
     assert add(jobs, "six", samples_digest="same").id == "six"
 
