@@ -44,6 +44,7 @@ from service.store.objects import ObjectStore, StoreError
 from service.store.references import References
 from service.store.registry import Conflict, Registry
 from service.store.samples import Samples
+from service.store.watches import Watches
 from training.documents import one_line
 from training.manifest import BaseSetError
 
@@ -134,6 +135,7 @@ class Adapter:
             JobQueue(database),
             Samples(database, ObjectStore(settings.samples_url)),
             References(database, ObjectStore(settings.samples_url)),
+            Watches(database),
             Metrics(),
         )
         self._loop.start()
@@ -169,6 +171,7 @@ class Saucier:
             jobs=jobs,
             samples=Samples(database, objects),
             references=References(database, objects),
+            watches=Watches(database),
             metrics=metrics,
             predictor=predictor,
             adaptation=adaptation,

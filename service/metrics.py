@@ -20,6 +20,7 @@ _LONG_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 30
 _CONFIDENCES = tuple(step / 20 for step in range(1, 21))
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _JOB_ENDS = ("promoted", "kept", "failed")
+_CAUSES = ("confidence", "accuracy")  # of rollbacks
 _FAULTS = ("error", "storage", "unavailable", "queue_full")  # reasons that an alert asks for
 
 
@@ -119,6 +120,9 @@ class Metrics:
             multiprocess_mode="mostrecent",
             **kwargs,
         )
+        self.rollbacks = prometheus.Counter(
+            "saucier_automatic_rollbacks", "Promotions that the watch took back.", [*by, "cause"], **kwargs
+        )
         self.rejected = prometheus.Counter("saucier_rejected", "Requests refused.", [*by, "reason"], **kwargs)
         self._is_shared = values.ValueClass is not values.MutexValue
         self._reserved: set[Path] = set()
@@ -161,6 +165,8 @@ class Metrics:
         """Make the series exist that alerts watch: what appears with its first event has not grown, to Prometheus."""
         for state in _JOB_ENDS:
             self.jobs.labels(deployment, state)
+        for cause in _CAUSES:
+            self.rollbacks.labels(deployment, cause)
         for reason in _FAULTS:
             self.rejected.labels(deployment, reason)
             self.rejected.labels("", reason)

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
+from adapt.support import Support
+from service.adapter.watch import WatchLoop, tell
 from service.metrics import Metrics
 from service.prediction.catalog import Base
 from service.prediction.reservoir import delete_others, read_reservoir
@@ -25,6 +27,7 @@ from service.store.references import References
 from service.store.registry import Registry, plan_of
 from service.store.samples import Samples
 from service.store.tables import Deployment, Job, new_id
+from service.store.watches import Rollback, Watches
 
 if TYPE_CHECKING:
     from service.adapter.searching import Searcher, Survey
@@ -58,23 +61,27 @@ class AdapterLoop:
         jobs: JobQueue,
         samples: Samples,
         references: References,
+        watches: Watches,
         metrics: Metrics,
     ) -> None:
         self.id = new_id()
         self._settings, self._catalog = settings, catalog
         self._registry, self._jobs, self._samples, self._metrics = registry, jobs, samples, metrics
-        self._references = references
+        self._references, self._watches = references, watches
+        self._watch = WatchLoop(watches, metrics, seconds=settings.heartbeat_seconds)
         self._next_upkeep = self._next_sweep = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adapter", daemon=True)
 
     def start(self) -> None:
         """Start working."""
+        self._watch.start()
         self._thread.start()
 
     def stop(self, *, timeout_seconds: float = 10) -> None:
         """Put the job at hand back and stop."""
         self._stopping.set()
+        self._watch.stop(timeout_seconds=timeout_seconds)
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
@@ -118,6 +125,7 @@ class AdapterLoop:
         self._registry.forget_workers(stale_seconds=FORGET_FACTOR * self._settings.stale_seconds)
         if old := self._jobs.forget(finished_before=time.time() - self._settings.job_retention_days * SECONDS_PER_DAY):
             logger.info("%d finished jobs are older than SAUCIER_JOB_RETENTION_DAYS and were deleted", old)
+        self._watches.sweep()
         self._samples.expire(given_before=time.time() - self._settings.sample_retention_days * SECONDS_PER_DAY)
         try:
             self._samples.packs.clean()
@@ -193,15 +201,47 @@ class AdapterLoop:
             progress=heartbeat.report,
             should_stop=lambda: heartbeat.is_lost or self._stopping.is_set(),
         )
-        finished = self._jobs.finish(job, found.soup, found.outcome, found.landscape)
+        rollback = None
+        if found.outcome.state == "kept" and material.support is not None:
+            rollback = self._doubt(searcher, job, deployment, material.support)
+        finished = self._jobs.finish(job, found.soup, found.outcome, found.landscape, rollback=rollback)
         if finished is None:
             logger.warning("job %s was taken over by another adapter, or its deployment is gone", job.id)
             return None
+        if rollback is not None and rollback.reason in (finished.reason or ""):
+            tell(self._metrics, job.deployment, "accuracy", rollback)
         logger.info("job %s: %s, %s", job.id, finished.state, finished.reason)
         if (accuracy := found.outcome.accuracy) is not None:
             self._metrics.accuracy.labels(job.deployment, "current").set(accuracy.current)
             self._metrics.accuracy.labels(job.deployment, "candidate").set(accuracy.candidate)
         return End(finished.state, found.survey)
+
+    def _doubt(self, searcher: "Searcher", job: Job, deployment: Deployment, support: Support) -> Rollback | None:
+        """Say if the version before the current one of a watched deployment does better on a job's labelled images.
+
+        Only those count that came after the version became current: no search that led to it can have used them.
+        """
+        suspect = self._watches.suspect(job.deployment)
+        if suspect is None or suspect.version != job.base_version:
+            return None
+        arrived = self._samples.arrived(job.deployment, support.hashes, since=suspect.since)
+        fresh = np.flatnonzero([digest in arrived for digest in support.hashes])
+        if len(fresh) == 0:
+            return None
+        found = searcher.compare(
+            deployment.base_set,
+            support.subset(fresh),
+            soup=self._registry.soup(job.deployment, suspect.against),
+            current=self._registry.soup(job.deployment, suspect.version),
+        )
+        if found.objection is not None or not found.p_value < self._settings.promote_p:
+            return None
+        return Rollback(
+            suspect,
+            f"on {found.n} labelled images that came after version {suspect.version}, version {suspect.against} before "
+            f"it has accuracy {found.soup:.3f} against {found.current:.3f}, p = {found.p_value:.3g}, below "
+            f"{self._settings.promote_p:g}",
+        )
 
     def _recent_images(self, deployment: Deployment) -> npt.NDArray[np.uint8] | None:
         """Return what the reservoir of a deployment keeps at the moment; no copy is stored with the job."""

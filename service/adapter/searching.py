@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple, Protocol
 
+from adapt.comparison import Comparison, compare
 from adapt.evaluation import Cancelled
 from adapt.landscape import Landscape
 from adapt.prepared import PreparedBase, pick_device
 from adapt.search import search
 from adapt.soup import Outcome, Promote, Soup, Strategy
-from adapt.support import Reference
+from adapt.support import Reference, Support
 from adapt.survey import seen, survey
 from adapt.unlabelled import recalibrate
 from deploy.bundle import build_bundle
@@ -49,6 +50,7 @@ class Searcher:
     def __init__(self, settings: Settings, catalog: Mapping[str, Base]) -> None:
         self._settings, self._catalog = settings, catalog
         self._prepared: dict[str, PreparedBase] = {}
+        self._num_threads = settings.threads or max(1, (os.cpu_count() or 1) - 1)
 
     def build_missing_bundles(self) -> None:
         """Build the serving bundle of every base set that has none."""
@@ -85,7 +87,7 @@ class Searcher:
             ValueError: the base set is not there, the soup belongs to another one, or nothing usable was found.
         """
         base = self._base(base_set)
-        num_threads = self._settings.threads or max(1, (os.cpu_count() or 1) - 1)
+        num_threads = self._num_threads
         if material.support is not None:
             found = search(
                 base,
@@ -121,6 +123,14 @@ class Searcher:
         reason = f"promote=always: promoted without evidence ({outcome.reason})"
         outcome = outcome.model_copy(update={"state": "promoted", "reason": reason})
         return Found(soup.model_copy(update={"evidence": outcome}), outcome)
+
+    def compare(self, base_set: str, images: Support, *, soup: Soup, current: Soup) -> Comparison:
+        """Compare two soups on labelled images that neither was chosen on: see `adapt.comparison`.
+
+        Raises:
+            ValueError: the base set is not there.
+        """
+        return compare(self._base(base_set), soup, current, images, num_threads=self._num_threads)
 
     def _base(self, name: str) -> PreparedBase:
         if name not in self._catalog:

@@ -182,8 +182,9 @@ async function poll() {
 }
 
 /** Return a deployment without what changes every second. */
-function stable({ workers, reservoir, ...rest }) {
-  return { ...rest, size: reservoir?.size, workers: workers.map(({ id, version }) => [id, version]) };
+function stable({ workers, reservoir, watch, ...rest }) {
+  const shown = { size: reservoir?.size, against: watch?.against };
+  return { ...rest, ...shown, workers: workers.map(({ id, version }) => [id, version]) };
 }
 
 async function showOnMap(job) {

@@ -45,9 +45,12 @@ export function updateSoup({ view, base, soups, jobs }) {
         "Recent images",
         view.reservoir === null ? "not kept" : `${view.reservoir.kept} of at most ${view.reservoir.size} kept`,
       ),
+      fact("Goes back by itself", view.watch === null ? "no" : watchText(view.watch)),
     ),
   );
 }
+
+const watchText = ({ against }) => (against === null ? "yes, when a promotion turns out badly" : `yes, to ${against}`);
 
 function threatText(threat) {
   if (threat === null || threat === undefined) {

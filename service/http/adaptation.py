@@ -163,7 +163,7 @@ class Adaptation:
         self.is_stopping = True
 
     async def wait(self, job: Job, seconds: float) -> tuple[Job, bool]:
-        """Wait until a job is finished and, if it promoted, every live worker serves what it promoted.
+        """Wait until a job is finished and every live worker serves what it promoted, or went back to.
 
         Returns:
             The job as it is then, and whether there is nothing left to wait for.
@@ -173,7 +173,8 @@ class Adaptation:
             if not job.is_finished:
                 found = await asyncio.to_thread(self._jobs.get, job.id)
                 job = found or job  # a deleted deployment takes its jobs along
-            if job.is_finished and (job.state != "promoted" or await self.is_rolled_out(job.deployment, job.version)):
+            stays = job.version in (None, job.base_version)  # neither promoted nor put back
+            if job.is_finished and (stays or await self.is_rolled_out(job.deployment, job.version)):
                 return job, True
             if time.monotonic() >= deadline or self.is_stopping:
                 return job, False

@@ -50,8 +50,10 @@ async def predict(context: Context, request: Request) -> Response:
     probabilities = confidences(await loaded.batcher.submit(images), loaded.soup.temperature)
     context.predictor.reservoirs.offer(name, images)
     loaded.metrics.images.inc(len(images))
-    for confidence in probabilities.max(axis=1).tolist():
+    best = probabilities.max(axis=1)
+    for confidence in best.tolist():
         loaded.metrics.confidence.observe(confidence)
+    context.predictor.confidences.offer(loaded.pointer, best)
     class_names = loaded.base.manifest.class_names
     body = predictions_json(name, loaded.pointer.version, probabilities, class_names, top_k=top_k)
     return Response(body, media_type="application/json")
@@ -221,6 +223,7 @@ def create_app() -> Starlette:
         Route("/deployments/{name}/soups/{version}/predict", endpoint(predict_with_version), methods=["POST"]),
         Route("/deployments/{name}/jobs", endpoint(deployments.list_jobs)),
         Route("/deployments/{name}/soup", endpoint(deployments.set_soup), methods=["PUT"]),
+        Route("/deployments/{name}/watch", endpoint(deployments.watch), methods=["PUT", "DELETE"]),
         Route("/deployments/{name}/reservoir", endpoint(deployments.reservoir), methods=["PUT", "DELETE"]),
         Route("/bases", endpoint(show_bases)),
         Route("/metrics", endpoint(show_metrics)),

@@ -24,6 +24,7 @@ from service.store.keys import Role
 from service.store.references import References
 from service.store.registry import Pointer, Registry
 from service.store.samples import Samples
+from service.store.watches import Watches
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -38,6 +39,7 @@ class Context:
     jobs: JobQueue
     samples: Samples
     references: References
+    watches: Watches
     metrics: Metrics
     predictor: Predictor
     adaptation: Adaptation

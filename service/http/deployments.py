@@ -22,6 +22,7 @@ from service.http.schemas import (
     NewDeployment,
     NewReservoir,
     NewSoup,
+    NewWatch,
     ReservoirView,
     Soups,
     deployment_view,
@@ -129,6 +130,20 @@ async def reservoir(context: Context, request: Request) -> Response:
     if before is not None:
         await asyncio.to_thread(delete_reservoir, context.settings, before.id)
     return Response(status_code=204) if status == 204 else await asyncio.to_thread(_answer, context, name, status)
+
+
+async def watch(context: Context, request: Request) -> Response:
+    """`/deployments/{name}/watch`: go back by itself when a promotion turns out badly, or do not."""
+    name = request.path_params["name"]
+    if request.method == "DELETE":
+        await asyncio.to_thread(context.watches.switch_off, name)
+        await context.predictor.refresh()
+        return Response(status_code=204)
+    await asyncio.to_thread(context.registry.deployment, name)
+    wanted = checked(NewWatch, await read_json(request, context.settings))
+    is_new = await asyncio.to_thread(context.watches.switch_on, name, wanted.min_images, wanted.confidence_drop)
+    await context.predictor.refresh()
+    return await asyncio.to_thread(_answer, context, name, 201 if is_new else 200)
 
 
 async def list_soups(context: Context, request: Request) -> Response:

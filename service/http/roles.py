@@ -46,6 +46,7 @@ NEEDS: Final[Mapping[str, Mapping[str, Needed]]] = {
     "/deployments/{name}/samples": {"GET": "adapt", "DELETE": "admin"},
     "/deployments/{name}/soup": {"PUT": "admin"},
     "/deployments/{name}/reservoir": {"PUT": "admin", "DELETE": "admin"},
+    "/deployments/{name}/watch": {"PUT": "admin", "DELETE": "admin"},
 }
 _PATTERNS = [(compile_path(path)[0], needs) for path, needs in NEEDS.items() if "{" in path]
 

@@ -7,16 +7,20 @@ from pydantic import Field
 
 from adapt.patch import PatchSummary
 from adapt.soup import AccuracySummary, BnMode, FloorCheck, SearchSummary, Soup, SupportSummary
+from service.store.confidence import MIN_IMAGES, NOTHING, Tally
 from service.store.keeping import SampleChanges
 from service.store.references import info_of
+from service.store.registry import watch_of
 from service.store.samples import SampleCounts
-from service.store.tables import Balance, Deployment, Event, Job, SoupVersion, Worker
+from service.store.tables import WATCH, Balance, Deployment, Event, Job, SoupVersion, Worker
+from service.store.watches import state_of
 from training.documents import Frozen
 from training.manifest import Ingredient, InputSpec, Manifest
 
 DEPLOYMENT_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_COEFFICIENT = 2.0  # of the dial, either sign
 MAX_RETENTION_HOURS = 24 * 31
+MAX_WATCH_IMAGES = 1_000_000
 
 EventKind = Literal["created", "promoted", "rollback", "dial", "rebased", "samples_deleted", "deleted"]
 JobState = Literal["queued", "running", "promoted", "kept", "failed"]
@@ -102,6 +106,32 @@ class ReservoirView(NewReservoir):
     kept: int = Field(description="images kept now")
 
 
+class NewWatch(Frozen):
+    """Body of `PUT /deployments/{name}/watch`."""
+
+    min_images: Annotated[int, Field(ge=MIN_IMAGES, le=MAX_WATCH_IMAGES, strict=True)] = Field(
+        default=200, description="images that a mean confidence is taken over, at least"
+    )
+    confidence_drop: Annotated[float, Field(gt=0, lt=1, strict=True)] = Field(
+        default=0.2, description="fall of the mean confidence up to which a version stays"
+    )
+
+
+class ConfidenceView(Frozen):
+    """Confidences of the predicted classes of images."""
+
+    images: int
+    mean: float | None = Field(description="null where there are no images yet")
+
+
+class WatchView(NewWatch):
+    """A deployment that goes back by itself when a promotion turns out badly."""
+
+    against: int | None = Field(description="version that the current one is judged against; null if it is not judged")
+    before: ConfidenceView = Field(description="what that version answered last")
+    recent: ConfidenceView = Field(description="what the current version answered lately")
+
+
 class ReferenceView(Frozen):
     """Trusted images of a deployment, and the least accuracy that a promoted soup has on them."""
 
@@ -121,6 +151,7 @@ class DeploymentView(Frozen):
     temperature: float
     patch: PatchSummary | None = Field(description="what replaces mixed tensors; null for a plain soup")
     reservoir: ReservoirView | None = Field(description="null where no images are kept, the default")
+    watch: WatchView | None = Field(description="null where nothing is put back by itself, the default")
     reference: ReferenceView | None = Field(description="null where there is no floor, the default")
     created_at: datetime
     is_rolled_out: bool = Field(description="every live worker serves the current version")
@@ -193,7 +224,10 @@ class EventView(Frozen):
     from_version: int | None
     to_version: int | None
     job: str | None = Field(description="the job whose evidence it was, where there is one")
-    who: str | None = Field(description="name of the API key that asked for it; null where there was none")
+    who: str | None = Field(
+        description=f"name of the API key that asked for it; null where there was none; {WATCH} if nobody asked"
+    )
+    reason: str | None = Field(description="why the watch put the deployment back; null if it was not the watch")
     unproven: bool = Field(description="no test on held-out images stands behind it")
 
 
@@ -287,11 +321,31 @@ def deployment_view(
         temperature=soup.temperature,
         patch=None if soup.patch is None else soup.patch.summary,
         reservoir=reservoir,
+        watch=_watch_view(found),
         reference=None if info is None else ReferenceView(n=info.n, per_class=info.per_class, floor=info.floor),
         created_at=moment(found.created_at),
         is_rolled_out=bool(workers) and all(worker.version == found.version for worker in workers),
         workers=workers,
     )
+
+
+def _watch_view(found: Deployment) -> WatchView | None:
+    if (plan := watch_of(found)) is None:
+        return None
+    state = state_of(found)
+    seen = state if state is not None and state.version == found.version else None
+    before, recent = (NOTHING, NOTHING) if seen is None else (seen.before, seen.recent)
+    return WatchView(
+        min_images=plan.min_images,
+        confidence_drop=plan.confidence_drop,
+        against=None if seen is None else seen.against,
+        before=_confidence_view(before),
+        recent=_confidence_view(recent),
+    )
+
+
+def _confidence_view(tally: Tally) -> ConfidenceView:
+    return ConfidenceView(images=tally.n, mean=tally.mean if tally.n else None)
 
 
 def worker_view(worker: Worker, deployment: str) -> WorkerView:
@@ -348,6 +402,7 @@ def event_view(row: Event) -> EventView:
         to_version=row.to_version,
         job=row.job,
         who=row.who,
+        reason=row.reason,
         unproven=row.unproven,
     )
 

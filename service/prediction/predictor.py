@@ -14,6 +14,7 @@ from adapt.soup import Soup
 from deploy.runtime import SoupSession
 from service.metrics import Metrics
 from service.prediction.catalog import Base
+from service.prediction.confidences import Confidences
 from service.prediction.loading import LoadedSoup, Loader, NotReady, Outdated
 from service.prediction.reservoir import Reservoirs
 from service.prediction.sessions import Sessions
@@ -51,6 +52,7 @@ class Predictor:
         self._poll_task: asyncio.Task[None] | None = None
         self._reported: tuple[float, dict[str, int]] = (0.0, {})
         self.reservoirs = Reservoirs(settings)
+        self.confidences = Confidences()
 
     @property
     def is_ready(self) -> bool:
@@ -181,6 +183,7 @@ class Predictor:
                     if name in self._served
                 }
             )
+            self.confidences.refresh(snapshot.watches)
             self._sessions.count_hits()
             self._metrics.expect(snapshot.active_jobs)
             await self._report()
@@ -249,12 +252,18 @@ class Predictor:
         last, reported = self._reported
         if not force and versions == reported and time.monotonic() - last < self._settings.heartbeat_seconds:
             return
-        await asyncio.to_thread(
-            self._registry.beat_worker,
-            self.id,
-            pid=os.getpid(),
-            host=platform.node(),
-            provider=self._sessions.provider,
-            loaded=versions,
-        )
+        confidences = self.confidences.take()
+        try:
+            await asyncio.to_thread(
+                self._registry.beat_worker,
+                self.id,
+                pid=os.getpid(),
+                host=platform.node(),
+                provider=self._sessions.provider,
+                loaded=versions,
+                confidences=confidences,
+            )
+        except DBAPIError:
+            self.confidences.give_back(confidences)
+            raise
         self._reported = (time.monotonic(), versions)

@@ -14,6 +14,7 @@ from service.store.keeping import mark_used
 from service.store.material import unpack_selection
 from service.store.registry import add_soup, get_deployment, get_soup, move, soup_of
 from service.store.tables import ACTIVE_STATES, Deployment, Job
+from service.store.watches import Rollback, is_still, put_back
 
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
 SUPERSEDED = "superseded"
@@ -121,11 +122,27 @@ class JobQueue:
                 mine.selection = None
                 mine.version = get_deployment(session, mine.deployment).version
 
-    def finish(self, job: Job, candidate: Soup, outcome: Outcome, landscape: Landscape | None = None) -> Job | None:
+    def finish(
+        self,
+        job: Job,
+        candidate: Soup,
+        outcome: Outcome,
+        landscape: Landscape | None = None,
+        *,
+        rollback: Rollback | None = None,
+    ) -> Job | None:
         """Store the candidate with its evidence and, if the evidence says so, point the deployment at it.
 
         One transaction. If the deployment moved on since the job was accepted, the candidate is kept and the reason is
         "superseded".
+
+        Args:
+            job: as it was claimed.
+            candidate: what was found.
+            outcome: its evidence.
+            landscape: of the search.
+            rollback: what the job's images say of the current version, if they put it away: done unless the candidate
+                is promoted, or the deployment moved or is not watched any more.
 
         Returns:
             The finished job; None if it is no longer the caller's (it was taken for dead) or its deployment is gone.
@@ -152,6 +169,9 @@ class JobQueue:
                 mine.state, mine.previous_version = "promoted", found.version
                 unproven = mine.promote == "always"
                 move(session, found, version, kind="promoted", job=mine.id, who=mine.who, unproven=unproven)
+            elif rollback is not None and is_still(session, found, rollback.suspect):
+                put_back(session, found, rollback, job=mine.id)
+                mine.reason = f"rolled back to version {found.version}: {rollback.reason}; the candidate: {mine.reason}"
             mine.version = found.version
             return mine
 

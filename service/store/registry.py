@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from adapt.soup import Soup, soup_from_parts
 from service.store.database import MAX_INTEGER, Database, is_text
+from service.store.sums import Sums, add_sums, take_sums
 from service.store.tables import (
     ACTIVE_STATES,
     Deployment,
@@ -19,6 +20,7 @@ from service.store.tables import (
     ReservoirPlan,
     Sample,
     SoupVersion,
+    WatchPlan,
     Worker,
     new_id,
 )
@@ -50,6 +52,7 @@ class Snapshot(NamedTuple):
 
     deployments: tuple[Pointer, ...]
     reservoirs: dict[str, ReservoirPlan]  # by deployment, where there is one
+    watches: dict[str, str]  # the watch's id by deployment, where there is one
     active_jobs: dict[str, int]  # queued or running, by deployment
 
 
@@ -64,13 +67,15 @@ class Registry:
     def snapshot(self) -> Snapshot:
         """Return all pointers and how many jobs are queued or running."""
         with self._database.read() as session:
-            columns = (Deployment.name, Deployment.uid, Deployment.base_set, Deployment.version, Deployment.reservoir)
-            rows = session.execute(select(*columns).order_by(Deployment.name)).all()
+            pointers = (Deployment.name, Deployment.uid, Deployment.base_set, Deployment.version)
+            plans = (Deployment.reservoir, Deployment.watch)
+            rows = session.execute(select(*pointers, *plans).order_by(Deployment.name)).all()
             active = select(Job.deployment, func.count()).where(Job.state.in_(ACTIVE_STATES)).group_by(Job.deployment)
             jobs = session.execute(active).all()
         return Snapshot(
-            tuple(Pointer(*pointer) for *pointer, _ in rows),
+            tuple(Pointer(*pointer) for *pointer, _, _ in rows),
             {row.name: ReservoirPlan(**row.reservoir) for row in rows if row.reservoir is not None},
+            {row.name: row.watch["id"] for row in rows if row.watch is not None},
             dict(jobs),
         )
 
@@ -138,6 +143,8 @@ class Registry:
             found = get_deployment(session, name, lock=True)
             jobs = list(session.scalars(select(Job.id).where(Job.deployment == name)))
             session.add(Event(deployment=name, kind="deleted", from_version=found.version, who=who))
+            if (watch := watch_of(found)) is not None:
+                take_sums(session, watch.id)
             session.execute(update(Pack).where(Pack.owner == found.uid).values(is_stale=True))
             session.execute(delete(Sample).where(Sample.deployment == name))
             session.execute(delete(Job).where(Job.deployment == name))
@@ -263,9 +270,19 @@ class Registry:
 
     # Workers
 
-    def beat_worker(self, worker: str, *, pid: int, host: str, provider: str | None, loaded: dict[str, Any]) -> None:
-        """Say that a predictor lives and what it serves."""
+    def beat_worker(
+        self,
+        worker: str,
+        *,
+        pid: int,
+        host: str,
+        provider: str | None,
+        loaded: dict[str, Any],
+        confidences: Sums | None = None,
+    ) -> None:
+        """Say that a predictor lives and what it serves, and what watched deployments answered since the last time."""
         with self._database.write(is_durable=False) as session:
+            add_sums(session, confidences or {})
             session.merge(
                 Worker(id=worker, pid=pid, host=host, provider=provider, loaded=loaded, heartbeat_at=time.time())
             )
@@ -303,6 +320,17 @@ def get_deployment(session: Session, name: str, *, lock: bool = False) -> Deploy
 def plan_of(deployment: Deployment) -> ReservoirPlan | None:
     """Return the reservoir of a deployment, None if it is off."""
     return None if deployment.reservoir is None else ReservoirPlan(**deployment.reservoir)
+
+
+def watch_of(deployment: Deployment) -> WatchPlan | None:
+    """Return the watch of a deployment, None if it is off."""
+    return None if deployment.watch is None else WatchPlan(**deployment.watch)
+
+
+def last_move(session: Session, found: Deployment) -> Event:
+    """Return the event that made a deployment's current version current."""
+    moves = select(Event).where(Event.deployment == found.name, Event.to_version.is_not(None))
+    return session.scalars(moves.order_by(Event.seq.desc()).limit(1)).one()
 
 
 def get_soup(session: Session, deployment: str, version: int) -> SoupVersion:
@@ -347,6 +375,7 @@ def move(
     job: str | None = None,
     who: str | None = None,
     unproven: bool = False,
+    reason: str | None = None,
 ) -> None:
     """Point a locked deployment at another version and append the event."""
     session.add(
@@ -357,6 +386,7 @@ def move(
             to_version=version,
             job=job,
             who=who,
+            reason=reason,
             unproven=unproven,
         )
     )

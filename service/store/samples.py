@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from adapt.support import Support
 from service.store.database import Database, is_text
-from service.store.keeping import packs_of
+from service.store.keeping import packs_of, samples_of
 from service.store.material import Images, Material, Selected, from_bytes, unpack_selection
 from service.store.objects import ObjectStore
 from service.store.packs import Packs, drop_samples, unlabelled_key
@@ -100,6 +100,11 @@ class Samples:
                 session.add(Event(deployment=deployment, kind="samples_deleted", who=who))
         self.packs.clean(owner=found.uid)
         return count
+
+    def arrived(self, deployment: str, hashes: Sequence[str], *, since: float) -> set[str]:
+        """Return which of these images a deployment keeps and did not before a time (seconds since 1970)."""
+        with self._database.read() as session:
+            return {row.hash for row in samples_of(session, deployment, hashes) if row.added_at > since}
 
     def forget(self, owner: str, jobs: Sequence[str]) -> None:
         """Delete what a deployment that is gone has left in the store; what fails now is done later."""

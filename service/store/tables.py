@@ -10,6 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 ACTIVE_STATES = ("queued", "running")
 Balance = Literal["none", "class"]  # what counts alike in a search: images, or classes
 MAX_WHO = 100  # characters of an API key's name
+WATCH = "(watch)"  # who did it, if nobody asked: no API key can have that name
 
 
 class Table(DeclarativeBase):
@@ -43,6 +44,14 @@ class ReservoirPlan(NamedTuple):
         return now - self.retention_hours * 3600
 
 
+class WatchPlan(NamedTuple):
+    """A deployment that goes back by itself when a promotion turns out badly."""
+
+    id: str  # a new one each time that it is switched on or changed
+    min_images: int  # that a mean confidence is taken over, at least
+    confidence_drop: float  # of the mean confidence: what is less than that is no collapse
+
+
 class Deployment(Table):
     """A name that clients call; it points at one soup version."""
 
@@ -53,6 +62,8 @@ class Deployment(Table):
     base_set: Mapped[str] = mapped_column(String(63))
     version: Mapped[int]
     reservoir: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a ReservoirPlan
+    watch: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a WatchPlan
+    watch_state: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a WatchState
     reference: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a ReferenceInfo
     created_at: Mapped[float] = mapped_column(default=time.time)
 
@@ -163,7 +174,20 @@ class Event(Table):
     to_version: Mapped[int | None]
     job: Mapped[str | None] = mapped_column(String(32))
     who: Mapped[str | None] = mapped_column(String(MAX_WHO))
+    reason: Mapped[str | None]  # of a rollback that nobody asked for
     unproven: Mapped[bool] = mapped_column(default=False)  # no test on held-out images stands behind it
+
+
+class ConfidenceSum(Table):
+    """What workers reported of the confidences of a watched deployment's version, until the adapter takes it."""
+
+    __tablename__ = "confidence_sums"
+
+    watch: Mapped[str] = mapped_column(String(32), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    n: Mapped[int]
+    total: Mapped[float]
+    squares: Mapped[float]
 
 
 class Worker(Table):

@@ -116,12 +116,14 @@ async def infer(context: Context, request: Request) -> Response:
 
 
 def _count(context: Context, loaded: LoadedSoup, images: Floats, logits: Floats) -> None:
-    """Do for the metrics and the reservoir what `/predict` does; an older version says nothing of the current one."""
+    """Do for metrics, watch and reservoir what `/predict` does; an older version says nothing of the current one."""
     loaded.metrics.images.inc(len(images))
     if not context.predictor.is_current(loaded.pointer):
         return
-    for confidence in confidences(logits, loaded.soup.temperature).max(axis=1).tolist():
+    best = confidences(logits, loaded.soup.temperature).max(axis=1)
+    for confidence in best.tolist():
         loaded.metrics.confidence.observe(confidence)
+    context.predictor.confidences.offer(loaded.pointer, best)
     if context.predictor.reservoirs.is_on(loaded.pointer.name):
         pixels = np.rint(images.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
         context.predictor.reservoirs.offer(loaded.pointer.name, list(pixels))
