@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from adapt.evaluation import served_logits
 from adapt.prepared import PreparedBase, thread_count
-from adapt.score import Bools, Floats, evidence, paired_p, too_little
+from adapt.score import LARGE, Bools, Floats, evidence, paired_p, too_little
 from adapt.soup import Soup
 from adapt.support import Support
 
@@ -48,7 +48,9 @@ def compare(
 
 
 def _judge(prepared: PreparedBase, soup: Soup, images: Support) -> tuple[Bools, Floats]:
-    """Return whether a soup is right on each image, and its cross-entropy, (n,)."""
+    """Return whether a soup is right on each image, and its cross-entropy, (n,); one without finite logits is wrong."""
     logits, labels = served_logits(prepared, soup, images.images), torch.from_numpy(images.labels)
+    usable = logits.isfinite().all(dim=1)
     losses = F.cross_entropy(logits / soup.temperature, labels, reduction="none")
-    return (logits.argmax(dim=1) == labels).numpy(), losses.numpy()
+    right = (logits.argmax(dim=1) == labels) & usable
+    return right.numpy(), torch.where(usable, losses, LARGE).numpy()

@@ -109,7 +109,11 @@ class Settings(BaseSettings):
         default=256, gt=0, description="most bytes of the images that one deployment's reservoir keeps, in MB (1e6)"
     )
     promote_p: float = Field(
-        default=0.025, gt=0, lt=1, description="promote only with a one-sided p value below this level"
+        default=0.025,
+        gt=0,
+        lt=1,
+        description="promote, and let a watch go back on labelled images, only with a one-sided p value below this "
+        "level",
     )
     poll_seconds: float = Field(
         default=0.5, gt=0, le=60, description="how often a predictor looks for a new soup when no job runs"
