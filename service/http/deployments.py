@@ -29,6 +29,7 @@ from service.http.schemas import (
     event_view,
     job_view,
     soup_view,
+    watch_view,
     worker_view,
 )
 from service.http.uploads import read_json
@@ -65,7 +66,9 @@ def _answer(context: Context, name: str, status: int) -> Response:
     soup = context.registry.soup(name, found.version)
     workers = context.registry.workers(stale_seconds=context.settings.stale_seconds)
     views = [worker_view(worker, name) for worker in workers]
-    return json_response(deployment_view(found, soup, views, _reservoir_view(context, found)), status)
+    seen = context.watches.status(name) if found.watch is not None else None
+    watched = None if seen is None else watch_view(seen)
+    return json_response(deployment_view(found, soup, views, _reservoir_view(context, found), watched), status)
 
 
 def _reservoir_view(context: Context, found: Deployment) -> ReservoirView | None:

@@ -7,13 +7,12 @@ from pydantic import Field
 
 from adapt.patch import PatchSummary
 from adapt.soup import AccuracySummary, BnMode, FloorCheck, SearchSummary, Soup, SupportSummary
-from service.store.confidence import MIN_IMAGES, NOTHING, Tally
+from service.store.confidence import MIN_IMAGES, Tally
 from service.store.keeping import SampleChanges
 from service.store.references import info_of
-from service.store.registry import watch_of
 from service.store.samples import SampleCounts
 from service.store.tables import WATCH, Balance, Deployment, Event, Job, SoupVersion, Worker
-from service.store.watches import state_of
+from service.store.watches import WatchStatus
 from training.documents import Frozen
 from training.manifest import Ingredient, InputSpec, Manifest
 
@@ -308,7 +307,11 @@ def job_view(job: Job) -> JobView:
 
 
 def deployment_view(
-    found: Deployment, soup: Soup, workers: list[WorkerView], reservoir: ReservoirView | None
+    found: Deployment,
+    soup: Soup,
+    workers: list[WorkerView],
+    reservoir: ReservoirView | None,
+    watch: WatchView | None,
 ) -> DeploymentView:
     """Return a deployment as clients see it."""
     info = info_of(found)
@@ -321,7 +324,7 @@ def deployment_view(
         temperature=soup.temperature,
         patch=None if soup.patch is None else soup.patch.summary,
         reservoir=reservoir,
-        watch=_watch_view(found),
+        watch=watch,
         reference=None if info is None else ReferenceView(n=info.n, per_class=info.per_class, floor=info.floor),
         created_at=moment(found.created_at),
         is_rolled_out=bool(workers) and all(worker.version == found.version for worker in workers),
@@ -329,18 +332,14 @@ def deployment_view(
     )
 
 
-def _watch_view(found: Deployment) -> WatchView | None:
-    if (plan := watch_of(found)) is None:
-        return None
-    state = state_of(found)
-    seen = state if state is not None and state.version == found.version else None
-    before, recent = (NOTHING, NOTHING) if seen is None else (seen.before, seen.recent)
+def watch_view(status: WatchStatus) -> WatchView:
+    """Return a watch as clients see it."""
     return WatchView(
-        min_images=plan.min_images,
-        confidence_drop=plan.confidence_drop,
-        against=None if seen is None else seen.against,
-        before=_confidence_view(before),
-        recent=_confidence_view(recent),
+        min_images=status.plan.min_images,
+        confidence_drop=status.plan.confidence_drop,
+        against=status.against,
+        before=_confidence_view(status.before),
+        recent=_confidence_view(status.recent),
     )
 
 

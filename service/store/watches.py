@@ -5,7 +5,7 @@ from typing import NamedTuple
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from service.store.confidence import Collapse, WatchState, observe, start
+from service.store.confidence import NOTHING, Collapse, Tally, WatchState, observe, start
 from service.store.database import Database
 from service.store.registry import get_deployment, last_move, move, watch_of
 from service.store.sums import take_sums, waiting_watches
@@ -26,6 +26,15 @@ class Rollback(NamedTuple):
 
     suspect: Suspect
     reason: str
+
+
+class WatchStatus(NamedTuple):
+    """A watch, and what was seen."""
+
+    plan: WatchPlan
+    against: int | None  # the version that the current one is judged against
+    before: Tally  # of that one
+    recent: Tally  # of the current one
 
 
 class Watches:
@@ -105,6 +114,22 @@ class Watches:
             moved = last_move(session, found)
             against = replaced(moved)
             return None if against is None else Suspect(found.version, against, moved.seq, moved.at)
+
+    def status(self, deployment: str) -> WatchStatus | None:
+        """Return how a deployment is watched and what was seen of its current version; None if it is not watched.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+        """
+        with self._database.read() as session:
+            found = get_deployment(session, deployment)
+            plan, state, moved = watch_of(found), state_of(found), last_move(session, found)
+        if plan is None:
+            return None
+        before, recent = NOTHING, NOTHING
+        if state is not None and state.event == moved.seq:
+            before, recent = state.before, state.recent
+        return WatchStatus(plan, replaced(moved), before, recent)
 
     def sweep(self) -> None:
         """Delete what workers reported of watches that had just been switched off."""

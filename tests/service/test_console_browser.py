@@ -83,6 +83,26 @@ def test_dropped_folder_is_adapted_to_promoted_and_rolled_back(
         assert current(server, name)["version"] == 1
 
 
+def test_what_the_watch_did_is_listed_with_its_reason(
+    browser: Browser, server: Server, name: str, labelled: Labelled
+) -> None:
+    client, fact = server.client, "#soup .facts"
+    with console(browser, server, at=f"#/{name}") as page:
+        shown(page, name)
+        expect(page.locator(fact)).to_contain_text(re.compile(r"Goes back by itself\s*no"))
+        assert client.put(f"/deployments/{name}/watch", json={}).status_code == 201
+        for values in ((0.0, 0.0, 1.0, 0.0), (0.0, -1.0, 2.0, 0.0)):  # right, and mostly wrong
+            client.put(f"/deployments/{name}/soup", json={"coefficients": dict(zip(NAMES, values, strict=True))})
+        expect(page.locator(fact)).to_contain_text("yes, to 2")
+        reason = adapted(server, name, labelled, 60)["reason"]
+        expect(page.locator(fact)).to_contain_text("yes, when a promotion turns out badly")
+        newest = page.locator("#events tbody tr").first
+        expect(newest).to_contain_text("Set to a stored version")
+        expect(newest).to_contain_text("(watch)")
+        expect(newest.locator(".hint")).to_contain_text("version 2 before it has accuracy 1.000")
+        assert newest.locator(".hint").inner_text() in reason
+
+
 def test_archive_is_kept_as_a_candidate_and_promoted_by_hand(
     browser: Browser, server: Server, name: str, labelled: Labelled, tmp_path: Path
 ) -> None:
