@@ -9,9 +9,12 @@ import pytest
 from alembic import command
 from sqlalchemy import text
 
+from service.store.confidence import NOTHING
 from service.store.database import Database, SchemaError
+from service.store.jobs import JobQueue
 from service.store.migrate import _config, differences, head, known_revision, upgrade
 from service.store.tables import Table
+from service.store.watches import Watches
 
 
 @pytest.fixture
@@ -46,11 +49,23 @@ def test_first_revision_with_rows_in_it_is_brought_up_to_date(empty: Database) -
         empty,
         "INSERT INTO deployments (name, uid, base_set, version, created_at) VALUES ('default', 'u', 'tiny', 1, 7)",
         "INSERT INTO events (at, deployment, kind, to_version, unproven) VALUES (7, 'default', 'created', 1, false)",
+        "INSERT INTO jobs (seq, id, deployment, base_version, strategy, promote, samples_digest, support, state,"
+        " attempts, progress, message, created_at)"
+        " VALUES (1, 'j', 'default', 1, 'auto', 'auto', 'd', '{}', 'kept', 1, 1, '', 7)",
     )
     assert upgrade(empty) == "0001"
     assert found_differences(empty) == []
     with empty.read() as session:
-        assert session.execute(text("SELECT kind, who FROM events")).all() == [("created", None)]
+        assert session.execute(text("SELECT kind, who, reason FROM events")).all() == [("created", None, None)]
+    (job,) = JobQueue(empty).latest("default", limit=9)
+    assert (job.id, job.balance, job.who, job.samples) == ("j", "none", None, None)
+    watches = Watches(empty)
+    assert watches.status("default") is None
+    assert watches.switch_on("default", 50, 0.2)
+    assert watches.judge("default") is None
+    status = watches.status("default")
+    assert status is not None
+    assert (status.plan[1:], status.against, status.recent) == ((50, 0.2), None, NOTHING)
 
 
 def test_what_differs_is_named(empty: Database) -> None:
