@@ -19,7 +19,8 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import Mount
+from starlette.responses import Response
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from adapt.soup import default_soup
@@ -49,6 +50,9 @@ from training.documents import one_line
 from training.manifest import BaseSetError
 
 BENTOML_ROUTES = frozenset({"/livez", "/healthz", "/readyz"})  # the only ones of its own that stay
+_ONLY_READ = Response(
+    status_code=405, headers={"Allow": "GET, HEAD"}
+)  # to other methods, for which they have no answer
 
 
 def _load_settings() -> Settings:
@@ -80,8 +84,11 @@ class QuietService(Service[Any]):  # type: ignore[misc]
         factory.timeout = None
         built: Starlette = factory()
         built.user_middleware[:] = [layer for layer in built.user_middleware if not is_idle(layer)]
-        probes = [route for route in built.router.routes if getattr(route, "path", None) in BENTOML_ROUTES]
-        built.router.routes[:] = [*probes, *(Mount(path, mounted) for mounted, path, _ in self.mount_apps)]
+        built.router.routes[:] = [
+            *(route for route in built.router.routes if getattr(route, "path", None) in BENTOML_ROUTES),
+            *(Route(path, _ONLY_READ) for path in BENTOML_ROUTES),
+            *(Mount(path, mounted) for mounted, path, _ in self.mount_apps),
+        ]
         hosts = frozenset({settings.host, *settings.allowed_hosts})
         return Gate(built, allowed_hosts=hosts, on_refusal=_count, access=_access())
 

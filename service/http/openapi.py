@@ -81,6 +81,11 @@ def _text(media_type: str, description: str) -> Json:
     return {"description": description, "content": {media_type: {"schema": {"type": "string"}}}}
 
 
+def _form(parts: Json, *required: str) -> Json:
+    """Return the schema of a multipart body; a part of another name refuses the request."""
+    return {"type": "object", "required": [*required], "additionalProperties": False, "properties": parts}
+
+
 def _problems(*statuses: int) -> Json:
     answer = {
         "description": "problem details",
@@ -117,9 +122,7 @@ def _predict(summary: str, parameters: list[Json], *problems: int) -> Json:
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": {
-                    "schema": {"type": "object", "required": ["images"], "properties": {"images": _IMAGE_PARTS}}
-                },
+                "multipart/form-data": {"schema": _form({"images": _IMAGE_PARTS}, "images")},
                 "application/json": {
                     "schema": {
                         "type": "object",
@@ -151,6 +154,8 @@ def _adapt() -> Json:
         "description": "images for recalibration; with them alone a candidate is stored and ends `kept`, as without "
         "labels nothing can be proven",
     }
+    labels = {"type": "string", "description": "JSON array of class names or indices, in order"}
+    archive = {"type": "string", "format": "binary", "description": ".zip or .tar with one folder per class"}
     return {
         "summary": "Find a better soup for a few labelled images, or new channel statistics without labels",
         "parameters": [
@@ -182,36 +187,12 @@ def _adapt() -> Json:
             "content": {
                 "multipart/form-data": {
                     "schema": {
-                        "oneOf": [
-                            {
-                                "type": "object",
-                                "required": ["images", "labels"],
-                                "properties": {
-                                    "images": _IMAGE_PARTS,
-                                    "labels": {
-                                        "type": "string",
-                                        "description": "JSON array of class names or indices, in order",
-                                    },
-                                    "unlabelled": unlabelled,
-                                },
-                            },
-                            {
-                                "type": "object",
-                                "required": ["archive"],
-                                "properties": {
-                                    "archive": {
-                                        "type": "string",
-                                        "format": "binary",
-                                        "description": ".zip or .tar with one folder per class",
-                                    },
-                                    "unlabelled": unlabelled,
-                                },
-                            },
-                            {
-                                "type": "object",
-                                "required": ["unlabelled"],
-                                "properties": {"unlabelled": {**unlabelled, "minItems": 1}},
-                            },
+                        "anyOf": [
+                            _form(
+                                {"images": _IMAGE_PARTS, "labels": labels, "unlabelled": unlabelled}, "images", "labels"
+                            ),
+                            _form({"archive": archive, "unlabelled": unlabelled}, "archive"),
+                            _form({"unlabelled": {**unlabelled, "minItems": 1}}, "unlabelled"),
                         ]
                     }
                 }

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from adapt.patch import PatchSummary
 from adapt.soup import AccuracySummary, BnMode, FloorCheck, SearchSummary, Soup, SupportSummary
@@ -262,8 +262,18 @@ class NewDeployment(Frozen):
     base_set: str
 
 
+def _exactly_one(schema: dict[str, Any]) -> None:
+    """Say in the schema of `NewSoup` what its endpoint asks for: one of the two, not both."""
+    schema["oneOf"] = [
+        {"required": [name], "properties": {name: {"not": {"type": "null"}}, other: {"type": "null"}}}
+        for name, other in (("version", "coefficients"), ("coefficients", "version"))
+    ]
+
+
 class NewSoup(Frozen):
     """Body of `PUT /deployments/{name}/soup`: a version to go back to, or coefficients to dial."""
+
+    model_config = ConfigDict(json_schema_extra=_exactly_one)
 
     version: Annotated[int, Field(ge=1, strict=True)] | None = None
     coefficients: dict[str, Annotated[float, Field(strict=True)]] | None = Field(

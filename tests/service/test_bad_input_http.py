@@ -290,6 +290,12 @@ def test_wrong_method_is_a_405_that_says_what_is_allowed(server: Server) -> None
     response = server.client.post("/deployments/default")
     check(response, 405)
     assert {"GET", "PUT", "DELETE"} <= set(response.headers["allow"].split(", "))
+    for path in ("/livez", "/readyz", "/healthz"):
+        for method in ("POST", "TRACE"):
+            response = server.client.request(method, path)
+            check(response, 405)
+            assert response.headers["allow"] == "GET, HEAD"
+        assert server.client.get(path).status_code == server.client.head(path).status_code == 200
 
 
 FAIR = {"linf": 0.25, "nominal": 0.25, "l2": 0.25, "l1": 0.25}

@@ -11,6 +11,13 @@ Json = dict[str, Any]
 
 _PARAMETERS: Json = {"type": "object", "description": "those of extensions that are not known here are passed over"}
 _SIZES: Json = {"type": "array", "items": {"type": "integer"}}
+_IMAGES_SHAPE: Json = {
+    "type": "array",
+    "prefixItems": [{"type": "integer", "minimum": 1}, {"const": 3}, *[{"type": "integer", "minimum": 1}] * 2],
+    "items": False,
+    "minItems": 4,
+    "description": "B, 3, H, W: how many images, and the size that the model says",
+}
 _NAME: Json = {
     "name": "name",
     "in": "path",
@@ -88,7 +95,7 @@ def schemas() -> Json:
                     "maxItems": 1,
                     "items": _tensor(
                         INPUT_NAME,
-                        {**_SIZES, "minItems": 4, "maxItems": 4, "description": "B >= 1, 3, H, W"},
+                        _IMAGES_SHAPE,
                         data={"type": "array", "description": "B * 3 * H * W numbers within [0, 1], flat or nested"},
                         parameters=_BINARY,
                     ),
