@@ -15,6 +15,19 @@ from training.documents import one_line
 SMALL = 16 * 2**20  # bytes that any archive may unpack to, whatever its ratio
 ZIP_ENTRY = b"PK\x01\x02"  # signature of one entry of the central directory
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What zipfile and tarfile raise: the last two are for features that zipfile lacks, and for thousands of headers of a
+# tar, each about the next.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    NotImplementedError,
+    RecursionError,
+)
+MAX_NAME = 1000  # characters; no file system unpacks longer ones
 
 
 class ArchiveError(ValueError):
@@ -56,19 +69,22 @@ def read_archive(data: bytes, limits: Limits, *, ignored: Callable[[str], bool])
         ignored: says by its name which member to pass over; its name is checked all the same.
 
     Raises:
-        ArchiveError: not such an archive, damaged or encrypted (`unreadable`); a link, device, absolute name or one
-            with ".." (`unsafe`); more members or bytes than allowed (`too_large`).
+        ArchiveError: not such an archive, damaged or encrypted (`unreadable`); a link, device, absolute name, one with
+            ".." or one that occurs twice (`unsafe`); more members or bytes than allowed (`too_large`).
     """
+    read = _read_zip if data[:4] in (b"PK\x03\x04", b"PK\x05\x06") else _read_tar
+    seen: set[str] = set()
     try:
-        if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-            yield from _read_zip(data, limits, ignored)
-        else:
-            yield from _read_tar(data, limits, ignored)
+        for name, content in read(data, limits, ignored):
+            if name in seen:  # which one is meant?
+                raise ArchiveError(f"{name!r}: occurs twice in the archive", "unsafe", name)
+            seen.add(name)
+            yield name, content
     except ArchiveError:
         raise
     except tarfile.ReadError as error:
         raise ArchiveError(f"expected a .zip, .tar or .tar.gz archive: {one_line(error)}", "unreadable") from None
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
+    except _DAMAGE as error:
         raise ArchiveError(f"the archive is damaged: {one_line(error)}", "unreadable") from None
 
 
@@ -115,6 +131,8 @@ def _read_tar(data: bytes, limits: Limits, ignored: Callable[[str], bool]) -> It
             file = archive.extractfile(member)
             assert file is not None  # regular files have content
             yield name, file.read()
+    while guarded.read(tarfile.RECORDSIZE):  # to the end, where gzip has its checksum
+        pass
 
 
 class _Budgeted:
@@ -143,6 +161,9 @@ def _check_count(count: int, limits: Limits) -> None:
 
 def _check_name(name: str) -> str:
     """Return the name with forward slashes; raise unless it stays below the archive's root."""
+    if len(name) > MAX_NAME:
+        short = f"{name[:80]}..."
+        raise ArchiveError(f"{short!r}: expected a name of at most {MAX_NAME} characters", "unsafe", short)
     parts = name.replace("\\", "/").removeprefix("./").split("/")
     if ".." in parts or parts[0] == "" or parts[0][1:2] == ":":
         raise ArchiveError(f"{name!r}: expected a relative name inside the archive", "unsafe", name)

@@ -23,6 +23,7 @@ from adapt.support import (
     from_images,
     load,
 )
+from tests.hostile import archives
 from training.bases import BaseSet
 from training.data import load_folder
 from training.manifest import Manifest
@@ -297,6 +298,16 @@ def test_rubbish_is_no_archive(manifest: Manifest, data: bytes):
         from_archive(data, manifest)
     assert error.value.field == "archive"
     assert error.value.kind in ("unreadable", "empty")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", archives.refused())
+def test_hostile_archives_are_refused_whole(manifest: Manifest, kind: str):
+    data, status = archives.refused()[kind]
+    with pytest.raises(SupportError) as error:
+        from_archive(data, manifest, limits=Limits(max_files=archives.MAX_FILES))
+    assert (error.value.kind == "too_large") == (status == 413)
+    assert len(str(error.value)) < 2000
     assert "\n" not in str(error.value)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.hostile import pictures
 from training.images import ImageError, decode, pixel_hash, prepare, to_input
 from training.manifest import InputSpec
 
@@ -111,6 +112,22 @@ def test_what_is_not_a_whole_image_is_undecodable() -> None:
             decode(data)
         assert caught.value.kind == "undecodable"
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of what it passes over
+@pytest.mark.parametrize("kind", pictures.refused())
+def test_hostile_files_are_refused(kind: str) -> None:
+    file, status = pictures.refused()[kind]
+    with pytest.raises(ImageError) as error:
+        decode(file)
+    assert (error.value.kind == "too_large") == (status == 413)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", pictures.odd())
+def test_odd_images_are_images(kind: str) -> None:
+    pixels = decode(pictures.odd()[kind])
+    assert (pixels.dtype, pixels.shape[2]) == (np.uint8, 3)
 
 
 def test_prepare_keeps_an_image_of_the_right_size() -> None:
