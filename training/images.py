@@ -9,12 +9,13 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from training.manifest import InputSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 50_000_000
+MAX_TEXT_BYTES = 4 * 2**20  # unpacked, of what a PNG says besides its pixels
 CROP_FRACTION = 0.875  # of the covered image that "crop" keeps, as in the usual ImageNet evaluation
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3) RGB
@@ -42,6 +43,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     Raises:
         ImageError: not an image, truncated, animated (which frame is meant?), or too large.
     """
+    PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES  # nobody reads it, and Pillow would unpack 64 MiB from 64 kB
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, max_pixels)

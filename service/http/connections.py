@@ -30,6 +30,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_answering = False
         self._is_body_over = True
         self._head_bytes: int | None = None  # None outside of a head
+        self._is_head_too_large = False
         self._timer: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -52,8 +53,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_bytes is not None:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
+                self._refuse_head()
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -61,7 +61,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
-        """A head ends, and its request begins."""
+        """A head ends, and its request begins; unless it came whole, and too long, in one piece."""
+        size = len(self.url) + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
+        if size > MAX_HEAD_BYTES:
+            self._is_head_too_large = True
+            raise ValueError("the head of the request is too long")  # which ends the parser, and asks for a 400
         self._head_bytes = self._waiting_since = None
         self._is_answering, self._is_body_over = True, False
         super().on_headers_complete()
@@ -77,6 +81,17 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.cycle.response_complete:
             self._is_answering = False
             self._waiting_since = None if self._is_body_over else self.loop.time()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what the parser gave up on."""
+        if self._is_head_too_large:
+            self._refuse_head()
+        else:
+            super().send_400_response(msg)
+
+    def _refuse_head(self) -> None:
+        self.transport.write(_TOO_LARGE)
+        self.transport.close()
 
     def _look(self) -> None:
         if self.transport.is_closing():

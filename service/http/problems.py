@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 PROTOCOL_MEDIA_TYPE = "application/json"  # of an error below /v2
 RETRY_AFTER_SECONDS = 1
+MAX_TEXT = 1000  # characters of a message, which may repeat what was sent
+MAX_ERRORS = 100  # fields that are named
 _REASONS = {
     400: "malformed",
     401: "key",
@@ -70,8 +72,8 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.status = status
-        self.detail = detail
-        self.errors = tuple(errors)
+        self.detail = _shortened(detail)
+        self.errors = tuple(FieldError(*map(_shortened, error)) for error in errors[:MAX_ERRORS])
         self.headers = dict(headers or {})
         self.reason = reason or _REASONS.get(status, "other")
 
@@ -84,6 +86,10 @@ class Problem(Exception):
             "detail": self.detail,
             "errors": [{"field": field, "message": message} for field, message in self.errors],
         }
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
 
 
 def invalid(field: str, message: str, *, status: int = 422) -> Problem:

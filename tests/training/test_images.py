@@ -123,6 +123,11 @@ def test_hostile_files_are_refused(kind: str) -> None:
     assert (error.value.kind == "too_large") == (status == 413)
 
 
+def test_text_of_a_png_is_not_unpacked_without_end() -> None:
+    with pytest.raises(ImageError, match="Too much memory used in text chunks: 5242880"):
+        decode(pictures.refused()["PNG of many text bombs"][0])
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("kind", pictures.odd())
 def test_odd_images_are_images(kind: str) -> None:
