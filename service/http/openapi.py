@@ -81,6 +81,17 @@ def _text(media_type: str, description: str) -> Json:
     return {"description": description, "content": {media_type: {"schema": {"type": "string"}}}}
 
 
+def _events(description: str) -> Json:
+    """Return an answer in server-sent events; the schema is that of each."""
+    job = {"type": "string", "contentMediaType": "application/json", "contentSchema": _reference(JobView)}
+    event = {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {"event": {"enum": ["progress", "done"]}, "data": job},
+    }
+    return {"description": description, "content": {"text/event-stream": {"schema": event}}}
+
+
 def _form(parts: Json, *required: str) -> Json:
     """Return the schema of a multipart body; a part of another name refuses the request."""
     return {"type": "object", "required": [*required], "additionalProperties": False, "properties": parts}
@@ -226,7 +237,7 @@ def _paths() -> Json:
         "/jobs/{id}/events": {
             "get": _get(
                 "Follow a job",
-                _text("text/event-stream", "server-sent events `progress` and at last `done`, each with the job"),
+                _events("server-sent events `progress` and at last `done`, each with the job"),
                 404,
                 503,
                 parameters=[_JOB],

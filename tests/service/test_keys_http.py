@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -15,9 +14,10 @@ from playwright.sync_api import Browser, expect
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from service.store.keys import ROLES, add_key, revoke_key
+from service.store.keys import add_key, revoke_key
 from tests.service.conftest import Labelled, Server, as_parts
 from tests.service.console import console, shown, write_folders
+from tests.service.keyed import KeyedServer
 
 pytestmark = pytest.mark.e2e
 
@@ -25,40 +25,18 @@ HEAD_SECONDS, BODY_SECONDS, RATE = 1, 2, 40
 OF = ("events", "jobs", "soups")
 
 
-class KeyedServer(Server):
-    """A server that asks for keys; its client has the highest."""
-
-    def __init__(self, home: Path, bases: Path) -> None:
-        self.file = home.parent / "keys.json"
-        self.secrets: dict[str, str] = {role: add_key(self.file, f"the-{role}", role) for role in ROLES}
-        super().__init__(
-            home,
-            bases,
-            BASE_SET="tiny",
-            API_KEYS_FILE=str(self.file),
-            KEY_REQUESTS_PER_SECOND=str(RATE),
-            HEAD_TIMEOUT_SECONDS=str(HEAD_SECONDS),
-            UPLOAD_TIMEOUT_SECONDS=str(BODY_SECONDS),
-            METRICS_KEY="always",
-            MAX_UPLOAD_MB="1",
-            MAX_QUEUED_JOBS="1",
-        )
-        self.client.headers["authorization"] = f"Bearer {self.secrets['admin']}"
-
-    def live_workers(self, deployment: str = "default") -> list[dict[str, Any]]:
-        answer = self.client.get(f"/deployments/{deployment}")
-        time.sleep(0.1)  # within the rate
-        workers = answer.json().get("workers", [])
-        return [worker for worker in workers if worker["version"] is not None]
-
-    def headers(self, key: str) -> dict[str, str]:
-        """Return the headers of a request by a role, or with this key."""
-        return {"authorization": f"Bearer {self.secrets.get(key, key)}"}
-
-
 @pytest.fixture(scope="module")
 def keyed(prebuilt_bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedServer]:
-    server = KeyedServer(tmp_path_factory.mktemp("keyed") / "home", prebuilt_bases)
+    server = KeyedServer(
+        tmp_path_factory.mktemp("keyed") / "home",
+        prebuilt_bases,
+        KEY_REQUESTS_PER_SECOND=str(RATE),
+        HEAD_TIMEOUT_SECONDS=str(HEAD_SECONDS),
+        UPLOAD_TIMEOUT_SECONDS=str(BODY_SECONDS),
+        METRICS_KEY="always",
+        MAX_UPLOAD_MB="1",
+        MAX_QUEUED_JOBS="1",
+    )
     server.start()
     yield server
     assert server.stop() == 0
