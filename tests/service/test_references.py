@@ -19,6 +19,7 @@ from service.store.migrate import upgrade
 from service.store.objects import ObjectStore
 from service.store.references import FOLDER, ReferenceGone, References
 from service.store.registry import Registry, UnknownDeployment
+from tests.hostile import archives
 from tests.service.conftest import Labelled, Server
 from training.bases import load_base_set
 from training.images import to_input
@@ -138,6 +139,22 @@ def test_the_commands(environment: Path, tmp_path: Path, soup: Soup, capsys: pyt
     assert call(capsys, "show", "default")[1] == found
     assert call(capsys, "remove", "default")[1]["removed"] is True
     assert call(capsys, "show", "default")[1]["reference"] is None
+
+
+def test_hostile_archives_leave_the_reference_as_it_was(
+    environment: Path, tmp_path: Path, soup: Soup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment.mkdir()
+    with closing(Database(f"sqlite:///{environment / 'registry.db'}")) as database:
+        upgrade(database)
+        Registry(database).ensure_deployment("default", soup)
+    code, found, _ = call(capsys, "add", "default", str(write(some(9), tmp_path / "trusted")), "--floor", "0.5")
+    assert code == 0
+    for kind, (data, _) in archives.refused().items():
+        (tmp_path / "archive").write_bytes(data)
+        code, _, error = call(capsys, "add", "default", str(tmp_path / "archive"), "--floor", "0.5")
+        assert (code, error.count("\n")) == (2, 1), (kind, error)
+    assert call(capsys, "show", "default")[1] == found
 
 
 def test_a_floor_keeps_what_the_evidence_would_promote(
