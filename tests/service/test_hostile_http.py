@@ -17,7 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.hostile import archives, bodies, pictures, wire
+from tests.hostile import archives, bodies, pictures, tensors, wire
 from tests.service.conftest import ROOT, Server, as_parts, sample_files
 
 pytestmark = pytest.mark.e2e
@@ -187,9 +187,9 @@ def test_json_images_are_never_fetched(server: Server) -> None:
             listener.accept()
 
 
-@pytest.mark.parametrize("kind", bodies.tensors())
+@pytest.mark.parametrize("kind", tensors.tensors())
 def test_hostile_tensor_is_refused(server: Server, kind: str) -> None:
-    body = bodies.tensors()[kind]
+    body = tensors.tensors()[kind]
     for path in INFERRING:
         check(server.client.post(path, content=body.data, headers=body.headers), *body.statuses)
 
