@@ -199,6 +199,7 @@ class Rerun(NamedTuple):
 
     logits: Tensor  # (n, K)
     features: Tensor | None  # (n, D)
+    statistics: Tensors
 
 
 class Library:
@@ -249,12 +250,14 @@ class Library:
             should_stop=task.should_stop,
         )
         self.image_forwards += recalibrated.image_forwards + rest.image_forwards
+        statistics = recalibrated.statistics[0]
+        assert statistics is not None, "recalibration was asked for"
         back = torch.from_numpy(np.argsort(order))
         logits = torch.cat([recalibrated.logits[0], rest.logits[0]])[back]
         parts = (recalibrated.features[0], rest.features[0])
         if parts[0] is None or parts[1] is None:
-            return Rerun(logits, None)
-        return Rerun(logits, torch.cat([parts[0], parts[1]])[back])
+            return Rerun(logits, None, statistics)
+        return Rerun(logits, torch.cat([parts[0], parts[1]])[back], statistics)
 
     def head(self, candidate: int) -> Head | None:
         """Return a candidate's own last layer; None where it is not linear."""

@@ -242,7 +242,7 @@ def _pass(
         for number, block in enumerate(blocks):
             batches = _batches(prepared, images, block, batch_size)
             for soup, row in enumerate(coefficients):
-                _check_stop(should_stop)
+                check_stop(should_stop)
                 if usable[soup]:
                     model.set(row.tolist(), patch)
                     for span, batch in batches:
@@ -267,13 +267,13 @@ def _recalibrated_pass(
 
     Where the pool is one batch, the pass that estimates the statistics has the final logits too.
     """
-    batch_size = max(MIN_BATCH, RECALIBRATION_PIXELS // (pool.shape[1] * pool.shape[2]))
+    batch_size = recalibration_batch(pool)
     recalibrator, model = prepared.recalibrator, prepared.model("raw")
     batches = [batch for _, batch in _batches(prepared, pool, slice(0, len(pool)), batch_size)]
     parts = _batches(prepared, pool, slice(0, n), None) if n and len(batches) > 1 else []
     with torch.inference_mode(), exact_convolutions():
         for soup, row in enumerate(coefficients):
-            _check_stop(should_stop)
+            check_stop(should_stop)
             logits = recalibrator.run(row.tolist(), batches)
             if logits is not None and n:
                 visit(soup, slice(0, n), logits[:n], None if tap.features is None else tap.features[:n])
@@ -285,7 +285,14 @@ def _recalibrated_pass(
     return len(coefficients) * (len(pool) + (n if parts else 0))
 
 
-def _check_stop(should_stop: Callable[[], bool] | None) -> None:
+def recalibration_batch(images: npt.NDArray[np.uint8]) -> int:
+    """Return how many of these images a pass that estimates statistics takes at a time."""
+    height, width = images.shape[1:3]
+    return max(MIN_BATCH, RECALIBRATION_PIXELS // int(height * width))
+
+
+def check_stop(should_stop: Callable[[], bool] | None) -> None:
+    """Raise Cancelled if the caller says so."""
     if should_stop is not None and should_stop():
         raise Cancelled("the search was stopped before it was done")
 

@@ -1,9 +1,10 @@
-"""The choice among candidates, and the last rung: their last layer as it is, or fitted again on the labelled images.
+"""The choice among candidates, and the next rung: their last layer as it is, or fitted again on the labelled images.
 
 Every choice here is made from a subset of the labelled images: all of them for the answer, all but one fold for each
 image that judges it. So what judges an image has never seen its label, whichever rungs were taken.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from adapt.candidates import Bools, Ints, Library, Pool, Rerun, Task
 from adapt.evaluation import score_logits
 from adapt.head import PENALTIES, Head, fit_heads
+from adapt.patch import Tensors
 from adapt.score import TEMPERATURES, CrossFit, Floats, choose, part, temp_ce
 
 MIN_HEAD_IMAGES = 50  # below, a wrong choice of the penalty costs more than a fitted layer gains
@@ -31,12 +33,45 @@ class Fit(NamedTuple):
         temperature: position in `TEMPERATURES`, of the candidate with its own last layer.
         penalty: position in `PENALTIES`; None where the last layer stays.
         head: the fitted layer, the temperature within; None where the last layer stays.
+        early: trained first layers, scales and shifts, by state-dict key; None where they stay. The last layer stays
+            then, and new statistics are among them.
     """
 
     candidate: int
     temperature: int
     penalty: int | None = None
     head: Head | None = None
+    early: Tensors | None = None
+
+
+class Climb(NamedTuple):
+    """How far the ladder was climbed.
+
+    Attributes:
+        choice: on all images.
+        fit: held-out answers; None where nothing can be held out.
+        kind: (C,) the candidates that were chosen among.
+    """
+
+    choice: Fit
+    fit: CrossFit | None
+    kind: Bools
+
+
+class Standpoint(NamedTuple):
+    """A choice on a subset of the images, as it answers all of them.
+
+    Attributes:
+        features: (n, D), what the last layer is given.
+        statistics: of the subset; None where the choice is not recalibrated.
+        temperature: on the subset, of its own last layer.
+        head: the last layer that answers: its own, the temperature within, or a fitted one.
+    """
+
+    features: Tensor
+    statistics: Tensors | None
+    temperature: float
+    head: Head
 
 
 @dataclass(frozen=True)
@@ -72,7 +107,7 @@ class Ladder:
         """Of the images, (n,); None for equal ones."""
         return self.task.weights
 
-    def climb(self) -> tuple[Fit, CrossFit | None]:
+    def climb(self) -> Climb:
         """Return the choice on all images, and the held-out answers.
 
         Candidates with their BatchNorm as it is and recalibrated ones are two kinds. Statistics of the very images
@@ -83,14 +118,15 @@ class Ladder:
         """
         everything = np.ones(len(self.labels), dtype=np.bool_)
         if self.folds is None:
-            return self.fit(everything, self.pool.eligible & ~self.pool.recalibrated), None
+            plain = ~self.pool.recalibrated
+            return Climb(self.fit(everything, self.pool.eligible & plain), None, plain)
         kinds = [~self.pool.recalibrated]
         if (self.pool.eligible & self.pool.recalibrated).any():
             kinds.append(self.pool.recalibrated)
         best = kinds[0]
         if len(kinds) > 1:
             best = kinds[int(self._is_recalibration_borne_out(*(self.cross_fit(k, with_head=False) for k in kinds)))]
-        return self.fit(everything, self.pool.eligible & best), self.cross_fit(best)
+        return Climb(self.fit(everything, self.pool.eligible & best), self.cross_fit(best), best)
 
     def _is_recalibration_borne_out(self, plain: CrossFit, anew: CrossFit) -> bool:
         """Say whether held-out images are on the side of the recalibrated, or not clearly on the other.
@@ -111,7 +147,9 @@ class Ladder:
         """
         candidate, temperature = choose(self.pool.scores.losses[:, :, subset], eligible, part(self.weights, subset))
         plain = Fit(candidate, temperature)
-        if not with_head or not self._may_fit_head(subset) or (features := self.library.features(candidate)) is None:
+        if not with_head or not self.with_head or not self.has_enough(subset):
+            return plain
+        if (features := self.library.features(candidate)) is None:
             return plain
         penalty = self._best_penalty(candidate, features, subset)
         if penalty is None:
@@ -127,14 +165,36 @@ class Ladder:
         n, scores = len(self.labels), self.pool.scores
         chosen, right = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.bool_)
         before, after = np.empty((2, n), dtype=np.float32)
-        for number, fold in enumerate(np.unique(self.folds)):
-            held_out = self.folds == fold
-            eligible = self.pool.eligible if self.pool.eligible_without is None else self.pool.eligible_without[number]
-            found = self.fit(~held_out, eligible & kind, with_head=with_head)
+        for held_out, found in self.fits(kind, with_head=with_head):
             chosen[held_out] = found.candidate
             before[held_out] = self._current_losses(~held_out)[held_out]
             after[held_out], right[held_out] = self._answers(found, held_out)
         return CrossFit(chosen, scores.correct[0], right, before, after, self.weights)
+
+    def fits(self, kind: Bools, *, with_head: bool = True) -> Iterator[tuple[Bools, Fit]]:
+        """Yield the images (n,) of every fold, and the choice that is made without them."""
+        assert self.folds is not None, "there are folds to hold out"
+        for number, fold in enumerate(np.unique(self.folds)):
+            held_out = self.folds == fold
+            eligible = self.pool.eligible if self.pool.eligible_without is None else self.pool.eligible_without[number]
+            yield held_out, self.fit(~held_out, eligible & kind, with_head=with_head)
+
+    def standpoint(self, found: Fit, subset: Bools) -> Standpoint | None:
+        """Return how a choice on a subset of the images answers; None where it has no linear last layer."""
+        own = self.library.head(found.candidate)
+        if own is None:
+            return None
+        statistics, temperature, head = None, TEMPERATURES[found.temperature], found.head
+        features = self.library.features(found.candidate)
+        if self.pool.recalibrated[found.candidate]:
+            statistics = self.pool.statistics[found.candidate]
+            if not subset.all():
+                run, temperature = self._rerun(found.candidate, ~subset)
+                features, statistics = run.features, run.statistics
+                head = self._head_anew(found, run, temperature, subset)
+        if features is None:
+            return None
+        return Standpoint(features, statistics, temperature, own.divided(temperature) if head is None else head)
 
     def _current_losses(self, subset: Bools) -> Floats:
         """Return the current soup's losses (n,) at the temperature, however large, that is best on the subset.
@@ -169,29 +229,39 @@ class Ladder:
             ]
         features = self.library.features(found.candidate)
         assert features is not None, "a head was fitted to these features"
-        return _judged(found.head(features[index]), labels)
+        return judged(found.head(features[index]), labels)
 
     def _answers_anew(self, found: Fit, held_out: Bools) -> tuple[Floats, Bools]:
-        labels, seen = self.labels, torch.from_numpy(~held_out)
-        key = (found.candidate, held_out.tobytes())
+        run, temperature = self._rerun(found.candidate, held_out)
+        index, labels = torch.from_numpy(held_out), self.labels[held_out]
+        head = self._head_anew(found, run, temperature, ~held_out)
+        if head is None:
+            return judged(run.logits[index] / temperature, labels)
+        assert run.features is not None, "a head was fitted to this candidate's features"
+        return judged(head(run.features[index]), labels)
+
+    def _rerun(self, candidate: int, held_out: Bools) -> tuple[Rerun, float]:
+        """Return a recalibrated candidate without a fold in its statistics, and its temperature on the other images."""
+        key = (candidate, held_out.tobytes())
         if key not in self._reruns:
-            self._reruns[key] = self.library.rerun(found.candidate, ~held_out)
+            self._reruns[key] = self.library.rerun(candidate, ~held_out)
         run = self._reruns[key]
-        scores = score_logits(run.logits[seen][None], labels[~held_out])
-        temperature = int(temp_ce(scores.losses, part(self.weights, ~held_out))[1][0])
+        scores = score_logits(run.logits[torch.from_numpy(~held_out)][None], self.labels[~held_out])
+        return run, TEMPERATURES[int(temp_ce(scores.losses, part(self.weights, ~held_out))[1][0])]
+
+    def _head_anew(self, found: Fit, run: Rerun, temperature: float, subset: Bools) -> Head | None:
+        """Return the last layer fitted on a subset to what the rerun gives it; None where the choice was its own."""
         if found.penalty is None:
-            return _judged(run.logits[~seen] / TEMPERATURES[temperature], labels[held_out])
+            return None
         own = self.library.head(found.candidate)
         assert own is not None
         assert run.features is not None, "a head was fitted to this candidate's features"
-        counts = part(self.weights, ~held_out)
-        own = own.divided(TEMPERATURES[temperature])
-        head = fit_heads(run.features[seen], labels[~held_out], own, weights=counts)[found.penalty]
-        return _judged(head(run.features[~seen]), labels[held_out])
+        features, counts = run.features[torch.from_numpy(subset)], part(self.weights, subset)
+        return fit_heads(features, self.labels[subset], own.divided(temperature), weights=counts)[found.penalty]
 
-    def _may_fit_head(self, subset: Bools) -> bool:
-        """A class without images would be fitted away."""
-        if not self.with_head or subset.sum() < MIN_HEAD_IMAGES:
+    def has_enough(self, subset: Bools) -> bool:
+        """Say whether a subset has images enough to fit to; a class without any would be fitted away."""
+        if subset.sum() < MIN_HEAD_IMAGES:
             return False
         return len(np.unique(self.labels[subset])) == len(self.task.support.class_names)
 
@@ -207,7 +277,7 @@ class Ladder:
             temperature = self._temperature(candidate, seen)
             own += self._sum(self.pool.scores.losses[candidate, temperature, held_out], held_out)
             for penalty, head in enumerate(self._fitted(candidate, features, seen)):
-                losses, _ = _judged(head(features[torch.from_numpy(held_out)]), self.labels[held_out])
+                losses, _ = judged(head(features[torch.from_numpy(held_out)]), self.labels[held_out])
                 fitted[penalty] += self._sum(losses, held_out)
         best = int(fitted.argmin())
         return best if fitted[best] < own else None
@@ -235,7 +305,7 @@ class Ladder:
         return self._heads[key]
 
 
-def _judged(logits: Tensor, labels: Ints) -> tuple[Floats, Bools]:
+def judged(logits: Tensor, labels: Ints) -> tuple[Floats, Bools]:
     """Return losses and hits of logits (n, K); an image whose logits are not finite is lost."""
     targets = torch.from_numpy(labels)
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").float()

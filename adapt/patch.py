@@ -1,8 +1,9 @@
-"""The patch: the few tensors a soup replaces after mixing, channel statistics and the last layer. No torch.
+"""The patch: the few tensors a soup replaces after mixing: channel statistics, first and last layers. No torch.
 
 A patch is kilobytes. It is applied to the mixed weights by name, whatever the BatchNorm mode: in the raw mode
 recalibrated statistics (without BatchNorm, weights and biases that move and scale channels) take the place of the mixed
-ones, in every mode a re-fitted last layer takes the place of the mixed one.
+ones, and so do trained first layers, scales and shifts; in every mode a re-fitted last layer takes the place of the
+mixed one.
 """
 
 import hashlib
@@ -35,11 +36,12 @@ class PatchSummary(Frozen):
         default=0, ge=0, description="images the channel statistics were estimated on; 0 where they were not"
     )
     head: bool = Field(default=False, description="the last layer was fitted again")
+    early: bool = Field(default=False, description="the first layers, scales and shifts were trained")
 
     @model_validator(mode="after")
     def _check(self) -> "PatchSummary":
-        if not self.recalibrated and not self.head:
-            raise ValueError("patch: expected recalibrated statistics, a last layer or both, got neither")
+        if not self.recalibrated and not self.head and not self.early:
+            raise ValueError("patch: expected recalibrated statistics, a last layer or first layers, got none of them")
         return self
 
 
@@ -77,16 +79,17 @@ class Patch(PatchSummary):
     @property
     def summary(self) -> PatchSummary:
         """The patch without its tensors."""
-        return PatchSummary(digest=self.digest, recalibrated=self.recalibrated, head=self.head)
+        return PatchSummary(digest=self.digest, recalibrated=self.recalibrated, head=self.head, early=self.early)
 
 
-def make_patch(tensors: Tensors, *, recalibrated: int = 0, head: bool = False) -> Patch:
+def make_patch(tensors: Tensors, *, recalibrated: int = 0, head: bool = False, early: bool = False) -> Patch:
     """Return the patch of these tensors; the same tensors give the same digest.
 
     Args:
         tensors: float32 by state-dict key.
         recalibrated: images the statistics were estimated on.
         head: the last layer is among the tensors.
+        early: trained first layers, scales and shifts are among the tensors.
 
     Raises:
         PatchError: no tensors, another dtype, not finite.
@@ -94,7 +97,8 @@ def make_patch(tensors: Tensors, *, recalibrated: int = 0, head: bool = False) -
     if not tensors:
         raise PatchError("patch: expected at least one tensor, got none")
     data = safetensors.numpy.save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)})
-    patch = Patch(digest=hashlib.sha256(data).hexdigest(), recalibrated=recalibrated, head=head, data=data)
+    digest = hashlib.sha256(data).hexdigest()
+    patch = Patch(digest=digest, recalibrated=recalibrated, head=head, early=early, data=data)
     patch.tensors()
     return patch
 

@@ -147,6 +147,11 @@ class CrossFit:
         found = evidence(after - before, self.candidate, self.current)
         return found if self.weights is None else found * self.weights
 
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy of the chosen one."""
+        return float(np.average(self.candidate_losses.astype(np.float64), weights=self.weights))
+
     def share(self, answers: Bools) -> float:
         """Return the weighted share of the images for which this (n,) is true."""
         return float(np.average(answers, weights=self.weights))

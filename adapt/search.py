@@ -49,9 +49,12 @@ from adapt.soup import (
 )
 from adapt.strategies import num_evaluated, search_grid, search_surrogate
 from adapt.support import Reference, Support
+from adapt.surgery import Surgery
 from adapt.unlabelled import Images, check_unlabelled
 from training.bases import BaseSet
 from training.manifest import check_mixable
+
+TRAINED_FROM = 0.3  # of the progress, where first layers may be trained
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,9 @@ def search(
 
     The current soup and every ingredient alone are always among the candidates. Where channel statistics of training
     are known (BatchNorm, or moments), soups with statistics estimated on the images are candidates too. The soup of
-    least tempCE is taken; its last layer is fitted again where that lowers the cross-validated log-loss. Accuracy,
-    interval and p-value come from cross-fitting all of these choices. Deterministic for a seed on one machine.
+    least tempCE is taken; its last layer is fitted again where that lowers the cross-validated log-loss, or its first
+    layers are trained where that is better on held-out images. Accuracy, interval and p-value come from cross-fitting
+    all of these choices. Deterministic for a seed on one machine.
 
     Args:
         base: the base set; a `PreparedBase` saves folding it again (its own device is used then).
@@ -145,9 +149,9 @@ def search(
         unlabelled: uint8 (m, H, W, 3) at the network's input size: more images of the shift, to recalibrate on.
         strategy: "grid" evaluates the whole grid; "surrogate" predicts it from a few soups and verifies the best;
             "auto" takes the cheaper of both, which is the surrogate from three ingredients on.
-        rungs: what is tried beside the coefficients: channel "statistics" of the images, the last layer ("head"); none,
-            one or both. A network with neither BatchNorm nor moments, or without a linear last layer, does without that
-            rung.
+        rungs: what is tried beside the coefficients: channel "statistics" of the images, the last layer ("head"), the
+            first layers ("early"); any of them. A network with neither BatchNorm nor moments does without the first,
+            one without a linear last layer without the others.
         grid: "affine" (extrapolates a little) or "simplex" (no coefficient below 0).
         step: of the grid, 1 divided by a whole number; None for 0.25 (affine) or 0.1 (simplex).
         bn_mode: how the candidates mix BatchNorm that is not recalibrated.
@@ -159,7 +163,7 @@ def search(
         device: "cpu", "cuda" or "auto".
         num_threads: CPU threads of torch while searching; None leaves them as they are.
         progress: called with the fraction done and what is being done.
-        should_stop: asked before each candidate.
+        should_stop: asked before each candidate, and before each step of a training.
 
     Raises:
         BaseSetError: the base set has a single ingredient.
@@ -186,22 +190,25 @@ def search(
         recalibrate = "statistics" in rungs and prepared.can_recalibrate
         weights = balanced_weights(support.labels) if balance else None
         task = Task(prepared, support, unlabelled, current, bn_mode, recalibrate, folds, weights, report, should_stop)
-        pool = search_grid(task, points) if strategy == "grid" else search_surrogate(task, points)
+        evaluate = search_grid if strategy == "grid" else search_surrogate
+        pool = evaluate(task.part(0.0, TRAINED_FROM) if "early" in rungs else task, points)
         library = Library(task, pool)
-        choice, fit = Ladder(task, pool, library, with_head="head" in rungs).climb()
+        ladder = Ladder(task, pool, library, with_head="head" in rungs)
+        surgery = Surgery(task.part(TRAINED_FROM, 1.0), ladder, seed=seed)
+        choice, fit, _ = surgery.climb(ladder.climb()) if "early" in rungs else ladder.climb()
     patch = _patch(task, pool, choice)
     accuracy = None if fit is None or folds is None else _summary(pool, fit, folds, seed, p_threshold)
     decision = decide(
         accuracy,
         promote=promote,
-        same=choice.candidate == 0 and choice.head is None,
+        same=choice.candidate == 0 and choice.head is None and choice.early is None,
         counts=list(support.per_class.values()),
         p_threshold=p_threshold,
     )
     summary = SearchSummary(
         strategy=strategy,
         candidates=len(pool.coefficients),
-        image_forwards=pool.image_forwards + library.image_forwards,
+        image_forwards=pool.image_forwards + library.image_forwards + surgery.image_forwards,
         seconds=time.perf_counter() - started,
         grid=f"{grid} {points}",
     )
@@ -256,18 +263,21 @@ def _outcome(
 def _patch(task: Task, pool: Pool, choice: Fit) -> Patch | None:
     """Return the tensors that the candidate replaces: those of the current soup where it is that, and new ones."""
     tensors: dict[str, Floats] = {}
-    recalibrated, head = 0, choice.head is not None
+    recalibrated, head, early = 0, choice.head is not None, choice.early is not None
     if choice.candidate == 0 and (old := task.current.patch) is not None:
         tensors.update(old.tensors())
-        recalibrated, head = old.recalibrated, head or old.head
+        recalibrated, head, early = old.recalibrated, head or old.head, early or old.early
     statistics = pool.statistics[choice.candidate]
     if statistics is not None:
         tensors.update(statistics)
+    if choice.early is not None:
+        tensors.update(choice.early)
+    if statistics is not None or (choice.early is not None and task.prepared.has_batchnorm):
         recalibrated = len(task.support) + task.num_unlabelled
     if choice.head is not None:
         for part, tensor in zip(("weight", "bias"), choice.head, strict=True):
             tensors[f"{task.prepared.head_key}.{part}"] = tensor.float().numpy()
-    return make_patch(tensors, recalibrated=recalibrated, head=head) if tensors else None
+    return make_patch(tensors, recalibrated=recalibrated, head=head, early=early) if tensors else None
 
 
 def _bn_mode(task: Task, pool: Pool, choice: Fit) -> BnMode:

@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 BnMode = Literal["folded", "raw"]
 Promote = Literal["auto", "always", "never"]
 Strategy = Literal["auto", "grid", "surrogate"]
-Rung = Literal["statistics", "head"]
+Rung = Literal["statistics", "head", "early"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Gain = Annotated[float, Field(ge=-1, le=1)]
