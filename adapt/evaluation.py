@@ -155,7 +155,8 @@ def run_soups(
         coefficients: (C, M), in ingredient order.
         images: uint8 (n, H, W, 3) at the network's input size.
         bn_mode: how BatchNorm is mixed; recalibration mixes it raw, whatever this says.
-        patch: tensors that take the place of every soup's mixed ones; not with `recalibrate`.
+        patch: tensors that take the place of every soup's mixed ones; with `recalibrate`, its BatchNorm statistics are
+            the prior.
         recalibrate: estimate each soup's channel statistics on the images and the unlabelled ones.
         unlabelled: uint8 (m, H, W, 3) more images to recalibrate on.
         progress: called with the fraction done, after each soup.
@@ -182,7 +183,9 @@ def run_soups(
     with tap:
         if recalibrate:
             pool = images if unlabelled is None else np.concatenate([images, unlabelled])
-            forwards = _recalibrated_pass(prepared, coefficients, pool, n, keep, statistics, tap, progress, should_stop)
+            forwards = _recalibrated_pass(
+                prepared, coefficients, pool, n, keep, statistics, tap, patch, progress, should_stop
+            )
         else:
             _pass(
                 prepared,
@@ -260,6 +263,7 @@ def _recalibrated_pass(
     visit: Visit,
     statistics: list[Tensors | None],
     tap: _Tap,
+    patch: Tensors | None,
     progress: Callable[[float], None] | None,
     should_stop: Callable[[], bool] | None,
 ) -> int:
@@ -274,7 +278,7 @@ def _recalibrated_pass(
     with torch.inference_mode(), exact_convolutions():
         for soup, row in enumerate(coefficients):
             check_stop(should_stop)
-            logits = recalibrator.run(row.tolist(), batches)
+            logits = recalibrator.run(row.tolist(), batches, patch=patch)
             if logits is not None and n:
                 visit(soup, slice(0, n), logits[:n], None if tap.features is None else tap.features[:n])
             for span, batch in parts:

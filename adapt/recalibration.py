@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from adapt.mixing import FlatModel
+from adapt.patch import Tensors
 from training.moments import LayerMoments, Moments, RunningMoments, channel_moments, channels_first
 
 # Images that the statistics of training count as, in the first and in the last layer: see EXPERIMENTS.md.
@@ -63,7 +64,9 @@ class Recalibrator:
         self._layers = {name: model.net.get_submodule(name) for name in names}
         self._strengths = np.geomspace(*prior_images, num=len(names)).tolist()
 
-    def run(self, coefficients: Sequence[float], batches: Sequence[Tensor]) -> Tensor | None:
+    def run(
+        self, coefficients: Sequence[float], batches: Sequence[Tensor], *, patch: Tensors | None = None
+    ) -> Tensor | None:
         """Set weights and statistics of this soup. Returns the logits of the images where they are one batch.
 
         Every layer's statistics are (N prior + n batch) / (N + n), where n counts all images and the batch is
@@ -74,10 +77,12 @@ class Recalibrator:
         Args:
             coefficients: M numbers.
             batches: the network's inputs (B, ...), at least one image.
+            patch: tensors in the place of mixed ones; its BatchNorm statistics are the prior then.
         """
-        self._model.set(coefficients)
+        self._model.set(coefficients, patch)
         nearest = project_to_simplex(np.asarray(coefficients)).tolist()
-        self._model.set_statistics(nearest)
+        if patch is None:
+            self._model.set_statistics(nearest)
         num_images = sum(len(batch) for batch in batches)
         with torch.inference_mode(), self._estimating(nearest, num_images):
             logits = [self._model.net(batch) for batch in batches]

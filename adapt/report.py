@@ -145,6 +145,7 @@ def table(report: Report) -> str:
     if (patch := outcome.patch) is not None:
         parts = [f"channel statistics of {patch.recalibrated} images"] if patch.recalibrated else []
         parts += ["a last layer fitted to labelled images"] if patch.head else []
+        parts += ["first layers trained on labelled images"] if patch.early else []
         lines.append(f"candidate  replaces mixed weights by {' and '.join(parts)}")
     if (accuracy := outcome.accuracy) is not None:
         low, high = accuracy.interval

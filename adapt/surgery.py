@@ -76,7 +76,9 @@ class Surgery:
             excess = (losses.astype(np.float64) - held.candidate_losses)[asked]
             counts = part(held.weights, asked)
             excess = excess if counts is None else excess * counts
-            if number > 1 and not excess.mean() <= HOPELESS * excess.std() / len(excess) ** 0.5:
+            if not np.isfinite(excess).all():
+                return None
+            if number > 1 and excess.mean() > HOPELESS * excess.std() / len(excess) ** 0.5:
                 return None
         return CrossFit(held.chosen, held.current, right, held.current_losses, losses, held.weights)
 

@@ -30,7 +30,7 @@ def recalibrate(
 ) -> tuple[Soup, Outcome]:
     """Return the current soup with channel statistics of unlabelled images; it is never to be promoted by itself.
 
-    Coefficients, temperature and a last layer that the current soup's patch has stay as they are. Without labels
+    Coefficients, temperature and the layers that the current soup's patch has stay as they are. Without labels
     nothing can be shown to be better: the outcome is always `kept`.
 
     Args:
@@ -53,18 +53,26 @@ def recalibrate(
         raise ValueError("expected at least one unlabelled image, got none")
     check_unlabelled(unlabelled, base.manifest)
     row = np.asarray([current.vector(base.manifest)])
+    kept = current.patch.tensors() if current.patch is not None else {}
+    is_trained = current.patch is not None and current.patch.early
     with thread_count(num_threads):
         if progress is not None:
             progress(0.0, "preparing the base set")
         prepared = base if isinstance(base, PreparedBase) else PreparedBase(base, device=pick_device(device))
+        # Statistics belong to filters: with first layers that were trained, they are estimated for these.
         found = run_soups(
-            prepared, row, unlabelled[:0], recalibrate=True, unlabelled=unlabelled, should_stop=should_stop
+            prepared,
+            row,
+            unlabelled[:0],
+            patch=kept if is_trained else None,
+            recalibrate=True,
+            unlabelled=unlabelled,
+            should_stop=should_stop,
         )
     statistics = found.statistics[0]
     assert statistics is not None, "recalibration was asked for"
     had_head = current.patch is not None and current.patch.head
-    kept = current.patch.tensors() if current.patch is not None else {}
-    patch = make_patch({**kept, **statistics}, recalibrated=len(unlabelled), head=had_head)
+    patch = make_patch({**kept, **statistics}, recalibrated=len(unlabelled), head=had_head, early=is_trained)
     outcome = Outcome(
         state="kept",
         reason=NO_LABELS,

@@ -81,6 +81,7 @@ class Evidence(NamedTuple):
     p_value: float | None  # of `no better than the default soup`
     recalibrated: int  # pictures that channel statistics were estimated on
     has_head: bool  # the last layer was fitted again
+    has_early: bool  # first layers were trained
     is_promoted: bool
 
 

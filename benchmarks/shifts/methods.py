@@ -180,6 +180,7 @@ def _evidence(found: Search) -> Evidence:
         p_value=None if accuracy is None else accuracy.p_value,
         recalibrated=0 if patch is None else patch.recalibrated,
         has_head=patch is not None and patch.head,
+        has_early=patch is not None and patch.early,
         is_promoted=found.outcome.state == "promoted",
     )
 

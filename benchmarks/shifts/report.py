@@ -275,6 +275,7 @@ def _searches(results: Results, heads: list[str]) -> list[str]:
             "promoted": [],
             "channel statistics": [],
             "last layer": [],
+            "first layers": [],
         }
         for n in results.settings.n:
             records = results.records(name, n)
@@ -285,6 +286,7 @@ def _searches(results: Results, heads: list[str]) -> list[str]:
                 ("promoted", [bool(f.is_promoted) for f in found]),
                 ("channel statistics", [bool(f.recalibrated) for f in found]),
                 ("last layer", [bool(f.has_head) for f in found]),
+                ("first layers", [bool(f.has_early) for f in found]),
             ):
                 parts[part].append(f"{100 * np.mean(taken):.0f} %" if found else "-")
         if name != "ladder":

@@ -60,6 +60,7 @@ class Found(Frozen):
     p_value: float | None = Field(default=None, description="as the search gives it")
     recalibrated: int | None = Field(default=None, description="pictures for channel statistics; null: no search")
     has_head: bool | None = Field(default=None, description="the last layer was fitted again; null: no search")
+    has_early: bool | None = Field(default=None, description="first layers were trained; null: no search")
     is_promoted: bool | None = Field(default=None, description="the gate's decision; null: no search")
     runners_up: tuple[float, ...] = Field(default=(), description="accuracy of the second and third choice")
     hits: str | None = Field(default=None, description="which unseen pictures were right: bits, in base64")

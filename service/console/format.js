@@ -75,5 +75,8 @@ export function patchText(patch) {
   if (patch.head) {
     parts.push("a fitted last layer");
   }
+  if (patch.early) {
+    parts.push("trained first layers");
+  }
   return parts.join(", ") || "some tensors";
 }

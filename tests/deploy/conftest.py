@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from adapt.early import early_keys
 from adapt.patch import Patch, make_patch
 from deploy.bundle import build_bundle
 from deploy.parity import TorchReference
@@ -39,7 +40,7 @@ def reference(tiny_base_set: Path) -> TorchReference:
 
 @pytest.fixture(scope="session")
 def patches(reference: TorchReference) -> dict[str, Patch]:
-    """A patch of statistics, one of the last layer, and one of both; made up, but of the right size."""
+    """Patches of statistics, of the last layer, of both, and of first layers; made up, but of the right size."""
     generator = np.random.default_rng(5)
     like = {key: tensor.numpy() for key, tensor in reference.base.state_dicts["nominal"].items()}
     statistics = {
@@ -51,10 +52,15 @@ def patches(reference: TorchReference) -> dict[str, Patch]:
         key: generator.normal(scale=0.5, size=like[key].shape).astype(np.float32)
         for key in ("head.weight", "head.bias")
     }
+    early = {
+        key: (like[key] * np.exp(0.3 * generator.normal(size=like[key].shape))).astype(np.float32)
+        for key in early_keys(reference.base.model().net, "head")
+    }
     return {
         "statistics": make_patch(statistics, recalibrated=64),
         "head": make_patch(head, head=True),
         "both": make_patch(statistics | head, recalibrated=64, head=True),
+        "early": make_patch(statistics | early, recalibrated=64, early=True),
     }
 
 

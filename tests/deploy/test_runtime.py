@@ -182,6 +182,7 @@ PATCHED: list[tuple[str, BnMode, dict[str, float]]] = [
     ("head", "raw", CONVEX),
     ("statistics", "raw", AFFINE),
     ("both", "raw", AFFINE),
+    ("early", "raw", AFFINE),
     ("both", "raw", one_hot("linf")),  # one-hot: torch's stored logits are those without the patch
 ]
 
