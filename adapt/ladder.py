@@ -176,8 +176,16 @@ class Ladder:
         assert self.folds is not None, "there are folds to hold out"
         for number, fold in enumerate(np.unique(self.folds)):
             held_out = self.folds == fold
-            eligible = self.pool.eligible if self.pool.eligible_without is None else self.pool.eligible_without[number]
-            yield held_out, self.fit(~held_out, eligible & kind, with_head=with_head)
+            yield held_out, self.fit(~held_out, self.among(kind, number), with_head=with_head)
+
+    def among(self, kind: Bools, fold: int | None = None) -> Bools:
+        """Return the candidates (C,) of a kind that may be chosen without a fold, or on all images.
+
+        All of them where the search went on with the other kind: it looked at these whatever the labels say.
+        """
+        without = self.pool.eligible_without
+        eligible = (self.pool.eligible if fold is None or without is None else without[fold]) & kind
+        return eligible if eligible.any() else kind
 
     def standpoint(self, found: Fit, subset: Bools) -> Standpoint | None:
         """Return how a choice on a subset of the images answers; None where it has no linear last layer."""

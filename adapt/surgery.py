@@ -48,39 +48,46 @@ class Surgery:
         """Return the climb with first layers trained, or as it is where held-out images do not ask for more.
 
         They ask for it by a lower log-loss, hits being no fewer. Only with images enough to fit to, every class among
-        them, and for networks with a linear last layer whose tensors a patch can replace one by one: BatchNorm that is
-        folded into the convolutions is no tensor any more.
+        them, and for networks with a linear last layer whose tensors a patch can replace one by one. BatchNorm that is
+        folded into the convolutions is no tensor any more: where that leads, the recalibrated are trained.
         """
         everything = np.ones(len(self._ladder.labels), dtype=np.bool_)
-        if below.fit is None or not self._is_open(below.choice) or not self._ladder.has_enough(everything):
+        if below.fit is None or not self._ladder.has_enough(everything):
             return below
-        fit = self._cross_fit(below, below.fit)
+        choice, kind = below.choice, below.kind
+        if not self._is_open(choice):
+            kind = self._ladder.pool.recalibrated
+            if not kind.any():
+                return below
+            choice = self._ladder.fit(everything, self._ladder.among(kind))
+        fit = self._cross_fit(kind, below.fit)
         if fit is None or fit.loss >= below.fit.loss or fit.share(fit.candidate) < below.fit.share(below.fit.candidate):
             return below
-        found = self._train(below.choice, everything, 1.0)
+        found = self._train(choice, everything, 1.0)
         if found is None:
             return below
-        return Climb(below.choice._replace(penalty=None, head=None, early=found.patch), fit, below.kind)
+        return Climb(choice._replace(penalty=None, head=None, early=found.patch), fit, kind)
 
-    def _cross_fit(self, below: Climb, held: CrossFit) -> CrossFit | None:
-        """Answer every image with a network trained without its fold; None where the first folds leave no hope."""
-        right, losses = held.candidate.copy(), held.candidate_losses.copy()
+    def _cross_fit(self, kind: Bools, below: CrossFit) -> CrossFit | None:
+        """Answer every image with a network trained without its fold; None where the first folds leave no hope.
+
+        A fold whose choice cannot be trained is answered as below.
+        """
+        chosen, right, losses = below.chosen.copy(), below.candidate.copy(), below.candidate_losses.copy()
         asked = np.zeros(len(right), dtype=np.bool_)
-        folds = list(self._ladder.fits(below.kind))
-        for number, (held_out, choice) in enumerate(folds, 1):
-            # A fold whose choice cannot be trained is answered by that choice, as below.
-            found = self._train(choice, ~held_out, number / (len(folds) + 1)) if self._is_open(choice) else None
-            if found is not None:
+        for number, (held_out, choice) in enumerate(self._ladder.fits(kind), 1):
+            if self._is_open(choice) and (found := self._train(choice, ~held_out, number / len(self._task.subsets()))):
+                chosen[held_out] = choice.candidate
                 losses[held_out], right[held_out] = self._answers(found, held_out)
             asked |= held_out
-            excess = (losses.astype(np.float64) - held.candidate_losses)[asked]
-            counts = part(held.weights, asked)
+            excess = (losses.astype(np.float64) - below.candidate_losses)[asked]
+            counts = part(below.weights, asked)
             excess = excess if counts is None else excess * counts
             if not np.isfinite(excess).all():
                 return None
             if number > 1 and excess.mean() > HOPELESS * excess.std() / len(excess) ** 0.5:
                 return None
-        return CrossFit(held.chosen, held.current, right, held.current_losses, losses, held.weights)
+        return CrossFit(chosen, below.current, right, below.current_losses, losses, below.weights)
 
     def _train(self, choice: Fit, subset: Bools, done: float) -> _Trained | None:
         """Train what a choice on a subset of the images fell on; None where its last layer is not linear."""

@@ -209,7 +209,7 @@ def test_a_soup_of_another_base_set_is_refused(prepared: PreparedBase, support: 
         ({"step": 0.3}, "1 divided by a whole number"),
         ({"p_threshold": 1.5}, "p_threshold"),
         ({"device": "tpu"}, "cpu, cuda or auto"),
-        ({"rungs": ("head", "stem")}, r"rungs of \['statistics', 'head'\], got \['stem'\]"),
+        ({"rungs": ("head", "stem")}, r"rungs of \['statistics', 'head', 'early'\], got \['stem'\]"),
         ({"unlabelled": np.zeros((2, 8, 8, 3), dtype=np.uint8)}, r"\(m, 16, 16, 3\), got uint8 \(2, 8, 8, 3\)"),
     ],
 )

@@ -151,7 +151,7 @@ def test_what_a_fold_is_judged_by_never_saw_it(
     below = ladder.climb()
     surgery = Surgery(task, ladder, seed=0)
     assert below.fit is not None
-    fit = surgery._cross_fit(below, below.fit)
+    fit = surgery._cross_fit(below.kind, below.fit)
     assert fit is not None
     assert surgery.image_forwards > 0
     assert not np.array_equal(fit.candidate_losses, below.fit.candidate_losses)
