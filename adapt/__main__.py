@@ -55,7 +55,7 @@ class SearchCommand(Command):
     rungs: tuple[Rung, ...] = Field(
         default=RUNGS,
         description="tried beside the coefficients: channel statistics of the images, a last layer (head) fitted to "
-        "them; give none for coefficients alone",
+        "them, first layers trained on them (early); give none for coefficients alone",
     )
     unlabelled: Path | None = Field(
         default=None, description="folder of more images of the shift, without labels, for the statistics"
