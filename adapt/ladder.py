@@ -6,7 +6,7 @@ image that judges it. So what judges an image has never seen its label, whicheve
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,63 +15,14 @@ from scipy import optimize
 from torch import Tensor
 
 from adapt.candidates import Bools, Ints, Library, Pool, Rerun, Task
+from adapt.choice import Climb, Fit, Standpoint
 from adapt.evaluation import score_logits
 from adapt.head import PENALTIES, Head, fit_heads
-from adapt.patch import Tensors
 from adapt.score import TEMPERATURES, CrossFit, Floats, choose, part, temp_ce
 
 MIN_HEAD_IMAGES = 50  # below, a wrong choice of the penalty costs more than a fitted layer gains
 DOUBT = 1.0  # standard errors by which recalibrated candidates may be behind on held-out images
 MAX_TEMPERATURE = 1000.0  # of the current soup where it is judged; the least is the candidates' least
-
-
-class Fit(NamedTuple):
-    """What a choice fell on.
-
-    Attributes:
-        candidate: position in the pool.
-        temperature: position in `TEMPERATURES`, of the candidate with its own last layer.
-        penalty: position in `PENALTIES`; None where the last layer stays.
-        head: the fitted layer, the temperature within; None where the last layer stays.
-        early: trained first layers, scales and shifts, by state-dict key; None where they stay. The last layer stays
-            then, and new statistics are among them.
-    """
-
-    candidate: int
-    temperature: int
-    penalty: int | None = None
-    head: Head | None = None
-    early: Tensors | None = None
-
-
-class Climb(NamedTuple):
-    """How far the ladder was climbed.
-
-    Attributes:
-        choice: on all images.
-        fit: held-out answers; None where nothing can be held out.
-        kind: (C,) the candidates that were chosen among.
-    """
-
-    choice: Fit
-    fit: CrossFit | None
-    kind: Bools
-
-
-class Standpoint(NamedTuple):
-    """A choice on a subset of the images, as it answers all of them.
-
-    Attributes:
-        features: (n, D), what the last layer is given.
-        statistics: of the subset; None where the choice is not recalibrated.
-        temperature: on the subset, of its own last layer.
-        head: the last layer that answers: its own, the temperature within, or a fitted one.
-    """
-
-    features: Tensor
-    statistics: Tensors | None
-    temperature: float
-    head: Head
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from adapt.candidates import (
     ShouldStop,
     Task,
 )
+from adapt.choice import Fit
 from adapt.floor import Bound, check_floor
 from adapt.grid import Grid, GridKind, Lattice, lattice
-from adapt.ladder import Fit, Ladder
+from adapt.ladder import MIN_HEAD_IMAGES, Ladder
 from adapt.patch import Floats, Patch, make_patch
 from adapt.prepared import PreparedBase, pick_device, thread_count
 from adapt.score import (
@@ -191,11 +192,12 @@ def search(
         weights = balanced_weights(support.labels) if balance else None
         task = Task(prepared, support, unlabelled, current, bn_mode, recalibrate, folds, weights, report, should_stop)
         evaluate = search_grid if strategy == "grid" else search_surrogate
-        pool = evaluate(task.part(0.0, TRAINED_FROM) if "early" in rungs else task, points)
+        may_train = "early" in rungs and len(support) >= MIN_HEAD_IMAGES
+        pool = evaluate(task.part(0.0, TRAINED_FROM) if may_train else task, points)
         library = Library(task, pool)
         ladder = Ladder(task, pool, library, with_head="head" in rungs)
         surgery = Surgery(task.part(TRAINED_FROM, 1.0), ladder, seed=seed)
-        choice, fit, _ = surgery.climb(ladder.climb()) if "early" in rungs else ladder.climb()
+        choice, fit, _ = surgery.climb(ladder.climb()) if may_train else ladder.climb()
     patch = _patch(task, pool, choice)
     accuracy = None if fit is None or folds is None else _summary(pool, fit, folds, seed, p_threshold)
     decision = decide(

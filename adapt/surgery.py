@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from adapt.candidates import Bools, Task
+from adapt.choice import Climb, Fit
 from adapt.early import Start, train_early
 from adapt.evaluation import run_soups
-from adapt.ladder import Climb, Fit, Ladder, judged
+from adapt.ladder import Ladder, judged
 from adapt.patch import Tensors
-from adapt.score import CrossFit, Floats, part
+from adapt.score import LARGE, CrossFit, Floats, part
 from adapt.soup import BnMode
 
 HOPELESS = 2.0  # standard errors by which the first folds are behind where the others are not tried
@@ -80,11 +81,8 @@ class Surgery:
                 chosen[held_out] = choice.candidate
                 losses[held_out], right[held_out] = self._answers(found, held_out)
             asked |= held_out
-            excess = (losses.astype(np.float64) - below.candidate_losses)[asked]
-            counts = part(below.weights, asked)
-            excess = excess if counts is None else excess * counts
-            if not np.isfinite(excess).all():
-                return None
+            excess = np.minimum(losses, LARGE).astype(np.float64) - np.minimum(below.candidate_losses, LARGE)
+            excess = (excess if below.weights is None else excess * below.weights)[asked]
             if number > 1 and excess.mean() > HOPELESS * excess.std() / len(excess) ** 0.5:
                 return None
         return CrossFit(chosen, below.current, right, below.current_losses, losses, below.weights)
