@@ -17,9 +17,10 @@ from adapt.candidates import (
     Task,
 )
 from adapt.choice import Fit
+from adapt.early import MIN_IMAGES as MIN_EARLY_IMAGES
 from adapt.floor import Bound, check_floor
 from adapt.grid import Grid, GridKind, Lattice, lattice
-from adapt.ladder import MIN_HEAD_IMAGES, Ladder
+from adapt.ladder import Ladder
 from adapt.patch import Floats, Patch, make_patch
 from adapt.prepared import PreparedBase, pick_device, thread_count
 from adapt.score import (
@@ -192,7 +193,7 @@ def search(
         weights = balanced_weights(support.labels) if balance else None
         task = Task(prepared, support, unlabelled, current, bn_mode, recalibrate, folds, weights, report, should_stop)
         evaluate = search_grid if strategy == "grid" else search_surrogate
-        may_train = "early" in rungs and len(support) >= MIN_HEAD_IMAGES
+        may_train = "early" in rungs and len(support) >= MIN_EARLY_IMAGES
         pool = evaluate(task.part(0.0, TRAINED_FROM) if may_train else task, points)
         library = Library(task, pool)
         ladder = Ladder(task, pool, library, with_head="head" in rungs)

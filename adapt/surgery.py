@@ -48,7 +48,7 @@ class Surgery:
     def climb(self, below: Climb) -> Climb:
         """Return the climb with first layers trained, or as it is where held-out images do not ask for more.
 
-        They ask for it by a lower log-loss, hits being no fewer. Only with images enough to fit to, every class among
+        They ask for it by a lower log-loss, hits being no fewer. Only with images enough, every class among
         them, and for networks with a linear last layer whose tensors a patch can replace one by one. BatchNorm that is
         folded into the convolutions is no tensor any more: where that leads, the recalibrated are trained.
         """

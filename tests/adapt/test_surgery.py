@@ -7,10 +7,10 @@ import torch
 
 import adapt.surgery
 from adapt.candidates import Library, Task
-from adapt.early import Start, early_keys, train_early
+from adapt.early import MIN_IMAGES, Start, early_keys, train_early
 from adapt.evaluation import Cancelled, served_logits
 from adapt.grid import lattice
-from adapt.ladder import MIN_HEAD_IMAGES, Ladder
+from adapt.ladder import Ladder
 from adapt.mixing import mix
 from adapt.patch import STATISTICS
 from adapt.prepared import PreparedBase
@@ -127,7 +127,7 @@ def test_few_images_a_missing_class_and_folded_batchnorm_are_not_trained_on(
     pictures: Support,
 ) -> None:
     current = default_soup(prepared.manifest)
-    few = pictures.subset(np.arange(MIN_HEAD_IMAGES - 1))
+    few = pictures.subset(np.arange(MIN_IMAGES - 1))
     two = pictures.subset(np.flatnonzero(pictures.labels != 0))
     for support, rungs in ((few, FIRST), (two, FIRST), (pictures, ("early",))):
         assert search(prepared, support, current=current, rungs=rungs).choice.early is None
@@ -191,7 +191,7 @@ def test_a_trained_soup_is_a_current_soup_like_any_other(
     prepared: PreparedBase,  # noqa: F811
     found: Search,
 ) -> None:
-    fresh = swapped(coloured(60, prepared.manifest.class_names, seed=3))
+    fresh = swapped(coloured(90, prepared.manifest.class_names, seed=3))
     again = search(prepared, fresh, current=found.soup, rungs=FIRST)
     assert again.fit is not None
     assert again.fit.share(again.fit.candidate) >= 0.9 * again.fit.share(again.fit.current)
