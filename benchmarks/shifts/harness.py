@@ -16,11 +16,11 @@ from adapt.prepared import PreparedBase
 from adapt.support import check_disjoint
 from benchmarks.machine import commit
 from benchmarks.shifts.context import STREAM, Context, Method, Predict, Unseen
-from benchmarks.shifts.methods import HINDSIGHT, TABLED, methods_of
+from benchmarks.shifts.methods import HINDSIGHT, SEARCHES, TABLED, methods_of
 from benchmarks.shifts.results import Found, LandscapeRow, Results, Row, Settings, packed
 from benchmarks.shifts.sets import as_support, draw_positions
 from benchmarks.shifts.sources import Sources, family_of
-from benchmarks.shifts.table import Positions, Soups, Table, read_table, soups_of, tabulate, write_table
+from benchmarks.shifts.table import Positions, Soups, Table, empty_table, read_table, soups_of, tabulate, write_table
 from training.data import ImageSet, balanced_indices
 
 logger = logging.getLogger(__name__)
@@ -60,11 +60,20 @@ def run_methods(prepared: PreparedBase, sources: Sources, results: Results) -> N
             continue
         started = time.perf_counter()
         data = sources.load(name, seed=settings.seed)
-        table = _table(results.folder / "tables" / f"{name}.npz", prepared, soups, data)
+        if _is_looked_up(results, name, seed):
+            table = _table(results.folder / "tables" / f"{name}.npz", prepared, soups, data)
+        else:
+            table = empty_table(soups, data, len(prepared.manifest.class_names))
         _run_draw(prepared, name, data, table, draw_pictures(data, settings, seed), methods, results, checkout)
         seconds = time.perf_counter() - started
         logger.info("%s, draw %d: %.0f s, %d of %d", name, seed, seconds, number, total)
     shutil.rmtree(results.folder / "tables", ignore_errors=True)
+
+
+def _is_looked_up(results: Results, shift: str, seed: int) -> bool:
+    """Say whether what is missing of a draw needs the table, which takes minutes to make."""
+    missing = {name for n in results.settings.n for name in results.missing(shift, n, seed)}
+    return bool(missing - {*SEARCHES}) or (shift, seed) not in results.landscapes.records
 
 
 def _table(file: Path, prepared: PreparedBase, soups: Soups, data: ImageSet) -> Table:

@@ -121,6 +121,7 @@ METHODS: Mapping[str, Method] = {
 
 
 # Those that look up what soups say and run no network; beside them the ingredients as they are.
+SEARCHES = ("soup_auto", "ladder", "ladder_served", "ladder_stream", "ladder_single")  # look nothing up
 TABLED = ("soup_grid", "soup_single", "soup_oracle", "soup_uniform", "picked", "ensemble", "ensemble_weighted")
 
 

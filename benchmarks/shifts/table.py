@@ -14,7 +14,7 @@ from adapt.candidates import SAME, distinct
 from adapt.evaluation import score_logits, soup_logits
 from adapt.grid import Grid, finest
 from adapt.prepared import PreparedBase
-from adapt.score import Scores
+from adapt.score import TEMPERATURES, Scores
 from adapt.soup import default_soup
 from adapt.strategies import nodes
 from training.data import ImageSet
@@ -96,6 +96,13 @@ def tabulate(prepared: PreparedBase, soups: Soups, data: ImageSet) -> Table:
     seconds = time.perf_counter() - started
     scores = score_logits(logits, data.labels)
     return Table(soups, logits, scores, seconds / (len(soups.coefficients) * len(data)))
+
+
+def empty_table(soups: Soups, data: ImageSet, num_classes: int) -> Table:
+    """Return a table of none of the soups, for methods that look nothing up."""
+    n = len(data)
+    scores = Scores(np.empty((0, len(TEMPERATURES), n), np.float32), np.empty((0, n), np.bool_))
+    return Table(Soups(soups.coefficients[:0], 0), torch.empty(0, n, num_classes), scores, 0.0)
 
 
 def write_table(file: Path, table: Table) -> None:

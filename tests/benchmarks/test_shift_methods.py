@@ -268,8 +268,14 @@ def test_methods_may_be_added_to_a_run(
 
 
 def test_methods_can_be_measured_again(
-    tiny_base_set: Path, data_folder: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_base_set: Path,
+    data_folder: Path,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("benchmarks.shifts.harness.tabulate", lambda *_: pytest.fail("nothing needs a table"))
     for name in ("settings.json", "results.jsonl", "landscapes.jsonl"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     before = Lines(tmp_path / "results.jsonl", Row).records

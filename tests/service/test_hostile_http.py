@@ -22,7 +22,7 @@ from tests.service.conftest import ROOT, Server, as_parts, sample_files
 
 pytestmark = pytest.mark.e2e
 
-GROWTH_BYTES = 96 * 2**20  # of both workers together, which unpack up to 20 MB of an archive at a time
+GROWTH_BYTES = 192 * 2**20  # of both workers together, which unpack up to 20 MB at a time; allocators keep some
 GOOD, OTHER = bodies.GOOD, bodies.OTHER
 PREDICTING = ("/predict", "/deployments/default/soups/1/predict")
 INFERRING = ("/v2/models/default/infer", "/v2/models/default/versions/1/infer")
