@@ -14,6 +14,7 @@ from tqdm import tqdm
 from adapt import report as reports
 from adapt import support as supports
 from adapt.attack import Attack
+from adapt.early import MIN_IMAGES, TRAIN_FROM
 from adapt.evaluation import evaluate_soups, score_logits, served_logits
 from adapt.fronts import FrontsCommand
 from adapt.grid import GridKind, finest, lattice
@@ -56,6 +57,11 @@ class SearchCommand(Command):
         default=RUNGS,
         description="tried beside the coefficients: channel statistics of the images, a last layer (head) fitted to "
         "them, first layers trained on them (early); give none for coefficients alone",
+    )
+    train_from: int = Field(
+        default=TRAIN_FROM,
+        ge=MIN_IMAGES,
+        description="train first layers from so many labelled images on; about ten times the time",
     )
     unlabelled: Path | None = Field(
         default=None, description="folder of more images of the shift, without labels, for the statistics"
@@ -101,6 +107,7 @@ class SearchCommand(Command):
                 unlabelled=unlabelled,
                 strategy=self.strategy,
                 rungs=self.rungs,
+                train_from=self.train_from,
                 grid=self.grid,
                 step=self.step,
                 bn_mode=self.bn_mode,

@@ -33,6 +33,7 @@ from training.images import to_input
 # Of the network's weights in matrices and filters, the share that is trained, from the input on; and their most.
 SHARE, MAX_WEIGHTS = 0.1, 2**16
 MIN_IMAGES = 80  # below, what is learned is not worth what is lost: see EXPERIMENTS.md, as for what follows
+TRAIN_FROM = 200  # images, unless told otherwise: with fewer an answer comes within seconds
 LEARNING_RATE = 1e-3  # the highest; it rises over the first steps and falls along a cosine
 STEPS = 0.8  # the power of the number of images: 40 steps for 100, 251 for 1,000
 PRIOR_IMAGES = 150.0  # images that the answers of the rung below count as

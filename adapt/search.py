@@ -18,6 +18,7 @@ from adapt.candidates import (
 )
 from adapt.choice import Fit
 from adapt.early import MIN_IMAGES as MIN_EARLY_IMAGES
+from adapt.early import TRAIN_FROM
 from adapt.floor import Bound, check_floor
 from adapt.grid import Grid, GridKind, Lattice, lattice
 from adapt.ladder import Ladder
@@ -123,6 +124,7 @@ def search(
     unlabelled: Images | None = None,
     strategy: Strategy = "auto",
     rungs: Collection[Rung] = RUNGS,
+    train_from: int = TRAIN_FROM,
     grid: GridKind = "affine",
     step: float | None = None,
     bn_mode: BnMode = "folded",
@@ -154,6 +156,7 @@ def search(
         rungs: what is tried beside the coefficients: channel "statistics" of the images, the last layer ("head"), the
             first layers ("early"); any of them. A network with neither BatchNorm nor moments does without the first,
             one without a linear last layer without the others.
+        train_from: labelled images from which on "early" is tried, at least 80; it takes ten times the time of the rest.
         grid: "affine" (extrapolates a little) or "simplex" (no coefficient below 0).
         step: of the grid, 1 divided by a whole number; None for 0.25 (affine) or 0.1 (simplex).
         bn_mode: how the candidates mix BatchNorm that is not recalibrated.
@@ -172,10 +175,13 @@ def search(
         GridTooLarge: strategy "grid" with a grid of more than 2,000 candidates.
         SoupError: the current soup belongs to another base set.
         Cancelled: `should_stop` said so.
-        ValueError: bad step, rung, device or threshold; unlabelled images of another size; no usable candidate.
+        ValueError: bad step, rung, `train_from`, device or threshold; unlabelled images of another size; no usable
+            candidate.
     """
     if not 0 <= p_threshold <= 1:
         raise ValueError(f"expected 0 <= p_threshold <= 1, got {p_threshold:g}")
+    if train_from < MIN_EARLY_IMAGES:
+        raise ValueError(f"expected train_from >= {MIN_EARLY_IMAGES}, got {train_from}: fewer mislead a training")
     if unknown := sorted(set(rungs) - set(RUNGS)):
         raise ValueError(f"expected rungs of {list(RUNGS)}, got {unknown}")
     started = time.perf_counter()
@@ -193,7 +199,7 @@ def search(
         weights = balanced_weights(support.labels) if balance else None
         task = Task(prepared, support, unlabelled, current, bn_mode, recalibrate, folds, weights, report, should_stop)
         evaluate = search_grid if strategy == "grid" else search_surrogate
-        may_train = "early" in rungs and len(support) >= MIN_EARLY_IMAGES
+        may_train = "early" in rungs and len(support) >= train_from
         pool = evaluate(task.part(0.0, TRAINED_FROM) if may_train else task, points)
         library = Library(task, pool)
         ladder = Ladder(task, pool, library, with_head="head" in rungs)

@@ -115,6 +115,12 @@ class Settings(BaseSettings):
         description="promote, and let a watch go back on labelled images, only with a one-sided p value below this "
         "level",
     )
+    train_from: int = Field(
+        default=200,
+        ge=80,
+        description="labelled images from which on an adaptation also trains first layers: about ten times the time, a "
+        "few points more where colours or strokes changed",
+    )
     poll_seconds: float = Field(
         default=0.5, gt=0, le=60, description="how often a predictor looks for a new soup when no job runs"
     )

@@ -96,6 +96,7 @@ class Searcher:
                 current=current,
                 strategy=strategy,
                 promote=promote,
+                train_from=self._settings.train_from,
                 balance=balance,
                 p_threshold=self._settings.promote_p,
                 reference=reference,

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,14 +8,15 @@ import torch
 
 import adapt.surgery
 from adapt.candidates import Library, Task
-from adapt.early import MIN_IMAGES, Start, early_keys, train_early
+from adapt.early import MIN_IMAGES, TRAIN_FROM, Start, early_keys, train_early
 from adapt.evaluation import Cancelled, served_logits
 from adapt.grid import lattice
 from adapt.ladder import Ladder
 from adapt.mixing import mix
 from adapt.patch import STATISTICS
 from adapt.prepared import PreparedBase
-from adapt.search import Search, search
+from adapt.search import Search
+from adapt.search import search as search_at_once
 from adapt.soup import RUNGS, Rung, default_soup
 from adapt.strategies import search_grid
 from adapt.support import Support
@@ -22,6 +24,8 @@ from adapt.surgery import Surgery
 from adapt.unlabelled import recalibrate
 from tests.adapt.test_ladder import coloured, prepared  # noqa: F401
 from training.bases import BaseSet
+
+search = partial(search_at_once, train_from=MIN_IMAGES)
 
 FIRST: tuple[Rung, ...] = ("statistics", "early")
 
@@ -132,6 +136,11 @@ def test_few_images_a_missing_class_and_folded_batchnorm_are_not_trained_on(
     for support, rungs in ((few, FIRST), (two, FIRST), (pictures, ("early",))):
         assert search(prepared, support, current=current, rungs=rungs).choice.early is None
     assert search(prepared, pictures, current=current, rungs=("early",), bn_mode="raw").choice.early is not None
+    at_once = search_at_once(prepared, pictures, current=current, rungs=FIRST)  # fewer than are trained on by default
+    assert len(pictures) < TRAIN_FROM
+    assert at_once.choice.early is None
+    with pytest.raises(ValueError, match="expected train_from >= 80, got 79"):
+        search_at_once(prepared, pictures, current=current, train_from=79)
 
 
 def test_what_a_fold_is_judged_by_never_saw_it(
