@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Processes that run tests; each needs a core and 2 GB of memory.
+JOBS ?= 2
 STAMP := .venv/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -49,13 +51,13 @@ format: $(STAMP) ## format, and mend what ruff can mend
 	@$(BIN)/ruff format
 
 test: $(STAMP) ## tests, without those that take more than a minute
-	@$(BIN)/python -m pytest -q -m "not slow and not reference"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not reference"
 
 test-slow: $(STAMP) ## the rest of the tests
 	@$(BIN)/python -m pytest -q -m slow
 
 test-reference: $(STAMP) ## attacks against those of other libraries, on digits
-	@$(BIN)/python -m pytest -q -m reference
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m reference
 
 bench: $(STAMP) ## speed of search, predictions and swaps
 	@$(BIN)/python -m benchmarks.search
