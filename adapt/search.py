@@ -156,7 +156,7 @@ def search(
         rungs: what is tried beside the coefficients: channel "statistics" of the images, the last layer ("head"), the
             first layers ("early"); any of them. A network with neither BatchNorm nor moments does without the first,
             one without a linear last layer without the others.
-        train_from: labelled images from which on "early" is tried, at least 80; it takes ten times the time of the rest.
+        train_from: labelled images from which on "early" is tried, at least 80; it takes ten times as long as the rest.
         grid: "affine" (extrapolates a little) or "simplex" (no coefficient below 0).
         step: of the grid, 1 divided by a whole number; None for 0.25 (affine) or 0.1 (simplex).
         bn_mode: how the candidates mix BatchNorm that is not recalibrated.
