@@ -18,6 +18,7 @@ from service.store.watches import Rollback, is_still, put_back
 
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
 SUPERSEDED = "superseded"
+QUEUE_LOCK = 0x5A_0C_1E  # of PostgreSQL's advisory locks, held by who counts the jobs that wait, and adds one
 LANDSCAPE = "landscape"  # beside the fields of the outcome in a job's row
 
 
@@ -233,6 +234,8 @@ def add_job(
         same = same.where(Job.strategy == strategy)
     if earlier := session.scalar(same.order_by(Job.seq).limit(1)):
         return earlier
+    if session.get_bind().dialect.name == "postgresql":  # others queue at the same time; on SQLite there is one writer
+        session.execute(select(func.pg_advisory_xact_lock(QUEUE_LOCK)))
     waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == "queued")) or 0
     if waiting >= max_queued:
         raise QueueFull

@@ -4,6 +4,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -237,6 +238,22 @@ def test_queue_is_bounded_and_in_order(jobs: JobQueue) -> None:
         add(jobs, "three", max_queued=2)
     assert [claimed(jobs).id, claimed(jobs).id] == ["one", "two"]
     assert jobs.claim("me", stale_seconds=STALE) is None
+
+
+def test_queue_is_bounded_for_those_who_come_at_once(registry: Registry, jobs: JobQueue) -> None:
+    names = [f"gate-{number}" for number in range(8)]
+    for name in names:
+        registry.ensure_deployment(name, soup(1.0))
+
+    def queue(name: str) -> bool:
+        try:
+            add(jobs, name, deployment=name, max_queued=3)
+        except QueueFull:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert sum(pool.map(queue, names)) == 3
 
 
 def test_stale_job_goes_back_once_and_then_fails(jobs: JobQueue) -> None:
