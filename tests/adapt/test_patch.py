@@ -76,7 +76,7 @@ def test_tensors_of_another_dtype_are_refused() -> None:
 
 
 def test_a_patch_changes_something(base: BaseSet) -> None:
-    with pytest.raises(ValidationError, match="neither"):
+    with pytest.raises(ValidationError, match="none of them"):
         make_patch(TENSORS)
     with pytest.raises(ValidationError, match="SHA-256"):
         Patch(digest="0" * 64, head=True, data=b"")
