@@ -31,7 +31,7 @@ def merge_dead(folder: Path) -> None:
     for path, pid in sorted(files.items()):
         if pid in dead:
             kind = path.stem.rpartition("_")[0]
-            if kind in ADDED or kind == LATEST:
+            if (kind in ADDED or kind == LATEST) and _used(path):  # empty if its process died as it made it
                 _merge(path, folder / f"{kind}_{NOBODY}.db", is_added=kind in ADDED)
             path.unlink()  # what else there is describes a process that lives
 

@@ -50,7 +50,7 @@ export function updateSoup({ view, base, soups, jobs }) {
   );
 }
 
-const watchText = ({ against }) => (against === null ? "yes, when a promotion turns out badly" : `yes, to ${against}`);
+const watchText = ({ against }) => (against === null ? "yes, when a promotion turns out badly" : `yes, to version ${against}`);
 
 function threatText(threat) {
   if (threat === null || threat === undefined) {

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -169,30 +168,21 @@ def test_what_a_fold_is_judged_by_never_saw_it(
 
 def test_it_stops_when_told_and_says_how_far_it_is(prepared: PreparedBase, pictures: Support) -> None:  # noqa: F811
     said: list[tuple[float, str]] = []
-    search(
+    watched = partial(
+        search,
         prepared,
         pictures,
         current=default_soup(prepared.manifest),
         rungs=FIRST,
         progress=lambda done, message: said.append((done, message)),
     )
+    watched()
     assert [done for done, _ in said] == sorted(done for done, _ in said)
     assert said[-1] == (pytest.approx(1.0), "training first layers on 150 images")
 
-    def is_training() -> Iterator[bool]:
-        yield from (bool(said) and said[-1][1].startswith("training") for _ in range(10**6))
-
     said.clear()
-    answers = is_training()
     with pytest.raises(Cancelled):
-        search(
-            prepared,
-            pictures,
-            current=default_soup(prepared.manifest),
-            rungs=FIRST,
-            progress=lambda done, message: said.append((done, message)),
-            should_stop=lambda: next(answers),
-        )
+        watched(should_stop=lambda: bool(said) and said[-1][1].startswith("training"))
     assert said[-1][0] < 0.5
 
 

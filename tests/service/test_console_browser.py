@@ -93,7 +93,7 @@ def test_what_the_watch_did_is_listed_with_its_reason(
         assert client.put(f"/deployments/{name}/watch", json={}).status_code == 201
         for values in ((0.0, 0.0, 1.0, 0.0), (0.0, -1.0, 2.0, 0.0)):  # right, and mostly wrong
             client.put(f"/deployments/{name}/soup", json={"coefficients": dict(zip(NAMES, values, strict=True))})
-        expect(page.locator(fact)).to_contain_text("yes, to 2")
+        expect(page.locator(fact)).to_contain_text("yes, to version 2")
         reason = adapted(server, name, labelled, 60)["reason"]
         expect(page.locator(fact)).to_contain_text("yes, when a promotion turns out badly")
         newest = page.locator("#events tbody tr").first
