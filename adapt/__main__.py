@@ -11,18 +11,29 @@ import tyro
 from pydantic import Field
 from tqdm import tqdm
 
-from adapt import report as reports
-from adapt import support as supports
-from adapt.attack import Attack
-from adapt.early import MIN_IMAGES, TRAIN_FROM
-from adapt.evaluation import evaluate_soups, score_logits, served_logits
-from adapt.fronts import FrontsCommand
-from adapt.grid import GridKind, finest, lattice
-from adapt.plots import plot_report
-from adapt.prepared import PreparedBase, pick_device, thread_count
-from adapt.score import P_THRESHOLD, TEMPERATURES, choose
-from adapt.search import Search, search
-from adapt.soup import RUNGS, BnMode, Promote, Rung, Soup, Strategy, check_soup, default_soup, make_soup, read_soup
+from adapt.documents.soup import (
+    RUNGS,
+    BnMode,
+    Promote,
+    Rung,
+    Soup,
+    Strategy,
+    check_soup,
+    default_soup,
+    make_soup,
+    read_soup,
+)
+from adapt.evidence.score import P_THRESHOLD, TEMPERATURES, choose
+from adapt.images import support as supports
+from adapt.networks.forward import evaluate_soups, score_logits, served_logits
+from adapt.networks.prepared import PreparedBase, pick_device, thread_count
+from adapt.reporting import report as reports
+from adapt.reporting.plots import plot_report
+from adapt.robustness.attack import Attack
+from adapt.robustness.fronts import FrontsCommand
+from adapt.rungs.early import MIN_IMAGES, TRAIN_FROM
+from adapt.search.grid import GridKind, finest, lattice
+from adapt.search.search import Search, search
 from training.bases import load_base_set, rewrite_manifest
 from training.cli import Command, Result, run
 from training.data import DataSpec, ImageSet, balanced_indices, load_folder, load_splits

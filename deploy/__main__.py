@@ -8,7 +8,7 @@ from typing import ClassVar
 import tyro
 from pydantic import Field
 
-from adapt.soup import BnMode, Soup, default_soup, make_soup, read_soup
+from adapt.documents.soup import BnMode, Soup, default_soup, make_soup, read_soup
 from deploy.bundle import build_bundle, check_bundle
 from deploy.export import Precision, check_export, export
 from deploy.layout import read_info

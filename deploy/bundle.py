@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapt.soup import BnMode
+from adapt.documents.soup import BnMode
 from deploy.layout import (
     BUNDLE_NAME,
     MODES,

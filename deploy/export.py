@@ -12,8 +12,8 @@ import onnxruntime as ort
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from pydantic import ValidationError
 
-from adapt.patch import Patch, PatchSummary
-from adapt.soup import Soup, check_soup
+from adapt.documents.patch import Patch, PatchSummary
+from adapt.documents.soup import Soup, check_soup
 from deploy.layout import INPUT_NAME, OUTPUT_NAME, BundleError
 from deploy.parity import Case, Comparison, TorchReference, compare, require
 from deploy.session import CPU, Floats

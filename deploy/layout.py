@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from adapt.soup import BnMode
+from adapt.documents.soup import BnMode
 from training.documents import Frozen, Signed, check_file, read_document
 from training.manifest import InputSpec, Manifest, check_coefficients
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from adapt.bn import folded_state_dicts
-from adapt.mixing import mix
-from adapt.patch import Patch
-from adapt.soup import BnMode
+from adapt.documents.patch import Patch
+from adapt.documents.soup import BnMode
+from adapt.networks.folding import folded_state_dicts
+from adapt.networks.mixing import mix
 from deploy.session import Floats
 from training.bases import BaseSet, StateDict
 from training.documents import Frozen, one_line
@@ -71,7 +71,7 @@ class TorchReference:
         return self.folded if bn_mode == "folded" else self.base.state_dicts
 
     def mix(self, coefficients: Mapping[str, float], bn_mode: BnMode, patch: Patch | None = None) -> StateDict:
-        """Return the soup's state dict; errors as for `adapt.mixing.mix`."""
+        """Return the soup's state dict; errors as for `adapt.networks.mixing.mix`."""
         vector = torch.tensor(self.base.manifest.vector(dict(coefficients)), dtype=torch.float64)
         tensors = None if patch is None else patch.tensors()
         return mix(list(self.state_dicts(bn_mode).values()), vector, patch=tensors)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adapt.patch import PatchError, Tensors, check_patch
-from adapt.soup import BnMode
+from adapt.documents.patch import PatchError, Tensors, check_patch
+from adapt.documents.soup import BnMode
 from deploy.layout import (
     BUNDLE_NAME,
     MODES,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from adapt.soup import BnMode
+from adapt.documents.soup import BnMode
 from deploy.layout import FLOAT_BYTES, INPUT_NAME, OUTPUT_NAME, WEIGHTS_LOCATION, BundleError
 from training.documents import one_line
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from adapt.plots import COLOURS
+from adapt.reporting.plots import COLOURS
 from examples.story import Pictures, Story
 from training.images import decode
 

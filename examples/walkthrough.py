@@ -17,13 +17,13 @@ from typing import ClassVar
 import onnxruntime as ort
 from pydantic import Field
 
-from adapt.evaluation import served_logits
-from adapt.plots import plot_report
-from adapt.prepared import PreparedBase, thread_count
-from adapt.report import UnseenAccuracy, make_report, table, write
-from adapt.search import search
-from adapt.soup import RUNGS, Rung, Soup, default_soup, make_soup
-from adapt.support import check_disjoint, from_folder
+from adapt.documents.soup import RUNGS, Rung, Soup, default_soup, make_soup
+from adapt.images.support import check_disjoint, from_folder
+from adapt.networks.forward import served_logits
+from adapt.networks.prepared import PreparedBase, thread_count
+from adapt.reporting.plots import plot_report
+from adapt.reporting.report import UnseenAccuracy, make_report, table, write
+from adapt.search.search import search
 from deploy.export import export
 from examples.camera import DEMO_CAMERA
 from examples.demo import photograph_digits, train_digits

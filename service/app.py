@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from adapt.soup import default_soup
+from adapt.documents.soup import default_soup
 from deploy.layout import BundleError
 from service.adapter.loop import AdapterLoop
 from service.http.access import Access, is_loopback

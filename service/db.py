@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapt.soup import check_soup
+from adapt.documents.soup import check_soup
 from deploy.runtime import Bundle
 from service.prediction.catalog import Base, read_catalog
 from service.settings import Settings

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 from pydantic import Field
 
-from adapt import support as supports
+from adapt.images import support as supports
 from service.db import opened
 from service.prediction.catalog import read_catalog
 from service.settings import Settings

@@ -11,16 +11,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapt.evaluation import evaluate_soups
-from adapt.fronts import choose_pairs, choose_triangle
-from adapt.grid import MAX_CANDIDATES, GridTooLarge, finest, lattice
-from adapt.mixing import mix
-from adapt.plots import plot_report
-from adapt.prepared import PreparedBase
-from adapt.report import make_report, table
-from adapt.search import search
-from adapt.soup import check_soup, default_soup, make_soup, read_soup, write_soup
-from adapt.support import Support
+from adapt.documents.soup import check_soup, default_soup, make_soup, read_soup, write_soup
+from adapt.images.support import Support
+from adapt.networks.forward import evaluate_soups
+from adapt.networks.mixing import mix
+from adapt.networks.prepared import PreparedBase
+from adapt.reporting.plots import plot_report
+from adapt.reporting.report import make_report, table
+from adapt.robustness.fronts import choose_pairs, choose_triangle
+from adapt.search.grid import MAX_CANDIDATES, GridTooLarge, finest, lattice
+from adapt.search.search import search
 from deploy.bundle import build_bundle, check_bundle
 from deploy.parity import TorchReference
 from deploy.runtime import Bundle, find_bundle

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from adapt.evaluation import served_logits
-from adapt.prepared import PreparedBase, thread_count
-from adapt.search import search
-from adapt.soup import Soup, default_soup, make_soup
-from adapt.support import Support, from_images
+from adapt.documents.soup import Soup, default_soup, make_soup
+from adapt.images.support import Support, from_images
+from adapt.networks.forward import served_logits
+from adapt.networks.prepared import PreparedBase, thread_count
+from adapt.search.search import search
 from benchmarks.machine import machine
 from examples.camera import CAMERAS, DEMO_CAMERA
 from examples.demo import photograph_digits, train_digits

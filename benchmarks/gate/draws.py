@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from adapt.score import (
+from adapt.evidence.score import (
     NUM_FOLDS,
     CrossFit,
     Scores,
@@ -18,7 +18,7 @@ from adapt.score import (
     paired_p,
     summarise,
 )
-from adapt.support import Support
+from adapt.images.support import Support
 from benchmarks.gate.population import Population
 
 Ints = npt.NDArray[np.int64]

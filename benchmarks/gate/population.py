@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.evaluation import score_logits, soup_logits
-from adapt.prepared import PreparedBase
-from adapt.score import Scores
+from adapt.evidence.score import Scores
+from adapt.networks.forward import score_logits, soup_logits
+from adapt.networks.prepared import PreparedBase
 from benchmarks.shifts.sources import Sources
 from benchmarks.shifts.table import soups_of
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from adapt.plots import COLOURS
-from adapt.score import P_THRESHOLD
+from adapt.evidence.score import P_THRESHOLD
+from adapt.reporting.plots import COLOURS
 from benchmarks.gate.draws import OLD, OURS, TESTS
 from benchmarks.gate.measure import CRITERIA, EDGES, FALSE, LEVELS, MIXES, NOISE, Claim, Plan
 from benchmarks.machine import commit, machine

@@ -12,9 +12,9 @@ import numpy as np
 import tyro
 from pydantic import Field
 
-from adapt.plots import COLOURS
-from adapt.prepared import PreparedBase, thread_count
-from adapt.score import P_THRESHOLD
+from adapt.evidence.score import P_THRESHOLD
+from adapt.networks.prepared import PreparedBase, thread_count
+from adapt.reporting.plots import COLOURS
 from benchmarks.guard.trials import (
     ALLOWED_LOSS,
     KINDS,

@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adapt.evaluation import served_logits
-from adapt.floor import check_floor
-from adapt.prepared import PreparedBase
-from adapt.search import search
-from adapt.soup import Soup, default_soup
-from adapt.support import Reference, Support
+from adapt.documents.soup import Soup, default_soup
+from adapt.images.support import Reference, Support
+from adapt.networks.forward import served_logits
+from adapt.networks.prepared import PreparedBase
+from adapt.search.floor import check_floor
+from adapt.search.search import search
 from benchmarks.shifts.sets import as_support
 from training.data import ImageSet, balanced_indices
 

@@ -13,13 +13,13 @@ import tyro
 from pydantic import Field
 from torch import Tensor, nn
 
-from adapt.evaluation import evaluate_soups
-from adapt.grid import affine
-from adapt.mixing import mix
-from adapt.prepared import PreparedBase
-from adapt.search import search
-from adapt.soup import default_soup
-from adapt.support import Support
+from adapt.documents.soup import default_soup
+from adapt.images.support import Support
+from adapt.networks.forward import evaluate_soups
+from adapt.networks.mixing import mix
+from adapt.networks.prepared import PreparedBase
+from adapt.search.grid import affine
+from adapt.search.search import search
 from benchmarks.machine import machine
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run

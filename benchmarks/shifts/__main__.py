@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from pydantic import Field
 
-from adapt.prepared import PreparedBase, thread_count
+from adapt.networks.prepared import PreparedBase, thread_count
 from benchmarks.shifts.attacked import Attack
 from benchmarks.shifts.harness import known_methods, run_methods
 from benchmarks.shifts.report import reported

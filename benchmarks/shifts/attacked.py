@@ -13,11 +13,11 @@ import torch
 import tyro
 from pydantic import Field
 
-from adapt.attack import classifier_of
-from adapt.prepared import PreparedBase, thread_count
-from adapt.search import search
-from adapt.soup import Soup, default_soup, make_soup
-from adapt.support import Support
+from adapt.documents.soup import Soup, default_soup, make_soup
+from adapt.images.support import Support
+from adapt.networks.prepared import PreparedBase, thread_count
+from adapt.robustness.attack import classifier_of
+from adapt.search.search import search
 from benchmarks.machine import commit
 from benchmarks.shifts.harness import draw_pictures
 from benchmarks.shifts.report import reported, shown_n

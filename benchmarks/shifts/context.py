@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from adapt.prepared import PreparedBase
-from adapt.support import Support
+from adapt.images.support import Support
+from adapt.networks.prepared import PreparedBase
 from benchmarks.shifts.suite import Family
 from benchmarks.shifts.table import Table
 

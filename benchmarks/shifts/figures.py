@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from adapt.plots import COLOURS, corners_of
+from adapt.reporting.plots import COLOURS, corners_of
 from benchmarks.shifts.results import Accuracies, Results, Settings, spread
 
 DRAWN = (

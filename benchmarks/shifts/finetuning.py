@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adapt.patch import Tensors
-from adapt.prepared import PreparedBase
+from adapt.documents.patch import Tensors
+from adapt.networks.prepared import PreparedBase
 from training.documents import Frozen
 from training.images import to_input
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adapt.prepared import PreparedBase
-from adapt.support import check_disjoint
+from adapt.images.support import check_disjoint
+from adapt.networks.prepared import PreparedBase
 from benchmarks.machine import commit
 from benchmarks.shifts.context import STREAM, Context, Method, Predict, Unseen
 from benchmarks.shifts.methods import HINDSIGHT, SEARCHES, TABLED, methods_of

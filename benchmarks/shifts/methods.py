@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.evaluation import served_logits
-from adapt.score import temp_ce
-from adapt.search import Search, search
-from adapt.soup import Soup, default_soup
+from adapt.documents.soup import Soup, default_soup
+from adapt.evidence.score import temp_ce
+from adapt.networks.forward import served_logits
+from adapt.search.search import Search, search
 from benchmarks.shifts.context import Answer, Context, Evidence, Method, Unseen
 from benchmarks.shifts.rivals import RIVALS
 from benchmarks.shifts.table import Soups

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapt.evaluation import run_soups, score_logits, soup_logits
-from adapt.head import PENALTIES, Head, fit_heads
-from adapt.patch import Tensors
-from adapt.prepared import PreparedBase
-from adapt.recalibration import Recalibrator
-from adapt.score import NUM_FOLDS, TEMPERATURES, choose
-from adapt.soup import BnMode
-from adapt.support import Support
+from adapt.documents.patch import Tensors
+from adapt.documents.soup import BnMode
+from adapt.evidence.score import NUM_FOLDS, TEMPERATURES, choose
+from adapt.images.support import Support
+from adapt.networks.forward import run_soups, score_logits, soup_logits
+from adapt.networks.prepared import PreparedBase
+from adapt.networks.recalibration import Recalibrator
+from adapt.rungs.head import PENALTIES, Head, fit_heads
 from benchmarks.shifts.context import Answer, Context, Unseen
 from benchmarks.shifts.finetuning import (
     affines_of,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adapt.support import Support, check_disjoint
+from adapt.images.support import Support, check_disjoint
 from benchmarks.shifts.suite import Family
 from training.data import DataSpec, ImageFiles, ImageSet, balanced_indices, find_files, load_splits
 from training.manifest import InputSpec

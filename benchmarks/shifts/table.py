@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.candidates import SAME, distinct
-from adapt.evaluation import score_logits, soup_logits
-from adapt.grid import Grid, finest
-from adapt.prepared import PreparedBase
-from adapt.score import TEMPERATURES, Scores
-from adapt.soup import default_soup
-from adapt.strategies import nodes
+from adapt.documents.soup import default_soup
+from adapt.evidence.score import TEMPERATURES, Scores
+from adapt.networks.forward import score_logits, soup_logits
+from adapt.networks.prepared import PreparedBase
+from adapt.search.candidates import SAME, distinct
+from adapt.search.grid import Grid, finest
+from adapt.search.strategies import nodes
 from training.data import ImageSet
 from training.manifest import Manifest
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.evaluation import served_logits
-from adapt.prepared import PreparedBase
-from adapt.recalibration import PRIOR_IMAGES
-from adapt.search import search
-from adapt.soup import default_soup
+from adapt.documents.soup import default_soup
+from adapt.networks.forward import served_logits
+from adapt.networks.prepared import PreparedBase
+from adapt.networks.recalibration import PRIOR_IMAGES
+from adapt.search.search import search
 from benchmarks.shifts.context import Answer, Context, Unseen
 from benchmarks.shifts.finetuning import Schedule
 from benchmarks.shifts.rivals import adapted, entropy_minimised, trained

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
-from adapt.support import Support
+from adapt.images.support import Support
 from service.adapter.watch import WatchLoop, tell
 from service.metrics import Metrics
 from service.prediction.catalog import Base

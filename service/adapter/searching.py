@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from adapt.comparison import Comparison, compare
-from adapt.evaluation import Cancelled
-from adapt.landscape import Landscape
-from adapt.prepared import PreparedBase, pick_device
-from adapt.search import search
-from adapt.soup import Outcome, Promote, Soup, Strategy
-from adapt.support import Reference, Support
-from adapt.survey import seen, survey
-from adapt.unlabelled import recalibrate
+from adapt.documents.landscape import Landscape
+from adapt.documents.soup import Outcome, Promote, Soup, Strategy
+from adapt.images.support import Reference, Support
+from adapt.networks.forward import Cancelled
+from adapt.networks.prepared import PreparedBase, pick_device
+from adapt.search.comparison import Comparison, compare
+from adapt.search.search import search
+from adapt.search.survey import seen, survey
+from adapt.search.unlabelled import recalibrate
 from deploy.bundle import build_bundle
 from service.prediction.catalog import Base
 from service.settings import Settings
@@ -126,7 +126,7 @@ class Searcher:
         return Found(soup.model_copy(update={"evidence": outcome}), outcome)
 
     def compare(self, base_set: str, images: Support, *, soup: Soup, current: Soup) -> Comparison:
-        """Compare two soups on labelled images that neither was chosen on: see `adapt.comparison`.
+        """Compare two soups on labelled images that neither was chosen on: see `adapt.search.comparison`.
 
         Raises:
             ValueError: the base set is not there.

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from adapt.archive import Limits
-from adapt.soup import Promote, Strategy
-from adapt.support import Support, SupportError, from_archive, from_images
+from adapt.documents.soup import Promote, Strategy
+from adapt.images.archive import Limits
+from adapt.images.support import Support, SupportError, from_archive, from_images
 from service.http.decoding import PixelBudget, decode_in_order
 from service.http.problems import FieldError, Problem, invalid
 from service.http.uploads import Part, parse_json, too_many_images

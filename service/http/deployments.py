@@ -7,7 +7,7 @@ import time
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapt.soup import Soup, SoupError, check_soup, default_soup, make_soup
+from adapt.documents.soup import Soup, SoupError, check_soup, default_soup, make_soup
 from deploy.runtime import UnusableSoup
 from service.http.context import Context, caller, checked, json_response
 from service.http.problems import Problem, invalid, unavailable

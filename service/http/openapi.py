@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from adapt.landscape import Landscape
+from adapt.documents.landscape import Landscape
 from service.http.inference import document as inference
 from service.http.problems import MEDIA_TYPE
 from service.http.schemas import (

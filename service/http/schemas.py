@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from adapt.patch import PatchSummary
-from adapt.soup import AccuracySummary, BnMode, FloorCheck, SearchSummary, Soup, SupportSummary
+from adapt.documents.patch import PatchSummary
+from adapt.documents.soup import AccuracySummary, BnMode, FloorCheck, SearchSummary, Soup, SupportSummary
 from service.store.confidence import MIN_IMAGES, Tally
 from service.store.keeping import SampleChanges
 from service.store.references import info_of

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adapt.soup import Soup, SoupError, check_soup
+from adapt.documents.soup import Soup, SoupError, check_soup
 from deploy.runtime import Bundle, SoupSession
 from service.metrics import DeploymentMetrics, Metrics
 from service.prediction.batcher import Batcher, Logits

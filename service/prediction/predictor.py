@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from sqlalchemy.exc import DBAPIError
 
-from adapt.soup import Soup
+from adapt.documents.soup import Soup
 from deploy.runtime import SoupSession
 from service.metrics import Metrics
 from service.prediction.catalog import Base

@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from adapt.landscape import Landscape
-from adapt.soup import Outcome, Soup, SupportSummary
+from adapt.documents.landscape import Landscape
+from adapt.documents.soup import Outcome, Soup, SupportSummary
 from service.store.database import Database, is_text
 from service.store.keeping import mark_used
 from service.store.material import unpack_selection

@@ -12,8 +12,8 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from adapt.soup import SupportSummary
-from adapt.support import Support
+from adapt.documents.soup import SupportSummary
+from adapt.images.support import Support
 
 Images = npt.NDArray[np.uint8]  # (n, H, W, 3)
 

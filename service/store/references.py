@@ -12,7 +12,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from adapt.support import Reference, Support
+from adapt.images.support import Reference, Support
 from service.store.database import Database
 from service.store.material import from_bytes, to_bytes
 from service.store.objects import ObjectStore

@@ -8,7 +8,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from adapt.soup import Soup, soup_from_parts
+from adapt.documents.soup import Soup, soup_from_parts
 from service.store.database import MAX_INTEGER, Database, is_text
 from service.store.sums import Sums, add_sums, take_sums
 from service.store.tables import (

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from sqlalchemy import func, select
 
-from adapt.support import Support
+from adapt.images.support import Support
 from service.store.database import Database, is_text
 from service.store.keeping import packs_of, samples_of
 from service.store.material import Images, Material, Selected, from_bytes, unpack_selection

@@ -76,7 +76,7 @@ class SoupVersion(Table):
 
     deployment: Mapped[str] = mapped_column(String(63), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    soup: Mapped[dict[str, Any]]  # adapt.soup.Soup, evidence included
+    soup: Mapped[dict[str, Any]]  # adapt.documents.soup.Soup, evidence included
     patch: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)  # its tensors; not read for a list
     source: Mapped[str] = mapped_column(String(16))  # default, adapt, dial
     job: Mapped[str | None] = mapped_column(String(32))
@@ -136,7 +136,7 @@ class Job(Table):
     balance: Mapped[str] = mapped_column(String(16), default="none")
     samples_digest: Mapped[str] = mapped_column(String(64))
     who: Mapped[str | None] = mapped_column(String(MAX_WHO))  # name of the API key that asked, if there are keys
-    support: Mapped[dict[str, Any]]  # adapt.soup.SupportSummary
+    support: Mapped[dict[str, Any]]  # adapt.documents.soup.SupportSummary
     samples: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # SampleChanges of intake
     selection: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)  # while active: what it searches on
     state: Mapped[str] = mapped_column(String(16), default="queued")
@@ -148,7 +148,7 @@ class Job(Table):
     version: Mapped[int | None]
     previous_version: Mapped[int | None]
     candidate_version: Mapped[int | None]
-    outcome: Mapped[dict[str, Any] | None]  # adapt.soup.Outcome, and the landscape of its search
+    outcome: Mapped[dict[str, Any] | None]  # adapt.documents.soup.Outcome, and the landscape of its search
     reason: Mapped[str | None]
     created_at: Mapped[float] = mapped_column(default=time.time)
     started_at: Mapped[float | None]

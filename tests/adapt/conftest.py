@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapt.prepared import PreparedBase
+from adapt.networks.prepared import PreparedBase
 from training.bases import BaseSet, load_base_set
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adapt.evaluation import score_logits
+from adapt.networks.forward import score_logits
 from benchmarks.gate.__main__ import Gate
 from benchmarks.gate.draws import SCENARIOS, TESTS, Outcome, adapt, draw
 from benchmarks.gate.measure import Plan, Row, claims, power_by_gain, rates

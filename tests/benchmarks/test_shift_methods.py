@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from adapt.prepared import PreparedBase, thread_count
-from adapt.search import search
-from adapt.soup import default_soup
+from adapt.documents.soup import default_soup
+from adapt.networks.prepared import PreparedBase, thread_count
+from adapt.search.search import search
 from benchmarks.pictures import jpegs
 from benchmarks.shifts.__main__ import FULL, QUICK, main
 from benchmarks.shifts.context import STREAM, Context, Shared, Unseen

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from adapt.evaluation import soup_logits
-from adapt.prepared import PreparedBase
-from adapt.recalibration import Recalibrator
-from adapt.soup import default_soup
+from adapt.documents.soup import default_soup
+from adapt.networks.forward import soup_logits
+from adapt.networks.prepared import PreparedBase
+from adapt.networks.recalibration import Recalibrator
 from benchmarks.shifts import tuned, tuning
 from benchmarks.shifts.bootstrap import Cell, Resampler, holm
 from benchmarks.shifts.context import Context, Shared, Unseen

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adapt.support import check_disjoint
+from adapt.images.support import check_disjoint
 from benchmarks.pictures import jpegs
 from benchmarks.shifts.sets import (
     FOLDER_SETS,

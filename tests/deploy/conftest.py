@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from adapt.early import early_keys
-from adapt.patch import Patch, make_patch
+from adapt.documents.patch import Patch, make_patch
+from adapt.rungs.early import early_keys
 from deploy.bundle import build_bundle
 from deploy.parity import TorchReference
 from deploy.runtime import Bundle

@@ -5,8 +5,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from adapt.patch import Patch
-from adapt.soup import make_soup, write_soup
+from adapt.documents.patch import Patch
+from adapt.documents.soup import make_soup, write_soup
 from deploy.__main__ import main, parse_coefficients
 from training.manifest import read_manifest
 

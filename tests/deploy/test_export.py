@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 
 import deploy.export
-from adapt.patch import Patch, PatchError, make_patch
-from adapt.soup import BnMode, SoupError, default_soup, make_soup
+from adapt.documents.patch import Patch, PatchError, make_patch
+from adapt.documents.soup import BnMode, SoupError, default_soup, make_soup
 from deploy.export import check_export, export, read_exported_soup
 from deploy.layout import BundleError
 from deploy.parity import ParityError, TorchReference

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import deploy.runtime
-from adapt.patch import Patch
-from adapt.prepared import PreparedBase
-from adapt.soup import BnMode
+from adapt.documents.patch import Patch
+from adapt.documents.soup import BnMode
+from adapt.networks.prepared import PreparedBase
 from deploy.layout import BUNDLE_NAME, MODES
 from deploy.parity import TorchReference
 from deploy.runtime import Bundle, BundleError, SoupSession, UnusableSoup, find_bundle
@@ -42,7 +42,7 @@ def assert_same_logits(found: np.ndarray, expected: np.ndarray) -> None:
 
 def test_predictor_side_imports_neither_torch_nor_exporters() -> None:
     code = (
-        "import sys, deploy.runtime, training.images, adapt.soup\n"
+        "import sys, deploy.runtime, training.images, adapt.documents.soup\n"
         "heavy = {'torch', 'timm', 'onnx', 'onnxscript', 'onnx_ir', 'torchvision'} & sys.modules.keys()\n"
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
     )

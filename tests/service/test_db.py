@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from adapt.patch import make_patch
-from adapt.soup import Soup, default_soup, make_soup
+from adapt.documents.patch import make_patch
+from adapt.documents.soup import Soup, default_soup, make_soup
 from benchmarks.postgres import Postgres, binaries
 from service.__main__ import main
 from service.store.database import Database

@@ -9,8 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
-from adapt.patch import Patch, make_patch
-from adapt.soup import Soup, make_soup
+from adapt.documents.patch import Patch, make_patch
+from adapt.documents.soup import Soup, make_soup
 from deploy.parity import TorchReference
 from service.store.database import Database
 from service.store.registry import Registry

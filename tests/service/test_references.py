@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from adapt.soup import Soup, default_soup
-from adapt.support import Support
+from adapt.documents.soup import Soup, default_soup
+from adapt.images.support import Support
 from service.__main__ import main
 from service.store.database import Database
 from service.store.migrate import upgrade

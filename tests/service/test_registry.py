@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapt.patch import Patch, make_patch
-from adapt.soup import Outcome, SearchSummary, Soup, SupportSummary
+from adapt.documents.patch import Patch, make_patch
+from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary
 from service.store.database import Database
 from service.store.jobs import SUPERSEDED, JobQueue, QueueFull, add_job
 from service.store.registry import Conflict, Registry, UnknownDeployment, UnknownVersion, get_deployment

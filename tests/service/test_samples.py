@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from adapt.soup import Outcome, SearchSummary, Soup, default_soup
-from adapt.support import Support
+from adapt.documents.soup import Outcome, SearchSummary, Soup, default_soup
+from adapt.images.support import Support
 from service.store import packs as packs_module
 from service.store.database import Database
 from service.store.intake import Intake, Submission, TooManySamples, Wanted

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from adapt.patch import make_patch
-from adapt.soup import default_soup, make_soup
+from adapt.documents.patch import make_patch
+from adapt.documents.soup import default_soup, make_soup
 from deploy.runtime import Bundle
 from service.metrics import Metrics
 from service.prediction.catalog import read_catalog

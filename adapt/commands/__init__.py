@@ -1,0 +1,1 @@
+"""`python -m adapt ...`, one module for each command."""

@@ -1,0 +1,1 @@
+"""Which soup is better on labelled images, and how sure that is. No torch."""

@@ -1,0 +1,350 @@
+"""The support set: the few labelled images an adaptation may see, checked before anything is computed. No torch."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from adapt.images.archive import ArchiveError, Limits, read_archive
+from training.images import MAX_PIXELS, ImageError, Pixels, decode, pixel_hash, prepare
+from training.manifest import Manifest
+
+DEFAULT_LIMITS = Limits()
+IGNORED_FILES = {"thumbs.db", "desktop.ini"}  # left behind by file browsers; hidden files and __MACOSX go anyway
+MAX_NAMED_CLASSES = 20  # listed in an error message
+
+Field = Literal["images", "labels", "archive"]
+Kind = Literal["empty", "count", "label", "conflict", "undecodable", "too_large", "unreadable", "unsafe", "layout"]
+
+
+class SupportError(ValueError):
+    """Labelled images that cannot be used.
+
+    Attributes:
+        field: the part of the request at fault.
+        kind: why; "too_large" is a limit (413), anything else is unusable content (422).
+        index: position of the item in `field`, where it has one.
+        item: its name in a folder or archive, where it has one.
+    """
+
+    def __init__(
+        self, message: str, *, field: Field, kind: Kind, index: int | None = None, item: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.field, self.kind, self.index, self.item = field, kind, index, item
+
+
+class SupportLeak(ValueError):
+    """Support images that are also in the test set. `indices` are their positions in the support set."""
+
+    def __init__(self, message: str, indices: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.indices = indices
+
+
+@dataclass(frozen=True)
+class Support:
+    """Checked labelled images at the network's input size, exact repeats left out.
+
+    `images` uint8 (N, H, W, 3) RGB; `labels` int64 (N,), indices into `class_names`; `hashes` the pixel hashes of the
+    decoded originals, before resizing; `duplicates` how many repeats were left out.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    hashes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    duplicates: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of images, N."""
+        return len(self.labels)
+
+    @property
+    def per_class(self) -> dict[str, int]:
+        """Number of images by class name, in class order; classes without images are left out."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        return {name: int(count) for name, count in zip(self.class_names, counts, strict=True) if count}
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "Support":
+        """Return the images at these positions, in this order."""
+        index = np.asarray(indices, dtype=np.int64)
+        hashes = tuple(self.hashes[position] for position in index)
+        return Support(self.images[index], self.labels[index], hashes, self.class_names, self.duplicates)
+
+    def folds(self, num_folds: int = 5, *, seed: int) -> npt.NDArray[np.int64]:
+        """Return the fold of each image, (N,): sizes differ by at most one, and so does each class from fold to fold.
+
+        Images are shuffled within their class and dealt out one class after the other. A class with fewer images than
+        folds is absent from some folds, which costs the others nothing.
+
+        Args:
+            num_folds: at least 2; no more folds than images are made.
+            seed: of the shuffling.
+
+        Raises:
+            ValueError: fewer than two folds or images.
+        """
+        if num_folds < 2 or len(self) < 2:
+            raise ValueError(f"expected at least 2 folds and 2 images, got {num_folds} and {len(self)}")
+        order = np.random.default_rng(seed).permutation(len(self))
+        order = order[np.argsort(self.labels[order], kind="stable")]
+        folds = np.empty(len(self), dtype=np.int64)
+        folds[order] = np.arange(len(self)) % min(num_folds, len(self))
+        return folds
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One image on its way in."""
+
+    pixels: Pixels  # at the network's size
+    hash: str  # of the original
+    label: int
+    where: str  # what an error message calls it
+    index: int | None
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Trusted labelled images, and the accuracy that a promoted soup must have on them, a fraction."""
+
+    images: Support
+    floor: float
+
+
+def from_images(
+    images: Sequence[Pixels | bytes],
+    labels: Sequence[object],
+    manifest: Manifest,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> Support:
+    """Return the support set of a request: images and their labels in the same order.
+
+    Args:
+        images: decoded uint8 RGB (H, W, 3), or the bytes of image files.
+        labels: class names (text) or indices into them (whole numbers); anything else is refused.
+        manifest: of the base set, for the classes and the input size.
+        max_pixels: most pixels of one image (given as bytes).
+
+    Raises:
+        SupportError: no images, another number of labels, an image that cannot be decoded or is too large, a label
+            that is unknown or neither text nor a whole number, one image with two labels. Names the index.
+    """
+    if len(images) == 0:
+        raise SupportError("expected at least one image, got none", field="images", kind="empty")
+    if len(images) != len(labels):
+        raise SupportError(
+            f"expected one label for each of {len(images)} images, got {len(labels)}", field="labels", kind="count"
+        )
+    classes = [_class_index(label, manifest.class_names, index) for index, label in enumerate(labels)]
+    items = []
+    for index, (image, label) in enumerate(zip(images, classes, strict=True)):
+        where = f"images[{index}]"
+        pixels = _decode(image, where, max_pixels, field="images", index=index) if isinstance(image, bytes) else image
+        items.append(_Item(prepare(pixels, manifest.input), pixel_hash(pixels), label, where, index, None))
+    return _collect(items, manifest, "images")
+
+
+def _class_index(label: object, names: tuple[str, ...], index: int) -> int:
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    if isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < len(names):
+        return int(label)
+    raise SupportError(
+        f"labels[{index}]: expected {_known(names)} or an index from 0 to {len(names) - 1}, got {label!r}",
+        field="labels",
+        kind="label",
+        index=index,
+    )
+
+
+def _known(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - MAX_NAMED_CLASSES} more" if len(names) > MAX_NAMED_CLASSES else ""
+    return f"one of the classes {list(names[:MAX_NAMED_CLASSES])}{more}"
+
+
+def from_folder(root: Path, manifest: Manifest, *, max_pixels: int = MAX_PIXELS) -> Support:
+    """Return the support set in a folder with one folder per class, possibly below one common folder.
+
+    Hidden files and what file browsers leave behind are passed over; every other file must be an image of a known
+    class.
+
+    Raises:
+        SupportError: names the file.
+    """
+    if not root.is_dir():
+        raise SupportError(f"{root}: expected a folder with one folder per class", field="archive", kind="layout")
+    names = ((path.relative_to(root).as_posix(), path) for path in root.rglob("*") if path.is_file())
+    return _from_files(((name, path.read_bytes()) for name, path in names if not ignored(name)), manifest, max_pixels)
+
+
+def from_archive(
+    source: bytes | Path,
+    manifest: Manifest,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    max_pixels: int = MAX_PIXELS,
+    on_image: Callable[[Pixels], None] | None = None,
+) -> Support:
+    """Return the support set in a .zip, .tar or .tar.gz with one folder per class, possibly below one common folder.
+
+    Nothing is written to disk; links, absolute names and names that climb out with ".." are refused, and so are
+    archives that unpack to more than `limits` allows.
+
+    Args:
+        source: the archive's bytes, or its path.
+        manifest: of the base set, for the classes and the input size.
+        limits: number of members and unpacked size.
+        max_pixels: most pixels of one image.
+        on_image: told of each image once it is decoded; ends it all by raising.
+
+    Raises:
+        SupportError: names the member.
+    """
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    try:
+        return _from_files(read_archive(data, limits, ignored=ignored), manifest, max_pixels, on_image)
+    except ArchiveError as error:
+        raise SupportError(str(error), field="archive", kind=error.kind, item=error.item) from None
+
+
+def load(path: Path, manifest: Manifest) -> Support:
+    """Return the support set in a folder or an archive. Raises SupportError."""
+    return from_archive(path, manifest) if path.is_file() else from_folder(path, manifest)
+
+
+def load_unlabelled(
+    folder: Path, manifest: Manifest, *, known: Collection[str] = (), max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
+    """Return the different images anywhere below a folder, uint8 (m, H, W, 3) at the network's input size.
+
+    Args:
+        folder: of image files.
+        manifest: of the base set, for the input size.
+        known: pixel hashes of images to leave out, the labelled ones.
+        max_pixels: most pixels of one image.
+
+    Raises:
+        SupportError: no folder, no image in it, or a file that is none, which is named.
+    """
+    if not folder.is_dir():
+        raise SupportError(f"{folder}: expected a folder of images", field="images", kind="empty")
+    seen, kept = set(known), []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or ignored(name):
+            continue
+        pixels = _decode(path.read_bytes(), name, max_pixels, field="images", item=name)
+        if (digest := pixel_hash(pixels)) not in seen:
+            seen.add(digest)
+            kept.append(prepare(pixels, manifest.input))
+    if not kept:
+        raise SupportError(
+            f"{folder}: expected images that are not among the labelled ones", field="images", kind="empty"
+        )
+    return np.stack(kept)
+
+
+def ignored(name: str) -> bool:
+    """Say whether a file is no part of the data: hidden, or left behind by an archiver or file browser."""
+    parts = name.split("/")
+    return parts[-1].lower() in IGNORED_FILES or any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def _from_files(
+    files: Iterable[tuple[str, bytes]],
+    manifest: Manifest,
+    max_pixels: int,
+    on_image: Callable[[Pixels], None] | None = None,
+) -> Support:
+    """Decode files one by one (only the resized pixels are kept), then read the classes off their names."""
+    decoded: dict[str, tuple[Pixels, str]] = {}
+    for name, data in files:
+        pixels = _decode(data, name, max_pixels, field="archive", item=name)
+        if on_image is not None:
+            on_image(pixels)
+        decoded[name] = (prepare(pixels, manifest.input), pixel_hash(pixels))
+    if not decoded:
+        raise SupportError("expected one folder of images per class, found no file", field="archive", kind="empty")
+    items = []
+    for name, folder in zip(sorted(decoded), _class_folders(sorted(decoded), manifest.class_names), strict=True):
+        items.append(_Item(*decoded[name], manifest.class_names.index(folder), name, None, name))
+    return _collect(items, manifest, "archive")
+
+
+def _class_folders(names: list[str], classes: tuple[str, ...]) -> list[str]:
+    """Return the class folder of each file: the first one, or the second where all files share a first one."""
+    parts = [name.split("/") for name in names]
+    depth = 0
+    if len({path[0] for path in parts}) == 1 and min(map(len, parts)) > 2 and parts[0][0] not in classes:
+        depth = 1
+    for name, path in zip(names, parts, strict=True):
+        if len(path) < depth + 2:
+            raise SupportError(
+                f"{name}: expected every image in a folder named after its class",
+                field="archive",
+                kind="layout",
+                item=name,
+            )
+        if path[depth] not in classes:
+            raise SupportError(
+                f"{name}: expected a folder named {_known(classes)}, got {path[depth]!r}",
+                field="archive",
+                kind="label",
+                item=name,
+            )
+    return [path[depth] for path in parts]
+
+
+def _decode(
+    data: bytes, where: str, max_pixels: int, *, field: Field, index: int | None = None, item: str | None = None
+) -> Pixels:
+    try:
+        return decode(data, max_pixels=max_pixels)
+    except ImageError as error:
+        raise SupportError(f"{where}: {error}", field=field, kind=error.kind, index=index, item=item) from None
+
+
+def _collect(items: list[_Item], manifest: Manifest, field: Field) -> Support:
+    """Leave out exact repeats; refuse one picture with two labels."""
+    kept: dict[str, _Item] = {}
+    for item in items:
+        first = kept.setdefault(item.hash, item)
+        if first.label != item.label:
+            ours, theirs = manifest.class_names[first.label], manifest.class_names[item.label]
+            raise SupportError(
+                f"{first.where} and {item.where} are the same picture, labelled {ours!r} and {theirs!r}",
+                field=field,
+                kind="conflict",
+                index=item.index,
+                item=item.name,
+            )
+    return Support(
+        images=np.stack([item.pixels for item in kept.values()]),
+        labels=np.asarray([item.label for item in kept.values()], dtype=np.int64),
+        hashes=tuple(kept),
+        class_names=manifest.class_names,
+        duplicates=len(items) - len(kept),
+    )
+
+
+def check_disjoint(support: Support, hashes: Collection[str]) -> None:
+    """Raise SupportLeak if a support image is among the test images.
+
+    Args:
+        support: the images a search will choose on.
+        hashes: pixel hashes of the test images' originals (`ImageSet.hashes`).
+    """
+    known = set(hashes)
+    if leaked := tuple(index for index, digest in enumerate(support.hashes) if digest in known):
+        raise SupportLeak(
+            f"{len(leaked)} of {len(support)} support images are also in the test set, the first at position "
+            f"{leaked[0]}: accuracy there would be no evidence",
+            leaked,
+        )

@@ -1,0 +1,1 @@
+"""Soups as running networks: mixing, folding, recalibrating, many forward passes."""

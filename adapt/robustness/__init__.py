@@ -1,0 +1,1 @@
+"""How robust soups are to attacks."""

@@ -1,0 +1,285 @@
+"""Many soups under attack: which ones a picture needs, their accuracy, and the file that keeps the numbers."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adapt.documents.soup import BnMode
+from adapt.networks.forward import BATCH_PIXELS, MIN_BATCH
+from adapt.networks.prepared import PreparedBase, exact_convolutions
+from adapt.search.grid import simplex
+from training.attacks import apgd
+from training.data import ImageSet
+from training.documents import Frozen
+from training.evaluate import APGD_LOSSES
+from training.images import to_input
+from training.manifest import NORMS, Manifest, Norm, ThreatModel
+from training.models import Classifier
+from training.threat import union
+
+LOW, HIGH = -0.25, 1.25  # of the coefficient along an edge
+STEP = 0.125  # along edges and in the triangle, so that soups on the triangle's edges are measured once
+Pair = tuple[str, str]
+Triangle = tuple[str, str, str]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class FrontSettings(Frozen):
+    """What decides an accuracy, besides base set and soup."""
+
+    n: int = Field(description="number of test images")
+    images: str = Field(description="digest of them")
+    seed: int = Field(description="of the choice of images and of the attacks' random starts")
+    num_steps: int = Field(description="steps of APGD, in evaluation mode with one restart")
+    losses: dict[Norm, str]
+    threat_models: tuple[ThreatModel, ...]
+    bn_mode: BnMode
+
+
+class SoupAccuracy(Frozen):
+    """One soup under attack."""
+
+    coefficients: dict[str, float]
+    accuracy: dict[str, Fraction] | None = Field(
+        description='"clean", each norm and "union", fractions; null where the soup cannot be used'
+    )
+
+
+class BaseFronts(Frozen):
+    """All soups of a base set that were attacked."""
+
+    base_set: str
+    digest: str
+    epochs: dict[str, float] = Field(description="of each ingredient's training, where its recipe says")
+    soups: tuple[SoupAccuracy, ...] = ()
+
+    def at(self, coefficients: dict[str, float]) -> dict[str, float] | None:
+        """Return the accuracies of a soup, by what its ingredients have; null where not measured or not usable."""
+        wanted = _key(coefficients)
+        return next((soup.accuracy for soup in self.soups if _key(soup.coefficients) == wanted), None)
+
+
+class Fronts(Frozen):
+    """`fronts.json`: every number of the pictures. A run that was interrupted goes on from it."""
+
+    format_version: Literal[1] = 1
+    settings: FrontSettings
+    pairs: tuple[Pair, ...] = Field(description="edges that are drawn: (1 - c) of the first, c of the second")
+    steps: tuple[float, ...] = Field(description="the values of c")
+    triangle: Triangle | None = Field(description="corners of the heat maps; null for none")
+    bases: tuple[BaseFronts, ...] = Field(description="the base set; then the one it is compared with, if any")
+    others: tuple[BaseFronts, ...] = Field(default=(), description="measured by earlier runs and not drawn now")
+
+    def with_base(self, position: int, measured: BaseFronts) -> "Fronts":
+        """Return a copy with other results of the base set at this position."""
+        return self.model_copy(update={"bases": (*self.bases[:position], measured, *self.bases[position + 1 :])})
+
+
+def edge(pair: Pair, steps: Iterable[float]) -> list[dict[str, float]]:
+    """Return the soups  (1 - c) first + c second."""
+    return [{pair[0]: 1 - c, pair[1]: c} for c in steps]
+
+
+def edge_steps(step: float = STEP) -> tuple[float, ...]:
+    """Return c from -0.25 to 1.25, 0 and 1 among them.
+
+    Raises:
+        ValueError: the step does not divide 0.25.
+    """
+    parts = round(0.25 / step) if 0 < step <= 0.25 else 0
+    if not parts or abs(parts * step - 0.25) > 1e-9:
+        raise ValueError(f"expected a step that divides 0.25 (0.25, 0.125, 0.05, ...), got {step:g}")
+    return tuple(index / (4 * parts) for index in range(-parts, 5 * parts + 1))
+
+
+def inside(corners: Triangle, step: float = STEP) -> list[dict[str, float]]:
+    """Return the soups of a simplex lattice over three ingredients."""
+    return [dict(zip(corners, row, strict=True)) for row in simplex(3, step).tolist()]
+
+
+def known_of(found: Sequence[BaseFronts], manifest: Manifest) -> BaseFronts:
+    """Return what was found of this base set earlier, or an empty record of it."""
+    empty = BaseFronts(base_set=manifest.name, digest=manifest.digest, epochs=epochs_of(manifest))
+    return next((base for base in found if base.digest == manifest.digest), empty)
+
+
+def epochs_of(manifest: Manifest) -> dict[str, float]:
+    """Return how many epochs each ingredient was trained, where the recipe says."""
+    specs = manifest.provenance.recipe.get("ingredients")
+    found = {}
+    for spec in specs if isinstance(specs, list) else []:
+        if isinstance(spec, dict) and isinstance(epochs := spec.get("epochs"), int | float):
+            found[str(spec.get("name"))] = float(epochs)
+    return {name: found[name] for name in manifest.ingredient_names if name in found}
+
+
+def read_fronts(path: Path, settings: FrontSettings) -> tuple[BaseFronts, ...]:
+    """Return what an earlier run measured with the same settings; nothing where there was none.
+
+    Raises:
+        ValueError: malformed, or of other settings.
+    """
+    try:
+        found = Fronts.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: expected the results of `fronts`, {' '.join(str(error).split())[:200]}") from None
+    for name in FrontSettings.model_fields:
+        theirs, ours = getattr(found.settings, name), getattr(settings, name)
+        if theirs != ours:
+            raise ValueError(f"{path}: has results for {name} {theirs}, not {ours}; choose another --out or remove it")
+    return (*found.bases, *found.others)
+
+
+def write_fronts(path: Path, fronts: Fronts) -> None:
+    """Write `fronts.json`; an older one stays intact until the new one is whole on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(fronts.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def measure_soups(
+    prepared: PreparedBase,
+    wanted: Sequence[dict[str, float]],
+    known: BaseFronts,
+    images: ImageSet,
+    settings: FrontSettings,
+    *,
+    num_threads: int = 1,
+    on_soup: Callable[[BaseFronts], None],
+    on_images: Callable[[int], object] = lambda count: None,
+) -> BaseFronts:
+    """Attack the soups that are not yet known and return them with those that are.
+
+    Every soup meets the same random starts, so that neighbours on a front differ by their weights only.
+
+    Args:
+        prepared: the base set.
+        wanted: coefficients by ingredient; those left out are 0. Repeats are measured once.
+        known: what was measured before.
+        images: at the network's input size.
+        settings: of the attack.
+        num_threads: batches attacked at a time, each on one core: small nets gain more from this than from torch's
+            own threads. Changes no result.
+        on_soup: called after each soup with everything known so far.
+        on_images: called with the number of images done.
+    """
+    names = prepared.manifest.ingredient_names
+    model = prepared.model(settings.bn_mode)
+    classifier = Classifier(model.net, prepared.manifest.input).to(prepared.device).eval()
+    batches = _batches(prepared, images)
+    seen = {_key(soup.coefficients) for soup in known.soups}
+    attack = partial(_attacked, classifier, settings)
+    with (
+        ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        exact_convolutions(),
+    ):
+        for coefficients in wanted:
+            if _key(coefficients) in seen:
+                continue
+            seen.add(_key(coefficients))
+            full = {name: float(coefficients.get(name, 0.0)) for name in names}
+            parts: list[dict[str, Tensor] | None] = [None]
+            if model.usable(torch.tensor([list(full.values())], dtype=torch.float64))[0]:
+                model.set(list(full.values()))
+                parts = []
+                for batch, found in zip(batches, pool.map(attack, batches), strict=True):
+                    parts.append(found)
+                    on_images(len(batch.labels))
+            else:
+                on_images(len(images))
+            soups = (*known.soups, SoupAccuracy(coefficients=full, accuracy=_accuracy(parts)))
+            known = known.model_copy(update={"soups": soups})
+            on_soup(known)
+    return known
+
+
+def num_missing(wanted: Iterable[dict[str, float]], known: BaseFronts) -> int:
+    """Return how many soups `measure_soups` would have to attack."""
+    return len({_key(coefficients) for coefficients in wanted} - {_key(soup.coefficients) for soup in known.soups})
+
+
+def _key(coefficients: dict[str, float]) -> frozenset[tuple[str, float]]:
+    return frozenset((name, round(value, 9)) for name, value in coefficients.items() if abs(value) > 1e-9)
+
+
+class _Batch(NamedTuple):
+    start: int
+    images: Tensor
+    labels: Tensor
+
+
+def _batches(prepared: PreparedBase, images: ImageSet) -> list[_Batch]:
+    height, width = images.images.shape[1:3]
+    size = max(MIN_BATCH, BATCH_PIXELS["cuda" if prepared.device.type == "cuda" else "cpu"] // (height * width))
+    batches = []
+    for start in range(0, len(images), size):
+        x = torch.from_numpy(to_input(images.images[start : start + size])).to(prepared.device)
+        y = torch.from_numpy(images.labels[start : start + size]).to(prepared.device)
+        batches.append(_Batch(start, x.contiguous(memory_format=torch.channels_last), y))
+    return batches
+
+
+def _attacked(classifier: Classifier, settings: FrontSettings, batch: _Batch) -> dict[str, Tensor] | None:
+    """Return which images are classified correctly, clean and under each threat model; null for logits not finite."""
+    x, y = batch.images, batch.labels
+    clean = _is_correct(classifier, x, y)
+    if clean is None:
+        return None
+    found = {"clean": clean.cpu()}
+    for threat in settings.threat_models:
+        survived = clean.clone()
+        if clean.any():
+            x_adv = apgd(
+                classifier,
+                x[clean],
+                y[clean],
+                threat,
+                num_steps=settings.num_steps,
+                loss=APGD_LOSSES[threat.norm],
+                generator=torch.Generator().manual_seed(_stream(settings.seed, threat.norm, batch.start)),
+            )
+            right = _is_correct(classifier, x_adv, y[clean])
+            if right is None:
+                return None
+            survived[clean] = right
+        found[threat.norm] = survived.cpu()
+    return found
+
+
+def _accuracy(parts: Sequence[dict[str, Tensor] | None]) -> dict[str, float] | None:
+    columns: dict[str, list[Tensor]] = {}
+    for part in parts:
+        if part is None:
+            return None
+        for name, correct in part.items():
+            columns.setdefault(name, []).append(correct)
+    whole = {name: torch.cat(column) for name, column in columns.items()}
+    whole["union"] = union(list(whole.values()))
+    return {name: int(correct.sum()) / len(correct) for name, correct in whole.items()}
+
+
+def _stream(seed: int, norm: Norm, start: int) -> int:
+    return int(np.random.SeedSequence([seed, NORMS.index(norm), start]).generate_state(1)[0])
+
+
+@torch.no_grad()
+def _is_correct(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor | None:
+    logits = classifier(x)
+    if not logits.isfinite().all():
+        return None
+    correct: Tensor = logits.argmax(1) == y
+    return correct

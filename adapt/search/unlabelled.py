@@ -1,0 +1,109 @@
+"""Images that nobody labelled: what a search may do with them alone."""
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from adapt.documents.patch import make_patch
+from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary, check_soup, make_soup
+from adapt.networks.forward import run_soups
+from adapt.networks.prepared import PreparedBase, pick_device, thread_count
+from adapt.search.candidates import Progress, ShouldStop
+from training.bases import BaseSet
+from training.manifest import Manifest
+
+NO_LABELS = "no labelled images: without them nothing can be shown to be better"
+
+Images = npt.NDArray[np.uint8]
+
+
+def recalibrate(
+    base: BaseSet | PreparedBase,
+    unlabelled: Images,
+    *,
+    current: Soup,
+    device: str = "cpu",
+    num_threads: int | None = None,
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> tuple[Soup, Outcome]:
+    """Return the current soup with channel statistics of unlabelled images; it is never to be promoted by itself.
+
+    Coefficients, temperature and the layers that the current soup's patch has stay as they are. Without labels
+    nothing can be shown to be better: the outcome is always `kept`.
+
+    Args:
+        base: the base set; a `PreparedBase` saves folding it again (its own device is used then).
+        unlabelled: uint8 (m, H, W, 3) at the network's input size, at least one.
+        current: the soup now in use.
+        device: "cpu", "cuda" or "auto".
+        num_threads: CPU threads of torch; None leaves them as they are.
+        progress: called with the fraction done and what is being done.
+        should_stop: asked before each candidate.
+
+    Raises:
+        SoupError: the current soup belongs to another base set.
+        Cancelled: `should_stop` said so.
+        ValueError: a base set with neither BatchNorm nor moments; no images; another device or size.
+    """
+    started = time.perf_counter()
+    check_soup(current, base.manifest)
+    if len(unlabelled) < 1:
+        raise ValueError("expected at least one unlabelled image, got none")
+    check_unlabelled(unlabelled, base.manifest)
+    row = np.asarray([current.vector(base.manifest)])
+    kept = current.patch.tensors() if current.patch is not None else {}
+    is_trained = current.patch is not None and current.patch.early
+    with thread_count(num_threads):
+        if progress is not None:
+            progress(0.0, "preparing the base set")
+        prepared = base if isinstance(base, PreparedBase) else PreparedBase(base, device=pick_device(device))
+        # Statistics belong to filters: with first layers that were trained, they are estimated for these.
+        found = run_soups(
+            prepared,
+            row,
+            unlabelled[:0],
+            patch=kept if is_trained else None,
+            recalibrate=True,
+            unlabelled=unlabelled,
+            should_stop=should_stop,
+        )
+    statistics = found.statistics[0]
+    assert statistics is not None, "recalibration was asked for"
+    had_head = current.patch is not None and current.patch.head
+    patch = make_patch({**kept, **statistics}, recalibrated=len(unlabelled), head=had_head, early=is_trained)
+    outcome = Outcome(
+        state="kept",
+        reason=NO_LABELS,
+        coefficients=current.coefficients,
+        temperature=current.temperature,
+        bn_mode="raw",
+        patch=patch.summary,
+        support=SupportSummary(n=0, unlabelled=len(unlabelled), per_class={}),
+        accuracy=None,
+        search=SearchSummary(
+            strategy="recalibrate",
+            candidates=1,
+            image_forwards=found.image_forwards,
+            seconds=time.perf_counter() - started,
+        ),
+        ingredients={},
+    )
+    soup = make_soup(
+        base.manifest,
+        current.coefficients,
+        bn_mode="raw",
+        temperature=current.temperature,
+        patch=patch,
+        evidence=outcome,
+    )
+    return soup, outcome
+
+
+def check_unlabelled(images: Images | None, manifest: Manifest) -> None:
+    """Raise ValueError unless the images, if there are any, are uint8 (m, H, W, 3) at the base set's input size."""
+    shape = (manifest.input.height, manifest.input.width, 3)
+    if images is not None and (images.shape[1:] != shape or images.dtype != np.uint8):
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"expected unlabelled images uint8 (m, {expected}), got {images.dtype} {images.shape}")

@@ -1,0 +1,102 @@
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapt.networks.forward import run_soups
+from adapt.networks.prepared import PreparedBase, find_head
+from adapt.rungs.head import PENALTIES, Head, fit_heads
+
+
+def problem(n: int, seed: int) -> tuple[torch.Tensor, np.ndarray, Head]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(n, 12, generator=generator) * 3 + 2
+    labels = torch.randint(0, 3, (n,), generator=generator).numpy()
+    own = Head(torch.randn(3, 12, generator=generator).double(), torch.randn(3, generator=generator).double())
+    return features, labels, own
+
+
+def objective(head: Head, own: Head, features: torch.Tensor, labels: np.ndarray, penalty: float) -> float:
+    centre, x = features.double().mean(0), features.double()
+    scale = (x - centre).square().mean()
+    change = head.weight - own.weight
+    shifted = head.bias - own.bias + change @ centre
+    loss = torch.nn.functional.cross_entropy(head(features), torch.from_numpy(labels), reduction="sum")
+    return float(loss + penalty * (scale * change.square().sum() + shifted.square().sum()))
+
+
+@given(n=st.integers(3, 80), seed=st.integers(0, 50))
+@settings(max_examples=20, deadline=None)
+def test_no_other_layer_has_a_lower_objective(n: int, seed: int) -> None:
+    features, labels, own = problem(n, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for penalty, head in zip(PENALTIES, fit_heads(features, labels, own), strict=True):
+        least = objective(head, own, features, labels, penalty)
+        assert least <= objective(own, own, features, labels, penalty) + 1e-9
+        for scale in (1e-3, 1e-1):
+            other = Head(
+                head.weight + scale * torch.randn(head.weight.shape, generator=generator),
+                head.bias + scale * torch.randn(head.bias.shape, generator=generator),
+            )
+            assert least <= objective(other, own, features, labels, penalty) + 1e-4
+
+
+def test_a_stronger_pull_stays_closer() -> None:
+    features, labels, own = problem(60, 1)
+    moved = [float((head.weight - own.weight).norm()) for head in fit_heads(features, labels, own)]
+    assert moved == sorted(moved)
+    assert moved[0] < moved[-1]
+
+
+def test_a_layer_that_lost_its_meaning_is_learnt_again() -> None:
+    """Permuted classes: the own layer is wrong on everything, a fitted one is not."""
+    features, _, own = problem(600, 2)
+    labels = (own(features).argmax(1).numpy() + 1) % 3
+    weakest = fit_heads(features, labels, own)[-1]
+    assert (own(features).argmax(1).numpy() == labels).mean() == 0
+    assert (weakest(features).argmax(1).numpy() == labels).mean() > 0.5
+
+
+def test_the_last_layers_inputs_give_the_logits(prepared: PreparedBase) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    row = np.asarray([[1.25, -0.25, 0.0, 0.0]])
+    for recalibrate in (False, True):
+        run = run_soups(prepared, row, images, recalibrate=recalibrate)
+        head = prepared.head(row[0].tolist())
+        assert head is not None
+        assert run.features[0] is not None
+        torch.testing.assert_close(head(run.features[0]).float(), run.logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_only_a_linear_last_layer_with_a_bias_is_one() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self, last: torch.nn.Module) -> None:
+            super().__init__()
+            self.last = last
+
+        def get_classifier(self) -> torch.nn.Module:
+            return self.last
+
+    assert find_head(Net(torch.nn.Linear(4, 2))) == "last"
+    assert find_head(Net(torch.nn.Linear(4, 2, bias=False))) is None
+    assert find_head(Net(torch.nn.Conv2d(4, 2, 1))) is None
+    assert find_head(torch.nn.Linear(4, 2)) is None
+
+
+def test_a_weight_of_two_is_an_image_twice() -> None:
+    features, labels, own = problem(40, 3)
+    weights = np.ones(40, dtype=np.float32)
+    weights[:10] = 2
+    heads = fit_heads(features, labels, own, weights=weights)
+    # The same centre and scale, so that the pull is the same: compare the objective's least value, not the fit.
+    for penalty, head in zip(PENALTIES, heads, strict=True):
+        own_value, value = (
+            float(
+                torch.nn.functional.cross_entropy(layer(features), torch.from_numpy(labels), reduction="none")
+                @ torch.from_numpy(weights).double()
+            )
+            for layer in (own, head)
+        )
+        assert value < own_value, penalty
+    unweighted = fit_heads(features, labels, own)
+    assert (heads[0].weight - unweighted[0].weight).abs().max() > 1e-6
