@@ -27,7 +27,7 @@ import tyro
 from pydantic import Field
 
 from adapt.__main__ import DefaultCommand
-from adapt.networks.prepared import thread_count
+from adapt.networks.devices import thread_count
 from benchmarks.client import Load, hammer, post_request
 from benchmarks.server import Server, serve
 from examples.camera import CAMERAS, DEMO_CAMERA

@@ -20,7 +20,8 @@ from pydantic import Field
 from adapt.documents.soup import RUNGS, Rung, Soup, default_soup, make_soup
 from adapt.images.support import check_disjoint, from_folder
 from adapt.networks.forward import served_logits
-from adapt.networks.prepared import PreparedBase, thread_count
+from adapt.networks.prepared import PreparedBase
+from adapt.networks.devices import thread_count
 from adapt.reporting.plots import plot_report
 from adapt.reporting.report import UnseenAccuracy, make_report, table, write
 from adapt.search.search import search

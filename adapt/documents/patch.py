@@ -7,7 +7,7 @@ mixed one.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -35,14 +35,9 @@ class PatchSummary(Frozen):
     recalibrated: int = Field(
         default=0, ge=0, description="images the channel statistics were estimated on; 0 where they were not"
     )
-    head: bool = Field(default=False, description="the last layer was fitted again")
-    early: bool = Field(default=False, description="the first layers, scales and shifts were trained")
-
-    @model_validator(mode="after")
-    def _check(self) -> "PatchSummary":
-        if not self.recalibrated and not self.head and not self.early:
-            raise ValueError("patch: expected recalibrated statistics, a last layer or first layers, got none of them")
-        return self
+    rungs: tuple[str, ...] = Field(
+        min_length=1, description="what made its tensors: statistics, head (the last layer), early (first layers), ..."
+    )
 
 
 class Patch(PatchSummary):
@@ -79,17 +74,16 @@ class Patch(PatchSummary):
     @property
     def summary(self) -> PatchSummary:
         """The patch without its tensors."""
-        return PatchSummary(digest=self.digest, recalibrated=self.recalibrated, head=self.head, early=self.early)
+        return PatchSummary(digest=self.digest, recalibrated=self.recalibrated, rungs=self.rungs)
 
 
-def make_patch(tensors: Tensors, *, recalibrated: int = 0, head: bool = False, early: bool = False) -> Patch:
+def make_patch(tensors: Tensors, *, rungs: Sequence[str], recalibrated: int = 0) -> Patch:
     """Return the patch of these tensors; the same tensors give the same digest.
 
     Args:
         tensors: float32 by state-dict key.
+        rungs: names of what made them.
         recalibrated: images the statistics were estimated on.
-        head: the last layer is among the tensors.
-        early: trained first layers, scales and shifts are among the tensors.
 
     Raises:
         PatchError: no tensors, another dtype, not finite.
@@ -98,7 +92,7 @@ def make_patch(tensors: Tensors, *, recalibrated: int = 0, head: bool = False, e
         raise PatchError("patch: expected at least one tensor, got none")
     data = safetensors.numpy.save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)})
     digest = hashlib.sha256(data).hexdigest()
-    patch = Patch(digest=digest, recalibrated=recalibrated, head=head, early=early, data=data)
+    patch = Patch(digest=digest, recalibrated=recalibrated, rungs=tuple(rungs), data=data)
     patch.tensors()
     return patch
 

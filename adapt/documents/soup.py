@@ -3,10 +3,11 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from adapt.documents.held_out import HeldOut
 from adapt.documents.patch import Patch, PatchSummary
 from training.documents import Frozen, one_line, read_document
 from training.manifest import Manifest, check_coefficients
@@ -14,10 +15,8 @@ from training.manifest import Manifest, check_coefficients
 FORMAT_VERSION = 1
 
 BnMode = Literal["folded", "raw"]
-Promote = Literal["auto", "always", "never"]
+Promote = Literal["auto", "likely", "always", "never"]
 Strategy = Literal["auto", "grid", "surrogate"]
-Rung = Literal["statistics", "head", "early"]
-RUNGS: tuple[Rung, ...] = get_args(Rung)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Gain = Annotated[float, Field(ge=-1, le=1)]
 
@@ -34,10 +33,22 @@ class SupportSummary(Frozen):
     per_class: dict[str, int] = Field(description="number of images by class name; classes without images left out")
 
 
-class AccuracySummary(Frozen):
-    """Cross-fitted accuracy: every image was held out from the choice it is scored on."""
+class Judged(Frozen):
+    """How many labelled images the current soup could be judged by, and how. Accuracies are shares of these images."""
 
-    current: Fraction = Field(description="accuracy of the current soup on the support images")
+    fresh: int = Field(ge=0, description="images it was not fitted on")
+    held_out: int = Field(ge=0, description="images it was fitted on, judged by the answer that its search held out")
+    left_out: int = Field(
+        default=0,
+        ge=0,
+        description="images it was fitted on without a held-out answer: they do not judge",
+    )
+
+
+class AccuracySummary(Frozen):
+    """Cross-fitted accuracy: every image was held out from the choice it is scored on, for both soups."""
+
+    current: Fraction = Field(description="accuracy of the current soup, answers held out where it was fitted")
     candidate: Fraction = Field(description="cross-fitted accuracy of what the search finds")
     interval: tuple[Gain, Gain] = Field(description="95 % interval of the paired gain, candidate minus current")
     p_value: Fraction = Field(
@@ -48,6 +59,11 @@ class AccuracySummary(Frozen):
         ge=1,
         description="about how many labelled images would prove the gain seen; null if proven, or too small to say",
     )
+    expected_gain: float | None = Field(default=None, description="posterior mean of the gain in accuracy")
+    chance_of_harm: Fraction | None = Field(
+        default=None, description="posterior chance of losing more accuracy than the stated harm"
+    )
+    judged: Judged | None = Field(default=None, description="the images of the comparison")
 
 
 class SearchSummary(Frozen):
@@ -82,6 +98,11 @@ class Outcome(Frozen):
     search: SearchSummary
     ingredients: dict[str, Fraction] = Field(description="accuracy of each ingredient alone on the support images")
     reference: FloorCheck | None = Field(default=None, description="null where there are no reference images")
+    attempt: int | None = Field(
+        default=None, ge=1, description="number of this comparison with the same current version; null without labels"
+    )
+    level: Fraction | None = Field(default=None, description="p-value below which this attempt promotes")
+    not_tried: dict[str, str] = Field(default_factory=dict, description="rungs that were not tried, and why")
 
 
 class Soup(Frozen):
@@ -100,6 +121,10 @@ class Soup(Frozen):
     )
     temperature: float = Field(default=1.0, gt=0, description="divides the logits, so that confidences are calibrated")
     patch: Patch | None = Field(default=None, description="tensors that replace mixed ones; `patch.safetensors`")
+    held_out: HeldOut | None = Field(
+        default=None,
+        description="the images it was made from, `held-out.safetensors`; null for none",
+    )
     evidence: Outcome | None = Field(default=None, description="the search that found it; null for the default soup")
 
     @model_validator(mode="after")
@@ -121,6 +146,7 @@ def make_soup(
     bn_mode: BnMode = "folded",
     temperature: float = 1.0,
     patch: Patch | None = None,
+    held_out: HeldOut | None = None,
     evidence: Outcome | None = None,
 ) -> Soup:
     """Return a soup over the ingredients of `manifest`.
@@ -136,6 +162,7 @@ def make_soup(
         bn_mode=bn_mode,
         temperature=temperature,
         patch=patch,
+        held_out=held_out,
         evidence=evidence,
     )
 
@@ -158,51 +185,69 @@ def check_soup(soup: Soup, manifest: Manifest) -> None:
         raise SoupError(f"coefficients: {error}") from None
 
 
-def soup_from_parts(document: Any, patch_data: bytes | None) -> Soup:
-    """Return the soup of a JSON document and the bytes of its patch, which stand beside it.
+def soup_from_parts(document: Any, patch_data: bytes | None, held_out_data: bytes | None) -> Soup:
+    """Return the soup of a JSON document and of the bytes that stand beside it: of its patch, of its held-out answers.
 
     Raises:
         ValidationError: malformed, or the bytes are not those the document names.
     """
-    if isinstance(document, dict) and isinstance(patch := document.get("patch"), dict):
-        document = document | {"patch": patch | {"data": patch_data}}
+    if isinstance(document, dict):
+        for field, data in (("patch", patch_data), ("held_out", held_out_data)):
+            if isinstance(part := document.get(field), dict):
+                document = document | {field: part | {"data": data}}
     return Soup.model_validate(document)
 
 
 def patch_path(path: Path) -> Path:
     """Return where the patch of the soup in this file lies: `patch.safetensors` beside `soup.json`."""
-    return path.with_name("patch.safetensors" if path.stem == "soup" else f"{path.stem}.patch.safetensors")
+    return _beside(path, "patch")
+
+
+def held_out_path(path: Path) -> Path:
+    """Return where the held-out answers of the soup in this file lie: `held-out.safetensors` beside `soup.json`."""
+    return _beside(path, "held-out")
+
+
+def _beside(path: Path, name: str) -> Path:
+    return path.with_name(f"{name}.safetensors" if path.stem == "soup" else f"{path.stem}.{name}.safetensors")
 
 
 def read_soup(path: Path) -> Soup:
-    """Read a soup and its patch.
+    """Read a soup, its patch and its held-out answers.
 
     Raises:
         SoupError: missing or malformed, in one line that names the file.
     """
 
     def build(document: Any) -> Soup:
-        patch = document.get("patch")
-        return soup_from_parts(document, None if patch is None else _read_patch(patch_path(path)))
+        patch, held_out = (document.get(field) for field in ("patch", "held_out"))
+        return soup_from_parts(
+            document,
+            None if patch is None else _read(patch_path(path), "the patch of the soup"),
+            None if held_out is None else _read(held_out_path(path), "the held-out answers of the soup"),
+        )
 
     return read_document(path, Soup, version=FORMAT_VERSION, what="a soup", error=SoupError, build=build)
 
 
-def _read_patch(path: Path) -> bytes:
+def _read(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SoupError(f"{path}: expected the patch of the soup beside it, {one_line(error)}") from None
+        raise SoupError(f"{path}: expected {what} beside it, {one_line(error)}") from None
 
 
 def write_soup(path: Path, soup: Soup) -> None:
-    """Write a soup and its patch; older files stay intact until the new ones are whole on disk."""
+    """Write a soup and what stands beside it; older files stay intact until the new ones are whole on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if soup.patch is not None:
-        _replace(patch_path(path), soup.patch.data)
+    parts = ((patch_path(path), soup.patch), (held_out_path(path), soup.held_out))
+    for place, part in parts:
+        if part is not None:
+            _replace(place, part.data)
     _replace(path, (soup.model_dump_json(indent=2) + "\n").encode())
-    if soup.patch is None:
-        patch_path(path).unlink(missing_ok=True)
+    for place, part in parts:
+        if part is None:
+            place.unlink(missing_ok=True)
 
 
 def _replace(path: Path, content: bytes) -> None:

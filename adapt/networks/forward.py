@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -11,45 +11,29 @@ from torch import Tensor, nn
 
 from adapt.documents.patch import Tensors
 from adapt.documents.soup import BnMode, Soup
-from adapt.evidence.score import TEMPERATURES, Scores
-from adapt.networks.prepared import PreparedBase, exact_convolutions
-from training.images import to_input
+from adapt.evidence.scores import TEMPERATURES, Scores
+from adapt.networks.devices import exact_convolutions
+from adapt.networks.network import Network, Run, check_stop
+
+if TYPE_CHECKING:
+    from adapt.networks.prepared import PreparedBase
+
 
 BLOCK_BYTES = 256 * 2**20  # float32 inputs kept ready at a time; the candidates' loop runs once per block
 # Pixels per batch. On a CPU, 32x32 nets are fastest at 50 to 100 images: activations stay in the cache of a core, from
 # about 200 images on they do not and the rate drops by 40 %.
 BATCH_PIXELS = {"cpu": 64 * 32 * 32, "cuda": 4096 * 32 * 32}
+FLOAT_BYTES = 4
 MIN_BATCH = 8
 # Pixels per batch of a recalibration. Statistics of one batch are exact, so it is as large as memory allows.
 RECALIBRATION_PIXELS = 2048 * 32 * 32
-
-
-class Cancelled(RuntimeError):
-    """The caller asked a search to stop."""
-
-
-class Run(NamedTuple):
-    """What soups say about n images.
-
-    Attributes:
-        logits: (C, n, K) float32 on the CPU; NaN for a soup that is not usable.
-        features: of each soup float32 (n, D) on the CPU, what the last layer is given; None where there is no such
-            layer, or the soup is not usable.
-        statistics: of each soup, by state-dict key; None where they were not recalibrated.
-        image_forwards: images through the network.
-    """
-
-    logits: Tensor
-    features: tuple[Tensor | None, ...]
-    statistics: tuple[Tensors | None, ...]
-    image_forwards: int
 
 
 Visit = Callable[[int, slice, Tensor, Tensor | None], None]  # soup, images, logits, features
 
 
 def evaluate_soups(
-    prepared: PreparedBase,
+    prepared: "PreparedBase",
     coefficients: npt.NDArray[np.float64],
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],
@@ -102,7 +86,7 @@ def evaluate_soups(
 
 
 def soup_logits(
-    prepared: PreparedBase,
+    prepared: "PreparedBase",
     coefficients: npt.NDArray[np.float64],
     images: npt.NDArray[np.uint8],
     *,
@@ -125,19 +109,19 @@ def soup_logits(
     return kept.cpu()
 
 
-def served_logits(prepared: PreparedBase, soup: Soup, images: npt.NDArray[np.uint8]) -> Tensor:
+def served_logits(network: Network, soup: Soup, images: npt.NDArray[np.uint8]) -> Tensor:
     """Return what a soup, its patch included, says about images: float32 (n, K), not divided by its temperature.
 
     Raises:
         PatchError: a patch for another network.
     """
     patch = None if soup.patch is None else soup.patch.tensors()
-    row = np.asarray([soup.vector(prepared.manifest)])
-    return soup_logits(prepared, row, images, bn_mode=soup.bn_mode, patch=patch)[0]
+    row = np.asarray([soup.vector(network.manifest)])
+    return network.run(row, images, bn_mode=soup.bn_mode, patch=patch).logits[0]
 
 
 def run_soups(
-    prepared: PreparedBase,
+    prepared: "PreparedBase",
     coefficients: npt.NDArray[np.float64],
     images: npt.NDArray[np.uint8],
     *,
@@ -205,7 +189,7 @@ def run_soups(
 class _Tap:
     """Catches what the last layer is given."""
 
-    def __init__(self, prepared: PreparedBase, bn_mode: BnMode) -> None:
+    def __init__(self, prepared: "PreparedBase", bn_mode: BnMode) -> None:
         key = prepared.head_key
         self._layer = None if key is None else prepared.model(bn_mode).net.get_submodule(key)
         self.features: Tensor | None = None
@@ -224,7 +208,7 @@ class _Tap:
 
 
 def _pass(
-    prepared: PreparedBase,
+    prepared: "PreparedBase",
     coefficients: npt.NDArray[np.float64],
     images: npt.NDArray[np.uint8],
     bn_mode: BnMode,
@@ -256,7 +240,7 @@ def _pass(
 
 
 def _recalibrated_pass(
-    prepared: PreparedBase,
+    prepared: "PreparedBase",
     coefficients: npt.NDArray[np.float64],
     pool: npt.NDArray[np.uint8],
     n: int,
@@ -273,12 +257,12 @@ def _recalibrated_pass(
     """
     batch_size = recalibration_batch(pool)
     recalibrator, model = prepared.recalibrator, prepared.model("raw")
-    batches = [batch for _, batch in _batches(prepared, pool, slice(0, len(pool)), batch_size)]
+    batches = _Inputs(prepared, pool, batch_size)
     parts = _batches(prepared, pool, slice(0, n), None) if n and len(batches) > 1 else []
     with torch.inference_mode(), exact_convolutions():
         for soup, row in enumerate(coefficients):
             check_stop(should_stop)
-            logits = recalibrator.run(row.tolist(), batches, patch=patch)
+            logits = recalibrator.run(row.tolist(), batches, len(pool), patch=patch)
             if logits is not None and n:
                 visit(soup, slice(0, n), logits[:n], None if tap.features is None else tap.features[:n])
             for span, batch in parts:
@@ -289,16 +273,38 @@ def _recalibrated_pass(
     return len(coefficients) * (len(pool) + (n if parts else 0))
 
 
+class _Inputs(Sequence[Tensor]):
+    """The network's inputs for images, batch by batch; kept as float32 only where they are few."""
+
+    def __init__(self, prepared: "PreparedBase", images: npt.NDArray[np.uint8], batch_size: int) -> None:
+        self._prepared = prepared
+        self._parts = np.array_split(images, max(1, math.ceil(len(images) / batch_size)))
+        self._kept: list[Tensor] | None = None
+        if FLOAT_BYTES * images.size <= BLOCK_BYTES:
+            self._kept = [self._inputs(part) for part in self._parts]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        return self._inputs(self._parts[index]) if self._kept is None else self._kept[index]
+
+    def _inputs(self, part: npt.NDArray[np.uint8]) -> Tensor:
+        return self._prepared.inputs(part)
+
+
 def recalibration_batch(images: npt.NDArray[np.uint8]) -> int:
     """Return how many of these images a pass that estimates statistics takes at a time."""
     height, width = images.shape[1:3]
     return max(MIN_BATCH, RECALIBRATION_PIXELS // int(height * width))
-
-
-def check_stop(should_stop: Callable[[], bool] | None) -> None:
-    """Raise Cancelled if the caller says so."""
-    if should_stop is not None and should_stop():
-        raise Cancelled("the search was stopped before it was done")
 
 
 def score_logits(
@@ -324,19 +330,19 @@ def _judge(logits: Tensor, labels: Tensor, temperatures: Tensor) -> tuple[Tensor
 
 def _blocks(images: npt.NDArray[np.uint8]) -> list[slice]:
     """Return slices of images whose float32 inputs fit into `BLOCK_BYTES`, at least one image each."""
-    per_image = 4 * int(np.prod(images.shape[1:]))
+    per_image = FLOAT_BYTES * int(np.prod(images.shape[1:]))
     size = max(1, BLOCK_BYTES // per_image)
     return [slice(start, min(start + size, len(images))) for start in range(0, len(images), size)]
 
 
 def _batches(
-    prepared: PreparedBase, images: npt.NDArray[np.uint8], block: slice, batch_size: int | None
+    prepared: "PreparedBase", images: npt.NDArray[np.uint8], block: slice, batch_size: int | None
 ) -> list[tuple[slice, Tensor]]:
     """Return the network's inputs for a block of images in batches of nearly equal size, each with its position."""
     if batch_size is None:
         pixels = BATCH_PIXELS["cuda" if prepared.device.type == "cuda" else "cpu"]
         batch_size = max(MIN_BATCH, pixels // (images.shape[1] * images.shape[2]))
-    inputs = prepared.normalise(torch.from_numpy(to_input(images[block])).to(prepared.device))
+    inputs = prepared.inputs(images[block])
     batches, start = [], block.start
     for batch in inputs.tensor_split(math.ceil(len(inputs) / batch_size)):
         batches.append((slice(start, start + len(batch)), batch.contiguous(memory_format=torch.channels_last)))

@@ -1,14 +1,16 @@
 """A base set made ready for searching: BatchNorm folded, weights flat, on a device."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from adapt.documents.patch import Tensors
 from adapt.documents.soup import BnMode
+from adapt.networks.devices import exact_convolutions
 from adapt.networks.folding import (
     Folded,
     check_same_logits,
@@ -18,10 +20,13 @@ from adapt.networks.folding import (
     has_batchnorm,
     probe_images,
 )
+from adapt.networks.forward import run_soups
+from adapt.networks.last_layer import Head
 from adapt.networks.mixing import FlatModel
+from adapt.networks.network import Run
 from adapt.networks.recalibration import PRIOR_IMAGES, Recalibrator
-from adapt.rungs.head import Head
 from training.bases import BaseSet
+from training.images import to_input
 from training.manifest import Manifest
 
 
@@ -125,6 +130,39 @@ class PreparedBase:
                 found = model.net(self.normalise(probe.to(self.device))).cpu()
             check_same_logits(self._classifier(probe), found, "the network with its BatchNorm layers taken out")
 
+    def usable(self, coefficients: npt.NDArray[np.float64], bn_mode: BnMode) -> npt.NDArray[np.bool_]:
+        """Say for each soup (C, M) whether its running variances stay positive, (C,)."""
+        return np.asarray(self.model(bn_mode).usable(torch.from_numpy(coefficients)))
+
+    def run(
+        self,
+        coefficients: npt.NDArray[np.float64],
+        images: npt.NDArray[np.uint8],
+        *,
+        bn_mode: BnMode = "folded",
+        patch: Tensors | None = None,
+        recalibrate: bool = False,
+        unlabelled: npt.NDArray[np.uint8] | None = None,
+        progress: Callable[[float], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Run:
+        """Return logits, last layer's inputs and new statistics of every soup: see `adapt.networks.forward`."""
+        return run_soups(
+            self,
+            coefficients,
+            images,
+            bn_mode=bn_mode,
+            patch=patch,
+            recalibrate=recalibrate,
+            unlabelled=unlabelled,
+            progress=progress,
+            should_stop=should_stop,
+        )
+
+    def inputs(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """Return images uint8 (B, H, W, 3) as the inner network wants them, on the device."""
+        return self.normalise(torch.from_numpy(to_input(images)).to(self.device))
+
     def normalise(self, images: Tensor) -> Tensor:
         """Return images (B, 3, H, W) in [0, 1] as the inner network wants them: normalised, channels last."""
         mean, std = self._classifier.mean.to(images.device), self._classifier.std.to(images.device)
@@ -139,41 +177,3 @@ def find_head(net: nn.Module) -> str | None:
         return None
     names = [name for name, module in net.named_modules() if module is layer]
     return names[0] if names else None
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of this name; "auto" is CUDA where there is one.
-
-    Raises:
-        ValueError: not a device, or "cuda" where there is none: it never falls back silently.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"expected device cpu, cuda or auto, got {name!r}")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for, but torch finds no CUDA device")
-    return torch.device(name)
-
-
-@contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """Keep CUDA convolutions in float32: TensorFloat-32 would make the search see other logits than the service."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
-@contextmanager
-def thread_count(num_threads: int | None) -> Iterator[None]:
-    """Run torch on this many CPU threads; None leaves it alone."""
-    before = torch.get_num_threads()
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

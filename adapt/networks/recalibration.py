@@ -65,7 +65,7 @@ class Recalibrator:
         self._strengths = np.geomspace(*prior_images, num=len(names)).tolist()
 
     def run(
-        self, coefficients: Sequence[float], batches: Sequence[Tensor], *, patch: Tensors | None = None
+        self, coefficients: Sequence[float], batches: Sequence[Tensor], num_images: int, *, patch: Tensors | None = None
     ) -> Tensor | None:
         """Set weights and statistics of this soup. Returns the logits of the images where they are one batch.
 
@@ -77,13 +77,13 @@ class Recalibrator:
         Args:
             coefficients: M numbers.
             batches: the network's inputs (B, ...), at least one image.
+            num_images: in all batches.
             patch: tensors in the place of mixed ones; its BatchNorm statistics are the prior then.
         """
         self._model.set(coefficients, patch)
         nearest = project_to_simplex(np.asarray(coefficients)).tolist()
         if patch is None:
             self._model.set_statistics(nearest)
-        num_images = sum(len(batch) for batch in batches)
         with torch.inference_mode(), self._estimating(nearest, num_images):
             logits = [self._model.net(batch) for batch in batches]
         return logits[0] if len(logits) == 1 else None

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from adapt.documents.soup import BnMode, Outcome, Soup, write_soup
-from adapt.evidence.score import TEMPERATURES, temp_ce
-from adapt.search.candidates import Pool
+from adapt.evidence.scores import TEMPERATURES, temp_ce
+from adapt.rungs.pool import Pool
 from adapt.search.search import Search
 from training.documents import Frozen
 
+MADE = {"head": "a last layer fitted to labelled images", "early": "first layers trained on labelled images"}
 NUM_SHOWN = 5  # best candidates in the table and the plot
 
 
@@ -144,8 +145,7 @@ def table(report: Report) -> str:
     )
     if (patch := outcome.patch) is not None:
         parts = [f"channel statistics of {patch.recalibrated} images"] if patch.recalibrated else []
-        parts += ["a last layer fitted to labelled images"] if patch.head else []
-        parts += ["first layers trained on labelled images"] if patch.early else []
+        parts += [MADE.get(name, f"tensors of {name}") for name in patch.rungs if name != "statistics"]
         lines.append(f"candidate  replaces mixed weights by {' and '.join(parts)}")
     if (accuracy := outcome.accuracy) is not None:
         low, high = accuracy.interval

@@ -12,7 +12,8 @@ from pydantic import Field
 from tqdm import tqdm
 
 from adapt.documents.soup import BnMode
-from adapt.networks.prepared import PreparedBase, pick_device
+from adapt.networks.devices import pick_device
+from adapt.networks.prepared import PreparedBase
 from adapt.reporting.plots import plot_fronts, plot_triangle
 from adapt.robustness.robust import (
     STEP,

@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.documents.soup import BnMode
+from adapt.networks.devices import exact_convolutions
 from adapt.networks.forward import BATCH_PIXELS, MIN_BATCH
-from adapt.networks.prepared import PreparedBase, exact_convolutions
+from adapt.networks.prepared import PreparedBase
 from adapt.search.grid import simplex
 from training.attacks import apgd
 from training.data import ImageSet

@@ -1,225 +1,127 @@
-"""The first layers, and every scale and shift, trained on the labelled images; the rest of the network stays.
+"""First layers, scales and shifts trained on the labelled images, from the model below with its own last layer."""
 
-New channel statistics undo what a shift does to each channel alone. What it does to how pixels and channels relate, as
-when colours are inverted, takes other filters, and the first layers see the shift most directly. They are small, so
-that a patch can hold them; the layers behind them keep what they know of the classes.
-
-A few labels say little. So the answers of the rung below stand beside them as a prior that counts as some images more:
-its probabilities are mixed into the targets.
-
-Source: Lee et al. 2022 (arXiv:2210.11466), first layers for shifts of the input; Ben Zaken et al. 2022
-(arXiv:2106.10199), biases alone; Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), probabilities as targets.
-"""
-
-import copy
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot, pad
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
-from adapt.documents.patch import STATISTICS, Floats, Tensors
-from adapt.documents.soup import BnMode
-from adapt.networks.forward import check_stop, recalibration_batch
-from adapt.networks.prepared import PreparedBase, exact_convolutions
-from training.images import to_input
+from adapt.documents.patch import Tensors
+from adapt.evidence.scores import Bools, Floats, part
+from adapt.networks.prepared import PreparedBase
+from adapt.rungs.head import refuse_current, refuse_labels
+from adapt.rungs.model import Answers, Model, total
+from adapt.rungs.pool import Library
+from adapt.rungs.statistics import Statistics
+from adapt.rungs.task import Part
+from adapt.rungs.training import Start, train_early
 
-# Of the network's weights in matrices and filters, the share that is trained, from the input on; and their most.
-SHARE, MAX_WEIGHTS = 0.1, 2**16
-MIN_IMAGES = 80  # below, what is learned is not worth what is lost: see EXPERIMENTS.md, as for what follows
+MIN_IMAGES = 80  # below, what is learned is not worth what is lost: see EXPERIMENTS.md
 TRAIN_FROM = 200  # images, unless told otherwise: with fewer an answer comes within seconds
-LEARNING_RATE = 1e-3  # the highest; it rises over the first steps and falls along a cosine
-STEPS = 0.8  # the power of the number of images: 40 steps for 100, 251 for 1,000
-PRIOR_IMAGES = 150.0  # images that the answers of the rung below count as
-BATCH = 64  # images per step; fewer where there are fewer
-WARM_UP = 0.1  # share of the steps in which the learning rate rises
-MOVED = 8  # images are moved by up to this part of a side
-FORWARDS = 3  # of a step, in forwards: a backward pass counts as two
-
-Pixels = npt.NDArray[np.uint8]
 
 
-class Start(NamedTuple):
-    """What training starts from.
+class FirstLayers:
+    """Trains the first layers of the model below; see `adapt.rungs.training`.
 
-    Attributes:
-        coefficients: M numbers.
-        bn_mode: how BatchNorm is mixed: raw, or any where there is none.
-        patch: tensors in the place of mixed ones.
-        temperature: divides the logits.
+    One training takes as long as the rest of a search. So it is not repeated without every two folds: see
+    `adapt.rungs.model.Rung.is_nested`.
     """
 
-    coefficients: Sequence[float]
-    bn_mode: BnMode
-    patch: Tensors | None
-    temperature: float
+    name = "early"
+    num_variants = 1
+    is_nested = False
 
+    def __init__(self, library: Library) -> None:
+        self._library, self._task = library, library.task
+        self._statistics = Statistics(library)
+        self._num_trained = 0
 
-class Trained(NamedTuple):
-    """A network with other first layers, scales and shifts.
+    def refuse(self, below: Model, some: Part) -> str | None:
+        """Say so where images are few or lack a class, or where no tensor of the network stands by itself."""
+        if self._network is None or self._network.head_key is None:
+            return "the network has no linear last layer"
+        if (why := refuse_current(self._library, below)) is not None:
+            return why
+        if (why := refuse_labels(self._task, some, least=self._task.train_from)) is not None:
+            return why
+        if self._start(below, some) is None:
+            return "BatchNorm is folded into the weights that would be trained"
+        return None
 
-    Attributes:
-        tensors: what was trained, float32 by state-dict key; with BatchNorm its statistics too.
-        image_forwards: images through the network.
-    """
+    def fit(self, below: Model, some: Part) -> Sequence[Model]:
+        """Return the model below with trained first layers."""
+        start = self._start(below, some)
+        if start is None or refuse_current(self._library, below) is not None:
+            return [below]
+        task, images, network = self._task, some.images, self._network
+        assert network is not None, "refused otherwise"
+        teacher = below if below.candidate == start.candidate else start
+        done, step = self._num_trained, 1 / len(task.subsets())
+        trained = train_early(
+            network,
+            Start(start.coefficients, start.bn_mode, start.tensors or None, start.temperature),
+            task.support.images[images],
+            task.support.labels[images],
+            teacher.logits(images).softmax(dim=1),
+            unlabelled=task.unlabelled,
+            weights=part(task.weights, images),
+            seed=task.seed,
+            progress=lambda share: task.report(
+                min(1.0, step * (done + share)), f"training first layers on {images.sum()} images"
+            ),
+            should_stop=task.should_stop,
+        )
+        self._num_trained += 1
+        self._library.image_forwards += trained.image_forwards
+        return [self._model(start, {**start.tensors, **trained.tensors}, int(images.sum()))]
 
-    tensors: dict[str, Floats]
-    image_forwards: int
+    def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
+        """Say whether held-out images have a lower cross-entropy, and no fewer right answers."""
+        counts = np.ones(len(own.right), dtype=np.float32) if weights is None else weights
+        if total(own.losses, weights) >= total(below.losses, weights):
+            return False
+        return float(counts @ own.right) >= float(counts @ below.right)
 
+    @property
+    def _network(self) -> PreparedBase | None:
+        network = self._task.network
+        return network if isinstance(network, PreparedBase) else None
 
-def early_keys(net: nn.Module, head_key: str) -> list[str]:
-    """Return the names of what is trained: the first weights, and all vectors; nothing of the last layer.
+    def _start(self, below: Model, some: Part) -> Model | None:
+        """Return the model to train: the one below with its own last layer; a recalibrated one where that is folded."""
+        if self._is_open(below):
+            return below if below.below is None else below.below
+        if self._statistics.refuse(below, some) is not None:
+            return None
+        return self._statistics.fit(below, some)[0]
 
-    Args:
-        net: its parameters are named in the order in which images pass them, as is usual.
-        head_key: name of the last layer.
-    """
-    parameters = {name: p for name, p in net.named_parameters() if not name.startswith(f"{head_key}.")}
-    weights = sum(p.numel() for p in net.parameters() if p.dim() > 1)
-    room, found = min(int(SHARE * weights), MAX_WEIGHTS), []
-    for name, parameter in parameters.items():
-        if parameter.dim() > 1:
-            if parameter.numel() > room:
-                room = 0  # what lies behind the first that does not fit is not early
-                continue
-            room -= parameter.numel()
-        found.append(name)
-    return found
+    def _is_open(self, model: Model) -> bool:
+        """Say whether the network is in a layout in which every tensor stands by itself."""
+        return not self._task.network.has_batchnorm or model.bn_mode == "raw"
 
+    def _model(self, start: Model, tensors: Tensors, num_images: int) -> Model:
+        task, network = self._task, self._task.network
 
-def train_early(
-    prepared: PreparedBase,
-    start: Start,
-    images: Pixels,
-    labels: npt.NDArray[np.int64],
-    prior: Tensor,
-    *,
-    unlabelled: Pixels | None = None,
-    weights: Floats | None = None,
-    seed: int = 0,
-    progress: Callable[[float], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
-) -> Trained:
-    """Lower the cross-entropy to labels and prior, on images moved a little at random.
+        def answer(images: Bools) -> Tensor:
+            run = network.run(
+                np.asarray([start.coefficients]),
+                task.support.images[images],
+                bn_mode=start.bn_mode,
+                patch=tensors,
+                should_stop=task.should_stop,
+            )
+            self._library.image_forwards += run.image_forwards
+            return run.logits[0]
 
-    The prior keeps the network near to what it was. BatchNorm normalises each batch with the batch's statistics, and is
-    given those of all images at the end.
-
-    Args:
-        prepared: the base set; its network has a linear last layer.
-        start: the network to train.
-        images: uint8 (n, H, W, 3).
-        labels: (n,) class indices.
-        prior: probabilities (n, K) that the rung below gives.
-        unlabelled: uint8 (m, H, W, 3), for the statistics only.
-        weights: (n,) of the images; None for equal ones.
-        seed: of order and moves.
-        progress: called with the fraction done.
-        should_stop: asked before each step.
-
-    Raises:
-        Cancelled: `should_stop` said so.
-    """
-    assert prepared.head_key is not None, "the last layer is linear"
-    model = prepared.model(start.bn_mode)
-    model.set(start.coefficients, start.patch)
-    net = copy.deepcopy(model.net)
-    keys = early_keys(net, prepared.head_key)
-    n, generator = len(images), torch.Generator().manual_seed(seed)
-    share = PRIOR_IMAGES / (PRIOR_IMAGES + n)
-    targets = torch.lerp(one_hot(torch.from_numpy(labels), prior.shape[1]).float(), prior.float(), share)
-    counts = torch.ones(n) if weights is None else torch.from_numpy(weights)
-    optimiser = torch.optim.Adam([net.get_parameter(key).requires_grad_(True) for key in keys])
-    num_steps, seen = math.ceil(n**STEPS), 0
-    with exact_convolutions(), _batch_statistics(net):
-        for step, batch in zip(range(num_steps), _endless(n, generator), strict=False):
-            check_stop(should_stop)
-            optimiser.param_groups[0]["lr"] = LEARNING_RATE * _rate((step + 0.5) / num_steps)
-            x = _moved(_inputs(prepared, images[batch.numpy()]), generator)
-            losses = cross_entropy(net(x) / start.temperature, targets[batch].to(x.device), reduction="none")
-            optimiser.zero_grad(set_to_none=True)
-            (losses * counts[batch].to(x.device)).mean().backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            seen += len(batch)
-            if progress is not None:
-                progress((step + 1) / num_steps)
-    pool = images if unlabelled is None else np.concatenate([images, unlabelled])
-    statistics = _estimate_statistics(prepared, net, pool)
-    state_dict = net.state_dict()
-    tensors = {key: state_dict[key].detach().cpu().contiguous().numpy() for key in (*keys, *statistics)}
-    return Trained(tensors, FORWARDS * seen + (len(pool) if statistics else 0))
-
-
-def _inputs(prepared: PreparedBase, images: Pixels) -> Tensor:
-    return prepared.normalise(torch.from_numpy(to_input(images)).to(prepared.device))
-
-
-def _rate(done: float) -> float:
-    """Return the share of the highest learning rate after this share of the steps."""
-    if done < WARM_UP:
-        return done / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
-
-
-def _endless(n: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield positions batch by batch, in batches of nearly equal size; every one of n occurs once in each round."""
-    while True:
-        yield from torch.randperm(n, generator=generator).tensor_split(-(-n // BATCH))
-
-
-def _moved(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images (B, 3, H, W) each moved a little at random, what comes in at a border being a mirror image.
-
-    Not mirrored themselves: whether a class bears that, as figures do not, nobody says here.
-    """
-    height, width = x.shape[2:]
-    down, right = max(1, height // MOVED), max(1, width // MOVED)
-    wide = pad(x, (right, right, down, down), mode="reflect")
-    top, left = (torch.randint(2 * most + 1, (len(x), 1), generator=generator) for most in (down, right))
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    place = (torch.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :])
-    moved = wide.permute(0, 2, 3, 1)[tuple(index.to(x.device) for index in place)]  # (B, H, W, 3): channels last
-    return moved.permute(0, 3, 1, 2)
-
-
-def _batch_norms(net: nn.Module) -> dict[str, _BatchNorm]:
-    found = {name: layer for name, layer in net.named_modules() if isinstance(layer, _BatchNorm)}
-    return {name: layer for name, layer in found.items() if layer.running_mean is not None}
-
-
-@contextmanager
-def _batch_statistics(net: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise with the batch at hand, and leave its running statistics alone."""
-    layers = _batch_norms(net).values()
-    for layer in layers:
-        layer.training, layer.track_running_stats = True, False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.training, layer.track_running_stats = False, True
-
-
-@torch.no_grad()
-def _estimate_statistics(prepared: PreparedBase, net: nn.Module, pool: Pixels) -> list[str]:
-    """Give BatchNorm the statistics of these images, the mean over batches as large as memory allows; return the keys.
-
-    Those of training have no part: they belong to other filters.
-    """
-    layers = _batch_norms(net)
-    if not layers:
-        return []
-    for layer in layers.values():
-        layer.reset_running_stats()
-        layer.training, layer.momentum = True, None  # None: the mean over all batches
-    with exact_convolutions():
-        for part in np.array_split(pool, -(-len(pool) // recalibration_batch(pool))):
-            net(_inputs(prepared, part))
-    net.eval()
-    return [f"{name}{part}" for name in layers for part in STATISTICS]
+        return Model(
+            candidate=start.candidate,
+            coefficients=start.coefficients,
+            bn_mode=start.bn_mode,
+            temperature=start.temperature,
+            answer=answer,
+            features=None,
+            layer=None,
+            tensors=tensors,
+            recalibrated=num_images + task.num_unlabelled if network.has_batchnorm else start.recalibrated,
+            rungs=(*start.rungs, self.name),
+            below=start,
+        )

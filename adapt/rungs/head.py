@@ -1,7 +1,8 @@
-"""The last layer, fitted again on a few labelled images: logistic regression drawn to the soup's own layer."""
+"""The last layer, fitted to a few labelled images: logistic regression drawn to the soup's own layer."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,27 +11,102 @@ from scipy import optimize
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from adapt.evidence.scores import Bools, Floats, part
+from adapt.networks.last_layer import Head
+from adapt.rungs.model import Answers, Model, total
+from adapt.rungs.pool import Library
+from adapt.rungs.task import Part, Task
+
 # Strengths of the pull to the soup's own layer, strong first. None of them depends on the number of images: the pull
 # is a prior, which more images outweigh.
 PENALTIES = (300.0, 100.0, 30.0, 10.0)
 MAX_STEPS = 60  # of L-BFGS; it starts at the solution for the next stronger pull
 
+MIN_IMAGES = 50  # below, a wrong choice of the penalty costs more than a fitted layer gains
+
 Ints = npt.NDArray[np.int64]
 
 
-class Head(NamedTuple):
-    """A linear last layer, float64."""
+class LastLayer:
+    """Fits the last layer of the model below, with each of `PENALTIES`."""
 
-    weight: Tensor  # (K, D)
-    bias: Tensor  # (K,)
+    name = "head"
+    num_variants = len(PENALTIES)
+    is_nested = True
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """Return logits (n, K) of features (n, D)."""
-        return features.double() @ self.weight.T + self.bias
+    def __init__(self, library: Library) -> None:
+        self._library, self._task = library, library.task
+        self._fitted: dict[tuple[int, bytes], tuple[Model, list[Model]]] = {}
 
-    def divided(self, temperature: float) -> "Head":
-        """Return the layer whose logits are these divided by the temperature."""
-        return Head(self.weight / temperature, self.bias / temperature)
+    def refuse(self, below: Model, some: Part) -> str | None:
+        """Say so where there is no linear last layer, or the images are too few, or lack a class."""
+        if below.features is None or below.layer is None:
+            return "the network has no linear last layer"
+        return refuse_current(self._library, below) or refuse_labels(self._task, some, least=MIN_IMAGES)
+
+    def fit(self, below: Model, some: Part) -> Sequence[Model]:
+        """Return the model below with its last layer fitted, one for each penalty."""
+        if refuse_current(self._library, below) is not None:
+            return [below] * len(PENALTIES)
+        key = (id(below), some.images.tobytes())
+        if key not in self._fitted:
+            self._fitted[key] = below, self._fit(below, some.images)
+        return self._fitted[key][1]
+
+    def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
+        """Say whether the cross-entropy of held-out images is lower."""
+        return total(own.losses, weights) < total(below.losses, weights)
+
+    def _fit(self, below: Model, images: Bools) -> list[Model]:
+        features, own, key = below.features, below.layer, self._task.network.head_key
+        assert features is not None, "the last layer is linear"
+        assert own is not None, "the last layer is linear"
+        heads = fit_heads(
+            features[torch.from_numpy(images)],
+            self._task.support.labels[images],
+            own.divided(below.temperature),
+            weights=part(self._task.weights, images),
+        )
+        return [_with_head(below, Head(head.weight.float(), head.bias.float()), f"{key}") for head in heads]
+
+
+def _with_head(below: Model, head: Head, key: str) -> Model:
+    features = below.features
+    assert features is not None, "the last layer is linear"
+    return replace(
+        below,
+        temperature=1.0,
+        answer=lambda images: head(features[torch.from_numpy(images)]),
+        layer=head,
+        tensors={**below.tensors, f"{key}.weight": head.weight.numpy(), f"{key}.bias": head.bias.numpy()},
+        rungs=(*below.rungs, LastLayer.name),
+        below=below,
+    )
+
+
+def refuse_current(library: Library, below: Model) -> str | None:
+    """Return why nothing may be put on the current soup; None if something may.
+
+    The folds of this search say nothing of the images that the current soup was made from: their labels would reach
+    every fold through it.
+    """
+    if below.candidate == 0 and not library.pool.standing.fresh.all():
+        return "the current version, made from some of these images, leads as it is"
+    return None
+
+
+def refuse_labels(task: Task, some: Part, *, least: int) -> str | None:
+    """Return why labelled images are not enough to fit to; None if they are.
+
+    All images of the search are counted, whatever part is fitted to; classes are those of the part, as the choice for a
+    fold must not know the fold's labels.
+    """
+    if (n := len(task.support)) < least:
+        return f"expected at least {least} labelled images, got {n}"
+    found, wanted = len(np.unique(task.support.labels[some.images])), len(task.support.class_names)
+    if found < wanted:
+        return f"expected labelled images of all {wanted} classes, got {found}: the others would be forgotten"
+    return None
 
 
 def fit_heads(

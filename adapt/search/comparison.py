@@ -6,10 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from adapt.documents.soup import Soup
-from adapt.evidence.score import LARGE, Bools, Floats, evidence, paired_p, too_little
+from adapt.evidence.decision import too_little
+from adapt.evidence.scores import Bools, Floats
+from adapt.evidence.significance import LARGE, evidence, paired_p
 from adapt.images.support import Support
+from adapt.networks.devices import thread_count
 from adapt.networks.forward import served_logits
-from adapt.networks.prepared import PreparedBase, thread_count
+from adapt.networks.network import Network
 
 
 class Comparison(NamedTuple):
@@ -23,21 +26,21 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    prepared: PreparedBase, soup: Soup, current: Soup, images: Support, *, num_threads: int | None = None
+    network: Network, soup: Soup, current: Soup, images: Support, *, num_threads: int | None = None
 ) -> Comparison:
     """Compare two soups, each at its own temperature, by the evidence that adaptations are judged by.
 
     Nothing is chosen here, so the test is the plain paired one, without the allowance for choices that share images.
 
     Args:
-        prepared: the base set.
+        network: of the base set.
         soup: that may be better.
         current: the one to beat.
         images: that neither soup was chosen on.
         num_threads: CPU threads of torch; None leaves them as they are.
     """
     with thread_count(num_threads):
-        (right, loss), (current_right, current_loss) = (_judge(prepared, one, images) for one in (soup, current))
+        (right, loss), (current_right, current_loss) = (_judge(network, one, images) for one in (soup, current))
     return Comparison(
         n=len(images),
         soup=float(right.mean()),
@@ -47,9 +50,9 @@ def compare(
     )
 
 
-def _judge(prepared: PreparedBase, soup: Soup, images: Support) -> tuple[Bools, Floats]:
+def _judge(network: Network, soup: Soup, images: Support) -> tuple[Bools, Floats]:
     """Return whether a soup is right on each image, and its cross-entropy, (n,); one without finite logits is wrong."""
-    logits, labels = served_logits(prepared, soup, images.images), torch.from_numpy(images.labels)
+    logits, labels = served_logits(network, soup, images.images), torch.from_numpy(images.labels)
     usable = logits.isfinite().all(dim=1)
     losses = F.cross_entropy(logits / soup.temperature, labels, reduction="none")
     right = (logits.argmax(dim=1) == labels) & usable

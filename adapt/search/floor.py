@@ -10,7 +10,7 @@ from typing import NamedTuple
 from adapt.documents.soup import FloorCheck, Soup
 from adapt.images.support import Reference
 from adapt.networks.forward import served_logits
-from adapt.networks.prepared import PreparedBase
+from adapt.networks.network import Network
 
 
 class Bound(NamedTuple):
@@ -20,20 +20,20 @@ class Bound(NamedTuple):
     objection: str | None
 
 
-def check_floor(prepared: PreparedBase, soup: Soup, reference: Reference) -> Bound:
+def check_floor(network: Network, soup: Soup, reference: Reference) -> Bound:
     """Return the accuracy of a soup on the reference images, and an objection if it is below the floor.
 
     Raises:
         ValueError: images of another size or other classes than the base set's.
     """
-    manifest, images = prepared.manifest, reference.images
+    manifest, images = network.manifest, reference.images
     shape = (manifest.input.height, manifest.input.width, 3)
     if images.images.shape[1:] != shape or images.class_names != manifest.class_names:
         raise ValueError(
             f"reference: expected images {shape} of the classes {list(manifest.class_names)}, "
             f"got {images.images.shape[1:]} of {list(images.class_names)}: add the reference set again"
         )
-    predicted = served_logits(prepared, soup, images.images).argmax(dim=1).numpy()
+    predicted = served_logits(network, soup, images.images).argmax(dim=1).numpy()
     accuracy = float((predicted == images.labels).mean())
     check = FloorCheck(n=len(images), accuracy=accuracy, floor=reference.floor)
     if accuracy >= reference.floor:

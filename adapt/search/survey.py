@@ -5,14 +5,16 @@ import numpy.typing as npt
 
 from adapt.documents.landscape import MAX_POINTS, Kind, Landscape, LandscapePoint
 from adapt.documents.soup import Soup
-from adapt.evidence.score import Scores, temp_ce
+from adapt.evidence.scores import Bools, Scores, temp_ce
 from adapt.images.support import Support
+from adapt.networks.devices import thread_count
 from adapt.networks.forward import evaluate_soups
-from adapt.networks.prepared import PreparedBase, thread_count
-from adapt.search.candidates import Bools, ShouldStop, is_among
+from adapt.networks.prepared import PreparedBase
+from adapt.rungs.pool import is_among
+from adapt.rungs.task import ShouldStop
 from adapt.search.grid import Grid
 from adapt.search.search import Search
-from adapt.search.strategies import nodes
+from adapt.search.surrogate import nodes
 
 MAX_MISSING = 10  # soups evaluated for the map alone, all pairs of five ingredients; with more it does without them
 DIGITS = 6

@@ -5,11 +5,15 @@ import time
 import numpy as np
 import numpy.typing as npt
 
+from adapt.documents.held_out import HeldOut, make_held_out
 from adapt.documents.patch import make_patch
 from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary, check_soup, make_soup
-from adapt.networks.forward import run_soups
-from adapt.networks.prepared import PreparedBase, pick_device, thread_count
-from adapt.search.candidates import Progress, ShouldStop
+from adapt.networks.devices import pick_device, thread_count
+from adapt.networks.network import Network
+from adapt.networks.prepared import PreparedBase
+from adapt.rungs.early import FirstLayers
+from adapt.rungs.statistics import Statistics
+from adapt.rungs.task import Progress, ShouldStop
 from training.bases import BaseSet
 from training.manifest import Manifest
 
@@ -19,7 +23,7 @@ Images = npt.NDArray[np.uint8]
 
 
 def recalibrate(
-    base: BaseSet | PreparedBase,
+    base: BaseSet | Network,
     unlabelled: Images,
     *,
     current: Soup,
@@ -54,14 +58,14 @@ def recalibrate(
     check_unlabelled(unlabelled, base.manifest)
     row = np.asarray([current.vector(base.manifest)])
     kept = current.patch.tensors() if current.patch is not None else {}
-    is_trained = current.patch is not None and current.patch.early
+    rungs = () if current.patch is None else current.patch.rungs
+    is_trained = FirstLayers.name in rungs
     with thread_count(num_threads):
         if progress is not None:
             progress(0.0, "preparing the base set")
-        prepared = base if isinstance(base, PreparedBase) else PreparedBase(base, device=pick_device(device))
+        network = PreparedBase(base, device=pick_device(device)) if isinstance(base, BaseSet) else base
         # Statistics belong to filters: with first layers that were trained, they are estimated for these.
-        found = run_soups(
-            prepared,
+        found = network.run(
             row,
             unlabelled[:0],
             patch=kept if is_trained else None,
@@ -71,8 +75,8 @@ def recalibrate(
         )
     statistics = found.statistics[0]
     assert statistics is not None, "recalibration was asked for"
-    had_head = current.patch is not None and current.patch.head
-    patch = make_patch({**kept, **statistics}, recalibrated=len(unlabelled), head=had_head, early=is_trained)
+    names = [Statistics.name, *(name for name in rungs if name != Statistics.name)]
+    patch = make_patch({**kept, **statistics}, recalibrated=len(unlabelled), rungs=names)
     outcome = Outcome(
         state="kept",
         reason=NO_LABELS,
@@ -96,9 +100,18 @@ def recalibrate(
         bn_mode="raw",
         temperature=current.temperature,
         patch=patch,
+        held_out=_without_answers(current),
         evidence=outcome,
     )
     return soup, outcome
+
+
+def _without_answers(current: Soup) -> HeldOut | None:
+    """Return the images that the soup was made from; its held-out answers were made with other statistics."""
+    if current.held_out is None:
+        return None
+    known = current.held_out.answers()
+    return make_held_out(known.hashes, known.folds, np.full_like(known.logits, np.nan))
 
 
 def check_unlabelled(images: Images | None, manifest: Manifest) -> None:

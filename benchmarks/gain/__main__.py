@@ -11,7 +11,8 @@ from pydantic import Field
 from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.images.support import Support, from_images
 from adapt.networks.forward import served_logits
-from adapt.networks.prepared import PreparedBase, thread_count
+from adapt.networks.prepared import PreparedBase
+from adapt.networks.devices import thread_count
 from adapt.search.search import search
 from benchmarks.machine import machine
 from examples.camera import CAMERAS, DEMO_CAMERA

@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar
 import tyro
 from pydantic import Field
 
-from adapt.networks.prepared import PreparedBase, thread_count
+from adapt.networks.prepared import PreparedBase
+from adapt.networks.devices import thread_count
 from benchmarks.gate.measure import Plan, claims, measure, summary
 from benchmarks.gate.population import CLEAN, tabulate
 from benchmarks.gate.report import markdown, write_report

@@ -7,17 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from adapt.evidence.score import (
-    NUM_FOLDS,
-    CrossFit,
-    Scores,
-    choose,
-    cross_fit,
-    fold_dependence,
-    labels_needed,
-    paired_p,
-    summarise,
-)
+from adapt.evidence.cross_fit import NUM_FOLDS, CrossFit
+from adapt.evidence.scores import Scores, choose, cross_fit, summarise
+from adapt.evidence.significance import fold_dependence, labels_needed, paired_p
 from adapt.images.support import Support
 from benchmarks.gate.population import Population
 

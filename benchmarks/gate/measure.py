@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adapt.evidence.score import P_THRESHOLD, TEMPERATURES, balanced_weights, choose
+from adapt.evidence.scores import P_THRESHOLD, TEMPERATURES, balanced_weights, choose
 from benchmarks.gate.draws import OLD, OURS, SCENARIOS, TESTS, Drawn, Outcome, adapt, draw
 from benchmarks.gate.population import CLEAN, Population, load
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.evidence.score import Scores
+from adapt.evidence.scores import Scores
 from adapt.networks.forward import score_logits, soup_logits
 from adapt.networks.prepared import PreparedBase
 from benchmarks.shifts.sources import Sources

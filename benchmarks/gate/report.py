@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from adapt.evidence.score import P_THRESHOLD
+from adapt.evidence.scores import P_THRESHOLD
 from adapt.reporting.plots import COLOURS
 from benchmarks.gate.draws import OLD, OURS, TESTS
 from benchmarks.gate.measure import CRITERIA, EDGES, FALSE, LEVELS, MIXES, NOISE, Claim, Plan

@@ -12,8 +12,9 @@ import numpy as np
 import tyro
 from pydantic import Field
 
-from adapt.evidence.score import P_THRESHOLD
-from adapt.networks.prepared import PreparedBase, thread_count
+from adapt.evidence.scores import P_THRESHOLD
+from adapt.networks.prepared import PreparedBase
+from adapt.networks.devices import thread_count
 from adapt.reporting.plots import COLOURS
 from benchmarks.guard.trials import (
     ALLOWED_LOSS,

@@ -15,7 +15,8 @@ from pydantic import Field
 
 from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.images.support import Support
-from adapt.networks.prepared import PreparedBase, thread_count
+from adapt.networks.prepared import PreparedBase
+from adapt.networks.devices import thread_count
 from adapt.robustness.attack import classifier_of
 from adapt.search.search import search
 from benchmarks.machine import commit

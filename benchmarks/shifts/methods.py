@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adapt.documents.soup import Soup, default_soup
-from adapt.evidence.score import temp_ce
+from adapt.evidence.scores import temp_ce
 from adapt.networks.forward import served_logits
 from adapt.search.search import Search, search
 from benchmarks.shifts.context import Answer, Context, Evidence, Method, Unseen

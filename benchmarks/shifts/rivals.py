@@ -12,12 +12,14 @@ from torch import Tensor
 
 from adapt.documents.patch import Tensors
 from adapt.documents.soup import BnMode
-from adapt.evidence.score import NUM_FOLDS, TEMPERATURES, choose
+from adapt.evidence.cross_fit import NUM_FOLDS
+from adapt.evidence.scores import TEMPERATURES, choose
 from adapt.images.support import Support
 from adapt.networks.forward import run_soups, score_logits, soup_logits
 from adapt.networks.prepared import PreparedBase
 from adapt.networks.recalibration import Recalibrator
-from adapt.rungs.head import PENALTIES, Head, fit_heads
+from adapt.rungs.head import PENALTIES, fit_heads
+from adapt.networks.last_layer import Head
 from benchmarks.shifts.context import Answer, Context, Unseen
 from benchmarks.shifts.finetuning import (
     affines_of,

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from adapt.documents.soup import default_soup
-from adapt.evidence.score import TEMPERATURES, Scores
+from adapt.evidence.scores import TEMPERATURES, Scores
 from adapt.networks.forward import score_logits, soup_logits
 from adapt.networks.prepared import PreparedBase
-from adapt.search.candidates import SAME, distinct
+from adapt.rungs.pool import SAME, distinct
 from adapt.search.grid import Grid, finest
-from adapt.search.strategies import nodes
+from adapt.search.surrogate import nodes
 from training.data import ImageSet
 from training.manifest import Manifest
 

@@ -9,8 +9,9 @@ from typing import NamedTuple, Protocol
 from adapt.documents.landscape import Landscape
 from adapt.documents.soup import Outcome, Promote, Soup, Strategy
 from adapt.images.support import Reference, Support
-from adapt.networks.forward import Cancelled
-from adapt.networks.prepared import PreparedBase, pick_device
+from adapt.networks.network import Cancelled
+from adapt.networks.prepared import PreparedBase
+from adapt.networks.devices import pick_device
 from adapt.search.comparison import Comparison, compare
 from adapt.search.search import search
 from adapt.search.survey import seen, survey

@@ -12,6 +12,7 @@ import numpy as np
 
 from adapt.documents.soup import default_soup
 from adapt.images.support import Support, load
+from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from training.bases import load_base_set
 
@@ -44,9 +45,8 @@ def run(base: str) -> dict[str, Any]:
     for name, case in CASES.items():
         options = dict(case)
         some = support.subset(np.random.default_rng(1).permutation(len(support))[: options.pop("n", None)])
-        outcome = search(
-            loaded, some, current=default_soup(loaded.manifest), rungs=(), num_threads=1, **options
-        ).outcome
+        config, current = SearchConfig(rungs=(), threads=1, **options), default_soup(loaded.manifest)
+        outcome = search(loaded, some, config, current=current).outcome
         found[name] = outcome.model_dump(mode="json") | {"search": outcome.search.candidates}
     return found
 

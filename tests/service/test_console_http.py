@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from adapt.search.strategies import nodes
+from adapt.search.surrogate import nodes
 from service.http.console import FOLDER, PAGE, read_files
 from tests.service.conftest import Labelled, Server, as_parts
 from tests.service.test_adapt_http import adapt

@@ -12,7 +12,7 @@ from adapt.networks.prepared import PreparedBase
 from adapt.rungs.head import fit_heads
 from adapt.rungs.ladder import MIN_HEAD_IMAGES
 from adapt.search.search import Search, search
-from adapt.search.strategies import num_evaluated
+from adapt.search.surrogate import num_evaluated
 from adapt.search.unlabelled import recalibrate
 from tests.adapt.search.test_search import support_for
 from training.bases import BaseSet, load_base_set, save_base_set

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adapt.documents.soup import Soup, default_soup, make_soup
-from adapt.evidence.score import NUM_FOLDS
+from adapt.evidence.cross_fit import NUM_FOLDS
 from adapt.images.support import Support
 from adapt.networks.prepared import PreparedBase
 from adapt.search.comparison import compare

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from adapt.documents.soup import SoupError, default_soup, make_soup
-from adapt.evidence.score import temp_ce
+from adapt.evidence.scores import temp_ce
 from adapt.images.support import Support
-from adapt.networks.forward import Cancelled, evaluate_soups
+from adapt.networks.network import Cancelled
+from adapt.networks.forward import evaluate_soups
 from adapt.networks.prepared import PreparedBase
 from adapt.reporting.report import make_report, table
 from adapt.search.grid import GridTooLarge

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapt.documents.soup import BnMode, Rung, default_soup, make_soup
-from adapt.evidence.score import cross_fit, temp_ce
+from adapt.evidence.scores import cross_fit, temp_ce
 from adapt.images.support import Support
 from adapt.networks.forward import evaluate_soups, score_logits, soup_logits
 from adapt.networks.prepared import PreparedBase
-from adapt.search.candidates import Task
+from adapt.rungs.task import Task
 from adapt.search.grid import affine, lattice
 from adapt.search.search import search
-from adapt.search.strategies import interpolation, nodes, num_evaluated, search_grid, search_surrogate
+from adapt.search.surrogate import interpolation, nodes, num_evaluated, search_grid, search_surrogate
 from tests.adapt.search.test_search import HIDDEN, support_for
 from training.bases import load_base_set
 

@@ -10,12 +10,13 @@ import pytest
 from adapt.documents.landscape import MAX_POINTS, Landscape
 from adapt.documents.patch import make_patch
 from adapt.documents.soup import default_soup, make_soup
-from adapt.evidence.score import temp_ce
+from adapt.evidence.scores import temp_ce
 from adapt.images.support import Support
-from adapt.networks.forward import Cancelled, evaluate_soups
+from adapt.networks.network import Cancelled
+from adapt.networks.forward import evaluate_soups
 from adapt.networks.prepared import PreparedBase
 from adapt.search.search import Search, search
-from adapt.search.strategies import nodes
+from adapt.search.surrogate import nodes
 from adapt.search.survey import MAX_MISSING, seen, survey
 from tests.adapt.search.test_search import support_for
 from training.bases import load_base_set

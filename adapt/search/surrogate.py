@@ -1,33 +1,21 @@
 """Which soups a search evaluates: the whole grid, or the few that a surrogate of the logits calls promising."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapt.evidence.score import Scores, part, temp_ce
+from adapt.evidence.scores import Bools, Ints, Scores, part, temp_ce
 from adapt.networks.forward import score_logits
-from adapt.search.candidates import (
-    Block,
-    Bools,
-    Ints,
-    Pool,
-    Task,
-    distinct,
-    is_among,
-    is_current,
-    joined,
-    run_candidates,
-    run_current,
-)
+from adapt.rungs.pool import Block, Pool, distinct, is_among, is_current, joined, run_candidates, run_current
+from adapt.rungs.task import Task
 from adapt.search.grid import Grid, Lattice
 
-PROMISING = 6  # soups of least predicted tempCE that each choice may fall on ...
-# ... or fewer, so that all choices together have no more than this: a sixth of the usual grid in all. Recalibrated ones
-# are evaluated once more for each fold, see `adapt.rungs.ladder`; where they were tried and led not, little is left.
-VERIFIED, VERIFIED_RECALIBRATED, VERIFIED_LATE = 12, 4, 3
+# Soups of least predicted tempCE that each choice may fall on. Recalibrated ones are evaluated once more for each fold,
+# and again without every two folds: see `adapt.search.selection`.
+PROMISING, PROMISING_RECALIBRATED = 6, 1
 PREDICTED_ELEMENTS = 2**24  # logits predicted at a time
 GRID_BLOCK = 16  # soups of a grid that are run at a time
 
@@ -56,16 +44,16 @@ def search_grid(task: Task, points: Lattice) -> Pool:
     """Evaluate every point of the grid and every ingredient, of both kinds, and the current soup."""
     num_ingredients = task.num_ingredients
     rows = distinct(np.concatenate([points.points(num_ingredients), np.eye(num_ingredients)]))
-    blocks = [run_current(task)]
+    current, standing = run_current(task)
+    blocks = [current]
     for number, recalibrated in enumerate(task.kinds):
         part = task.part(number / len(task.kinds), (number + 1) / len(task.kinds))
         some = rows if recalibrated else rows[~is_current(task, rows)]
         for start in range(0, len(some), GRID_BLOCK):
             span = part.part(start / len(some), min(1.0, (start + GRID_BLOCK) / len(some)))
-            block = run_candidates(span, some[start : start + GRID_BLOCK], recalibrated=recalibrated)
-            blocks.append(block._replace(features=(None,) * len(block.features)))
+            blocks.append(run_candidates(span, some[start : start + GRID_BLOCK], recalibrated=recalibrated).light())
     everything = np.ones(sum(len(block.coefficients) for block in blocks), dtype=np.bool_)
-    return joined(blocks, eligible=everything, eligible_without=None)
+    return joined(blocks, standing, eligible=[everything] * len(task.subsets()))
 
 
 def search_surrogate(task: Task, points: Lattice) -> Pool:
@@ -77,66 +65,79 @@ def search_surrogate(task: Task, points: Lattice) -> Pool:
     large for a grid is searched by a descent on its points instead.
 
     Where soups may be recalibrated, the nodes of that kind and the plain ingredients are looked at first. The
-    surrogate then goes on with the kind that leads. Statistics of the very images flatter the recalibrated: where they
-    do not lead, they are out of the running; where they do, the plain ingredients stay in it.
+    surrogate then goes on with the kind that leads, on all images and without each fold. Testing statistics on the
+    images they came from overstates accuracy: where the recalibrated do not lead, they are out of the running; where
+    they do, the plain ingredients stay in it.
     """
-    current = run_current(task)
-    leading, others = _evaluate_nodes(task.part(0.0, 0.6))
-    rows, values = _predict(task, leading, points)
-    # Nodes are known whatever the labels say, so every choice may fall on them.
-    known = is_among(rows, leading.coefficients)
-    lists = _within_budget(values, known, num_verified(leading.recalibrated, len(others)))
+    rows, num_ingredients, subsets = nodes(task.num_ingredients), task.num_ingredients, task.subsets()
+    current, standing = run_current(task)
+    blocks, allowed = [current], [[True] * len(subsets)]  # of each block, whether each choice may fall on it
+    if task.recalibrate:
+        anew = run_candidates(task.part(0.0, 0.4), rows, recalibrated=True)
+        plain = run_candidates(task.part(0.4, 0.5), rows[:num_ingredients], recalibrated=False)
+        leads = [_best_loss(task, anew, subset) < _best_loss(task, plain, subset) for subset in subsets]
+        blocks, allowed = [current, plain, anew], [*allowed, [True] * len(subsets), leads]
+        if not all(leads):
+            pairs = run_candidates(task.part(0.5, 0.6), rows[num_ingredients:], recalibrated=False)
+            blocks, allowed = [*blocks, pairs], [*allowed, [not lead for lead in leads]]
+            plain = _stacked(plain, pairs)
+        families = [(anew, leads, PROMISING_RECALIBRATED), (plain, [not lead for lead in leads], PROMISING)]
+    else:
+        plain = run_candidates(task.part(0.0, 0.6), rows, recalibrated=False)
+        blocks, allowed = [current, plain], [*allowed, [True] * len(subsets)]
+        families = [(plain, [True] * len(subsets), PROMISING)]
+    sizes = [len(block.coefficients) for block in blocks]
+    eligible = [np.repeat([may[number] for may in allowed], sizes) for number in range(len(subsets))]
+    for known, wanting, count in families:
+        if any(wanting):
+            block, chosen = _verify(task.part(0.6, 1.0), known, points, wanting, count)
+            if block is not None:
+                blocks.append(block)
+                eligible = [np.concatenate(pair) for pair in zip(eligible, chosen, strict=True)]
+    return joined(blocks, standing, eligible=eligible)
+
+
+def num_evaluated(num_ingredients: int) -> int:
+    """Return about how many soups `search_surrogate` evaluates: the current one, the nodes, and what folds fall on."""
+    return 1 + num_ingredients * (num_ingredients + 1) // 2 + 2 * PROMISING
+
+
+def _best_loss(task: Task, block: Block, subset: Bools) -> float:
+    return float(temp_ce(block.scores.losses[:, :, subset], part(task.weights, subset))[0].min())
+
+
+def _verify(
+    task: Task, known: Block, points: Lattice, wanting: Sequence[bool], count: int
+) -> tuple[Block | None, list[Bools]]:
+    """Evaluate the soups of least predicted tempCE: `count` for each choice that wants some.
+
+    The number is the same for every choice, whatever the other choices fall on: a choice without a fold must not depend
+    on the fold.
+    """
+    rows, values = _predict(task, known, points)
+    seen = is_among(rows, known.coefficients)  # every choice may fall on the nodes, whatever the labels say
+    lists = [
+        np.argsort(found, kind="stable")[: min(count, int(np.isfinite(found).sum())) if wants else 0]
+        for found, wants in zip(values, wanting, strict=True)
+    ]
     wanted = np.unique(np.concatenate(lists))
-    wanted = wanted[~known[wanted]]
-    blocks = [current, leading, *others]
-    if len(wanted):
-        blocks.append(run_candidates(task.part(0.6, 1.0), rows[wanted], recalibrated=leading.recalibrated))
-    always = np.concatenate(
-        [
-            np.full(len(block.coefficients), block.recalibrated <= leading.recalibrated)
-            for block in blocks[: 2 + len(others)]
-        ]
-    )
-    allowed = np.stack([np.concatenate([always, np.isin(wanted, chosen)]) for chosen in lists])
-    return joined(blocks, eligible=allowed[-1], eligible_without=allowed[:-1] if task.folds is not None else None)
-
-
-def num_evaluated(num_ingredients: int, *, both_kinds: bool = False) -> int:
-    """Return how many soups `search_surrogate` evaluates, at most."""
-    num_nodes = num_ingredients * (num_ingredients + 1) // 2
-    if not both_kinds:
-        return 1 + num_nodes + VERIFIED
-    return 1 + num_nodes + max(num_ingredients + VERIFIED_RECALIBRATED, num_nodes + VERIFIED_LATE)
-
-
-def num_verified(recalibrated: bool, others: int) -> int:
-    """Return how many soups may be evaluated for real after the nodes."""
-    return VERIFIED_RECALIBRATED if recalibrated else VERIFIED_LATE if others else VERIFIED
-
-
-def _evaluate_nodes(task: Task) -> tuple[Block, list[Block]]:
-    """Return the nodes of the leading kind, and what else was evaluated on the way."""
-    rows, num_ingredients = nodes(task.num_ingredients), task.num_ingredients
-    if not task.recalibrate:
-        return run_candidates(task, rows, recalibrated=False), []
-    anew = run_candidates(task.part(0.0, 0.5), rows, recalibrated=True)
-    plain = run_candidates(task.part(0.5, 0.7), rows[:num_ingredients], recalibrated=False)
-    if temp_ce(anew.scores.losses, task.weights)[0].min() < temp_ce(plain.scores.losses, task.weights)[0].min():
-        return anew, [plain]
-    pairs = run_candidates(task.part(0.7, 1.0), rows[num_ingredients:], recalibrated=False)
-    return _stacked(plain, pairs), [anew]
+    wanted = wanted[~seen[wanted]]
+    if len(wanted) == 0:
+        return None, []
+    block = run_candidates(task, rows[wanted], recalibrated=known.recalibrated)
+    return block, [np.isin(wanted, chosen) for chosen in lists]
 
 
 def _predict(task: Task, known: Block, points: Lattice) -> tuple[Grid, list[npt.NDArray[np.float64]]]:
     """Return soups (C, M) and, for each choice, their predicted tempCE (C,); infinite for those not usable."""
     subsets = task.subsets()
-    model = task.prepared.model("raw" if known.recalibrated else task.bn_mode)
+    logits = torch.stack([one for one in known.logits if one is not None])
 
     def predict(rows: Grid) -> list[npt.NDArray[np.float64]]:
-        losses = _predicted_losses(known.logits, rows, task.support.labels)
+        losses = _predicted_losses(logits, rows, task.support.labels)
         usable = np.ones(len(rows), dtype=np.bool_)
         if not known.recalibrated:
-            usable = np.asarray(model.usable(torch.from_numpy(rows)))
+            usable = task.network.usable(rows, task.bn_mode)
         return [
             np.where(usable, temp_ce(losses[:, :, subset], part(task.weights, subset))[0], np.inf) for subset in subsets
         ]
@@ -153,7 +154,7 @@ def _stacked(first: Block, second: Block) -> Block:
         coefficients=np.concatenate([first.coefficients, second.coefficients]),
         recalibrated=first.recalibrated,
         scores=Scores.joined([first.scores, second.scores]),
-        logits=torch.cat([first.logits, second.logits]),
+        logits=first.logits + second.logits,
         features=first.features + second.features,
         statistics=first.statistics + second.statistics,
         image_forwards=first.image_forwards + second.image_forwards,
@@ -213,27 +214,3 @@ def _neighbours(point: tuple[int, ...], bounds: tuple[int, int]) -> list[tuple[i
                 moved[taker] += 1
                 found.append(tuple(moved))
     return found
-
-
-def _within_budget(values: list[npt.NDArray[np.float64]], known: Bools, budget: int) -> list[Ints]:
-    """Return the best few of each choice, as many as keep the new ones of all together within the budget."""
-    order = [np.argsort(found, kind="stable")[: int(np.isfinite(found).sum())] for found in values]
-    for count in range(PROMISING, 0, -1):
-        lists = [positions[:count] for positions in order]
-        if (~known[np.unique(np.concatenate(lists))]).sum() <= budget:
-            return lists
-    return _most_wanted(order, known, budget)
-
-
-def _most_wanted(order: list[Ints], known: Bools, budget: int) -> list[Ints]:
-    """Return each choice's first, but of those that are new only the first `budget` in number of choices."""
-    firsts = [positions[:1] for positions in order]
-    new, counts = np.unique(
-        [int(first[0]) for first in firsts if len(first) and not known[first[0]]], return_counts=True
-    )
-    # The choice on all images comes last and must have its first.
-    ranked = sorted(
-        zip(new.tolist(), counts.tolist(), strict=True), key=lambda pair: (pair[0] not in firsts[-1], -pair[1])
-    )
-    kept = {position for position, _ in ranked[:budget]}
-    return [first[[bool(known[p]) or int(p) in kept for p in first]] for first in firsts]

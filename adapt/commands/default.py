@@ -1,0 +1,86 @@
+"""`python -m adapt default`."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from adapt.commands.common import BasesArgument, measure, progress_bar
+from adapt.documents.soup import default_soup, make_soup
+from adapt.evidence.scores import TEMPERATURES, choose
+from adapt.networks.devices import pick_device, thread_count
+from adapt.networks.forward import evaluate_soups
+from adapt.networks.prepared import PreparedBase
+from adapt.search.config import Device
+from adapt.search.grid import GridKind, finest, lattice
+from training.bases import load_base_set, rewrite_manifest
+from training.cli import Command, Result
+from training.data import DataSpec, ImageSet, load_splits
+from training.manifest import Manifest, check_mixable
+
+
+class DefaultCommand(Command):
+    """Make the best soup on clean validation images the base set's default, and write it into its manifest.
+
+    The manifest's digest changes with it: soups and bundles made for the old one no longer fit.
+
+    Example: python -m adapt default bases/cifar10-small --data ~/cifar10
+    """
+
+    name: ClassVar[str] = "default"
+    bases: BasesArgument = Field(description="base set, bases/<name>; its manifest is rewritten")
+    data: Path | None = Field(default=None, description="folder of the training data; default: where the recipe says")
+    grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
+    step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")
+    device: Device = Field(default="cpu", description="where to evaluate")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; 1 is fastest beside other load")
+
+    def execute(self) -> Result:
+        """Choose, compare, rewrite."""
+        base = load_base_set(self.bases)
+        manifest = base.manifest
+        check_mixable(manifest)
+        images = _validation_images(manifest, self.data)
+        names = manifest.ingredient_names
+        chosen = finest(self.grid, len(names)) if self.step is None else lattice(self.grid, self.step)
+        rows = chosen.points(len(names))
+        prepared = PreparedBase(base, device=pick_device(self.device))
+        before = default_soup(manifest)
+        with thread_count(self.threads), progress_bar() as progress:
+            scores = evaluate_soups(
+                prepared, rows, images.images, images.labels, progress=lambda done: progress(done, "evaluating soups")
+            )
+            choice = choose(scores.losses)
+            after = make_soup(
+                manifest,
+                dict(zip(names, rows[choice.candidate].tolist(), strict=True)),
+                temperature=TEMPERATURES[choice.temperature],
+            )
+            found = measure(prepared, {"before": before, "after": after}, images)
+        update = {"default_coefficients": after.coefficients, "default_temperature": after.temperature}
+        written = rewrite_manifest(self.bases, manifest.model_copy(update=update))
+        data: dict[str, Any] = {"n": len(images), "candidates": len(rows), "digest": written.digest}
+        lines = [f"best of {len(rows)} soups on {len(images)} clean validation images"]
+        for key, soup in (("before", before), ("after", after)):
+            accuracy, loss = found[key]
+            data[key] = {
+                "coefficients": soup.coefficients,
+                "temperature": soup.temperature,
+                "accuracy": accuracy,
+                "log_loss": loss,
+            }
+            mixture = ", ".join(f"{name} {value:g}" for name, value in soup.coefficients.items())
+            lines.append(f"{key:<7} accuracy {accuracy:.4f}  log-loss {loss:.4f}  T {soup.temperature:.3g}  {mixture}")
+        return Result(data, "\n".join(lines))
+
+
+def _validation_images(manifest: Manifest, path: Path | None) -> ImageSet:
+    recipe = manifest.provenance.recipe.get("data")
+    if not isinstance(recipe, dict):
+        raise ValueError(f"base set {manifest.name!r}: its recipe does not say what data it was trained on")
+    splits = load_splits(DataSpec.model_validate(recipe), manifest.input, path)
+    if splits.validation.class_names != manifest.class_names:
+        raise ValueError(
+            f"expected data with the classes {list(manifest.class_names)}, got {list(splits.validation.class_names)}"
+        )
+    return splits.validation

@@ -1,0 +1,30 @@
+"""`python -m adapt plot`."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+from pydantic import Field
+
+from adapt.reporting import report as reports
+from adapt.reporting.plots import plot_report
+from training.cli import Command, Result
+
+ReportArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="REPORT")]
+
+
+class PlotCommand(Command):
+    """Draw a search again from its report.json.
+
+    Example: python -m adapt plot runs/shifted/report.json --out shifted.png
+    """
+
+    name: ClassVar[str] = "plot"
+    report: ReportArgument = Field(description="report.json of a search")
+    out: Path | None = Field(default=None, description="picture to write; default: beside the report, .png")
+
+    def execute(self) -> Result:
+        """Read and draw."""
+        path = self.out or self.report.with_suffix(".png")
+        plot_report(reports.read_report(self.report), path)
+        return Result({"plot": str(path)}, str(path))

@@ -1,0 +1,70 @@
+"""The settings of a search: one document for command line, service and benchmarks."""
+
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field, model_validator
+
+from adapt.documents.soup import BnMode, Promote, Strategy
+from adapt.evidence.levels import FALSE_PROMOTIONS, attempt_level
+from adapt.evidence.posterior import HARM
+from adapt.rungs.early import MIN_IMAGES, TRAIN_FROM
+from adapt.rungs.registry import LADDER
+from adapt.search.grid import GridKind
+from training.documents import Frozen
+
+RUNGS = tuple(LADDER)
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class SearchConfig(Frozen):
+    """How to search. Nothing in it says on what images, or which soup is to be beaten."""
+
+    strategy: Strategy = Field(
+        default="auto", description="grid: every soup; surrogate: those a prediction calls best; auto: the cheaper"
+    )
+    rungs: tuple[str, ...] = Field(
+        default=RUNGS,
+        description="tried beside the coefficients: channel statistics of the images, a last layer (head) fitted to "
+        "them, first layers trained on them (early); give none for coefficients alone",
+    )
+    train_from: int = Field(
+        default=TRAIN_FROM,
+        ge=MIN_IMAGES,
+        description="train first layers from so many labelled images on; about ten times the time",
+    )
+    grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
+    step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")
+    bn_mode: BnMode = Field(default="folded", description="mix BatchNorm folded into the weights, or raw")
+    balance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+        default=False, description="let every class count alike, however many images it has"
+    )
+    promote: Promote = Field(
+        default="auto",
+        description="auto: promote what is proven better; likely: also what is probably better and hardly worse; "
+        "always and never overrule the evidence",
+    )
+    attempt: int = Field(
+        default=1, ge=1, description="number of this comparison with the same current soup; later ones are stricter"
+    )
+    false_promotions: float = Field(
+        default=FALSE_PROMOTIONS, ge=0, le=1, description="chance of any false promotion over all attempts"
+    )
+    harm: float = Field(
+        default=HARM, gt=0, lt=1, description="loss of accuracy, a fraction, whose chance promote=likely bounds"
+    )
+    device: Device = Field(default="cpu", description="where to evaluate")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; 1 is fastest beside other load")
+    seed: int = Field(default=0, ge=0, description="seed of every random choice")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SearchConfig":
+        if (unknown := sorted(set(self.rungs) - set(LADDER))) or len(set(self.rungs)) != len(self.rungs):
+            raise ValueError(f"rungs: expected some of {list(LADDER)}, each at most once, got {unknown or self.rungs}")
+        return self
+
+    @property
+    def level(self) -> float:
+        """The p-value below which "auto" promotes."""
+        return attempt_level(self.attempt, total=self.false_promotions)

@@ -1,0 +1,247 @@
+"""The choice among models, the same for all labelled images and without each fold: nested cross-validation.
+
+A selection on some of the images climbs from rung to rung. Each rung is fitted without every fold of these images in
+turn, answers the fold, and is taken where those held-out answers are better than the ones of the model below. So the
+choice for a fold is made by the other folds alone, and what it answers for the fold is evidence.
+
+Source: nested cross-validation, Varma & Simon, BMC Bioinformatics 7:91, 2006.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import optimize
+from torch import Tensor
+
+from adapt.evidence.cross_fit import CrossFit
+from adapt.evidence.scores import TEMPERATURES, Bools, Floats, part
+from adapt.evidence.significance import LARGE
+from adapt.rungs.mixture import Mixture
+from adapt.rungs.model import Answers, Model, Rung, judge, total
+from adapt.rungs.pool import Library
+from adapt.rungs.task import Part
+
+MAX_TEMPERATURE = 1000.0  # of the current soup where it is judged; the least is the candidates' least
+HOPELESS = 2.0  # standard errors by which the first folds are behind where a dear rung is given up
+
+Step = tuple[Rung, int]  # a rung and its variant
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a search chose.
+
+    Attributes:
+        model: fitted on all labelled images.
+        fit: held-out answers of the selection and of the current soup; None where nothing can be held out.
+        logits: (n, K) of the held-out answers, temperature applied; None likewise.
+        tried: held-out answers of every rung that was tried.
+        not_tried: why the others were not, by name of the rung.
+    """
+
+    model: Model
+    fit: CrossFit | None
+    logits: Tensor | None
+    tried: tuple[Answers, ...]
+    not_tried: dict[str, str]
+
+
+class _Fold(NamedTuple):
+    """A fold and what was selected without it."""
+
+    held_out: Bools
+    some: Part
+    model: Model
+
+
+def select(library: Library, rungs: Sequence[Rung]) -> Selected:
+    """Choose a model on all images, and without every fold; answer every fold with the choice made without it.
+
+    Args:
+        library: the candidates.
+        rungs: in the order in which they are tried.
+
+    Raises:
+        ValueError: no candidate is usable.
+    """
+    task, pool = library.task, library.pool
+    climb = _Climb(library, [rung for rung in rungs if rung.is_nested])
+    whole = Part(np.ones(len(task.support), dtype=np.bool_), pool.eligible)
+    model = climb.select(whole)
+    not_tried = dict(climb.refused)
+    if pool.eligible_without is None:
+        not_tried |= dict.fromkeys((rung.name for rung in rungs), "nothing can be held out")
+        return Selected(model, None, None, (), not_tried)
+    folds = [_Fold(out, some, climb.select(some)) for out, some in climb.parts(whole)]
+    tried = climb.tried(whole)
+    for rung in rungs:
+        if rung.is_nested:
+            continue
+        if (why := rung.refuse(model, whole)) is not None:
+            not_tried[rung.name] = why
+            continue
+        model, folds, answers = _try(rung, library, model, whole, folds)
+        tried += answers
+    logits = torch.empty(len(task.support), len(task.support.class_names))
+    chosen = np.empty(len(task.support), dtype=np.int64)
+    for fold in folds:
+        logits[torch.from_numpy(fold.held_out)] = fold.model.logits(fold.held_out).float()
+        chosen[fold.held_out] = fold.model.candidate
+    return Selected(model, _cross_fit(library, folds, logits, chosen), logits, tuple(tried), not_tried)
+
+
+class _Climb:
+    """Climbs the rungs that are cheap enough to be fitted without every two folds."""
+
+    def __init__(self, library: Library, rungs: Sequence[Rung]) -> None:
+        self._library, self._rungs = library, rungs
+        self._mixture = Mixture(library)
+        self._answers: dict[tuple[tuple[str, int], ...], dict[bytes, Answers]] = {}
+        self.refused: dict[str, str] = {}
+
+    def parts(self, some: Part) -> list[tuple[Bools, Part]]:
+        """Return each fold of a part's images, and the part without it.
+
+        A part that lacks a fold already keeps to the candidates which that fold has no part in.
+        """
+        without = self._library.pool.eligible_without
+        assert without is not None, "there are folds to hold out"
+        is_whole = bool(some.images.all())
+        return [
+            (out, Part(some.images & ~out, without[number] if is_whole else some.eligible))
+            for number, out in enumerate(self._library.task.held_out_parts())
+            if (some.images & out).any()
+        ]
+
+    def select(self, some: Part) -> Model:
+        """Return the model that these images choose, fitted on them."""
+        return self._model(self._path(some), some)
+
+    def tried(self, some: Part) -> list[Answers]:
+        """Return the held-out answers of all that was compared on a part; nothing where nothing was compared."""
+        return [found[some.key] for found in self._answers.values() if some.key in found]
+
+    def _path(self, some: Part) -> tuple[Step, ...]:
+        path: tuple[Step, ...] = ()
+        if self._library.pool.eligible_without is None or len(self.parts(some)) < 2:
+            return path
+        weights = part(self._library.task.weights, some.images)
+        for rung in self._rungs:
+            if (why := rung.refuse(self._model(path, some), some)) is not None:
+                if some.images.all():
+                    self.refused[rung.name] = why
+                continue
+            below = self._held_out(path, some)
+            found = [self._held_out((*path, (rung, variant)), some) for variant in range(rung.num_variants)]
+            best = int(np.argmin([total(answers.losses, weights) for answers in found]))
+            if rung.is_better(below, found[best], weights):
+                path = (*path, (rung, best))
+        return path
+
+    def _held_out(self, path: tuple[Step, ...], some: Part) -> Answers:
+        """Answer a part's images, each fold by what a path leads to without it; (m,) in the order of the images."""
+        kept = self._answers.setdefault(tuple((rung.name, variant) for rung, variant in path), {})
+        if some.key not in kept:
+            labels = self._library.task.support.labels
+            losses, right = np.empty(len(labels), dtype=np.float32), np.empty(len(labels), dtype=np.bool_)
+            for out, rest in self.parts(some):
+                losses[out], right[out] = judge(self._model(path, rest).logits(out), labels[out])
+            kept[some.key] = Answers(losses[some.images], right[some.images])
+        return kept[some.key]
+
+    def _model(self, path: tuple[Step, ...], some: Part) -> Model:
+        """Return what a path leads to on a part."""
+        model = self._mixture.fit(some)
+        for rung, variant in path:
+            model = rung.fit(model, some)[variant]
+        return model
+
+
+def _try(
+    rung: Rung, library: Library, model: Model, whole: Part, folds: list[_Fold]
+) -> tuple[Model, list[_Fold], list[Answers]]:
+    """Try a dear rung: fit it once without each fold, and decide for a fold by the answers to the other folds.
+
+    So the decision for a fold, not the model that answers it, knows of the fold: it rests on models that were fitted on
+    the fold, too. benchmarks/gate measures what that does to the evidence.
+    """
+    labels, weights = library.task.support.labels, library.task.weights
+    n = len(labels)
+    below = Answers(np.empty(n, dtype=np.float32), np.empty(n, dtype=np.bool_))
+    own = Answers(np.empty(n, dtype=np.float32), np.empty(n, dtype=np.bool_))
+    asked = np.zeros(n, dtype=np.bool_)
+    fitted: list[Model] = []
+    for fold in folds:
+        out = fold.held_out
+        fitted.append(rung.fit(fold.model, fold.some)[0])
+        below.losses[out], below.right[out] = judge(fold.model.logits(out), labels[out])
+        own.losses[out], own.right[out] = judge(fitted[-1].logits(out), labels[out])
+        asked |= out
+        if len(fitted) > 1 and _is_hopeless(below.losses[asked], own.losses[asked], part(weights, asked)):
+            return model, folds, []
+
+    def is_better(some: Bools) -> bool:
+        return rung.is_better(
+            Answers(below.losses[some], below.right[some]),
+            Answers(own.losses[some], own.right[some]),
+            part(weights, some),
+        )
+
+    found = [
+        fold._replace(model=candidate) if is_better(~fold.held_out) else fold
+        for fold, candidate in zip(folds, fitted, strict=True)
+    ]
+    if is_better(whole.images):
+        model = rung.fit(model, whole)[0]
+    return model, found, [own]
+
+
+def _is_hopeless(below: Floats, own: Floats, weights: Floats | None) -> bool:
+    excess = np.minimum(own, LARGE).astype(np.float64) - np.minimum(below, LARGE)
+    excess = excess if weights is None else excess * weights
+    return bool(excess.mean() > HOPELESS * excess.std() / len(excess) ** 0.5)
+
+
+def _cross_fit(library: Library, folds: Sequence[_Fold], logits: Tensor, chosen: np.ndarray) -> CrossFit:
+    task, standing = library.task, library.pool.standing
+    before = np.empty(len(chosen), dtype=np.float32)
+    for fold in folds:
+        before[fold.held_out] = _current_losses(library, ~fold.held_out)[fold.held_out]
+    after = judge(logits, task.support.labels)
+    return CrossFit(
+        chosen=chosen,
+        current=library.pool.scores.correct[0],
+        candidate=after.right,
+        current_losses=before,
+        candidate_losses=after.losses,
+        judged=standing.judged,
+        weights=task.weights,
+    )
+
+
+def _current_losses(library: Library, subset: Bools) -> Floats:
+    """Return the current soup's losses (n,) at the temperature, however large, that is best on the subset.
+
+    A fitted last layer can be as unsure as the labels call for; a temperature that could not would let it win by that
+    alone.
+    """
+    standing, labels = library.pool.standing, library.task.support.labels
+    logits, targets = standing.logits.double(), torch.from_numpy(labels)
+    if not logits.isfinite().all():
+        return np.full(len(targets), np.inf, dtype=np.float32)
+    usable = subset & standing.judged
+    seen = usable if usable.any() else subset
+    index, weights = torch.from_numpy(seen), part(library.task.weights, seen)
+
+    def losses(log_temperature: float) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits / np.exp(log_temperature), targets, reduction="none")
+
+    best = optimize.minimize_scalar(
+        lambda value: total(losses(value)[index].numpy(), weights),
+        bounds=(np.log(TEMPERATURES[0]), np.log(MAX_TEMPERATURE)),
+        method="bounded",
+    )
+    return losses(float(best.x)).float().numpy()
