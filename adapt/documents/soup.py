@@ -101,7 +101,9 @@ class Outcome(Frozen):
     attempt: int | None = Field(
         default=None, ge=1, description="number of this comparison with the same current version; null without labels"
     )
-    level: Fraction | None = Field(default=None, description="p-value below which this attempt promotes")
+    level: Fraction | None = Field(
+        default=None, description="p-value below which this attempt promotes: see docs/evidence.md"
+    )
     not_tried: dict[str, str] = Field(default_factory=dict, description="rungs that were not tried, and why")
 
 

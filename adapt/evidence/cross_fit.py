@@ -59,7 +59,7 @@ class Comparison(NamedTuple):
     held_out: int  # judged images for which the current soup has an answer made without them
 
 
-def compare_answers(fit: CrossFit, *, fresh: Bools, dependence: float, level: float) -> Comparison | None:
+def compare_answers(fit: CrossFit, *, fresh: Bools, dependence: float, threshold: float) -> Comparison | None:
     """Return accuracies, the interval of their gain and the p-value; None where the current soup cannot be judged.
 
     The interval is about accuracy alone, and so wider than the p-value would have it.
@@ -69,7 +69,7 @@ def compare_answers(fit: CrossFit, *, fresh: Bools, dependence: float, level: fl
             images as have the same noise.
         fresh: (n,) images that the current soup was not fitted on.
         dependence: from `fold_dependence`.
-        level: of the proof that `labels_needed` is about.
+        threshold: p-value below which a gain is proven, for `labels_needed`.
     """
     n = int(fit.judged.sum())
     if n == 0:
@@ -84,7 +84,7 @@ def compare_answers(fit: CrossFit, *, fresh: Bools, dependence: float, level: fl
         candidate=fit.share(fit.candidate),
         interval=paired_interval(equal * wins, equal * losses, equal, dependence=dependence),
         p_value=p_value,
-        labels_needed=None if p_value < level else labels_needed(p_value, n, level=level),
+        labels_needed=None if p_value < threshold else labels_needed(p_value, n, threshold=threshold),
         error=dependence * float(np.sqrt(max(wins + losses - gain * gain, 1 / equal) / equal)),
         fresh=int((fit.judged & fresh).sum()),
         held_out=int((fit.judged & ~fresh).sum()),

@@ -26,7 +26,7 @@ def decide(
     promote: Promote,
     same: bool,
     counts: Sequence[int],
-    level: float,
+    threshold: float,
     posterior: Posterior | None = None,
 ) -> Decision:
     """Decide whether the candidate replaces the current soup.
@@ -36,7 +36,7 @@ def decide(
         promote: "always" and "never" overrule the evidence, "auto" follows the test, "likely" the posterior.
         same: the candidate is the current soup.
         counts: judged images of each class that has any.
-        level: "auto" promotes below this p-value.
+        threshold: "auto" promotes below this p-value.
         posterior: of the gain, for "likely".
     """
     seen = "nothing could be held out" if comparison is None else _seen(comparison)
@@ -49,13 +49,13 @@ def decide(
         return Decision("kept", objection or "nothing could be held out to judge a soup by")
     if same:
         return Decision("kept", "the current soup is the best of all candidates on these images")
-    if comparison.p_value < level:
-        return Decision("promoted", f"better on held-out images: {seen}, below {level:.3g}")
+    if comparison.p_value < threshold:
+        return Decision("promoted", f"better on held-out images: {seen}, below {threshold:.3g}")
     if promote == "likely" and posterior is not None:
         return _likely(posterior, seen)
     needed = comparison.labels_needed
     more = "" if needed is None else f"; about {needed:,} labelled images would show a gain of this size"
-    return Decision("kept", f"not shown to be better on held-out images: {seen}, not below {level:.3g}{more}")
+    return Decision("kept", f"not shown to be better on held-out images: {seen}, not below {threshold:.3g}{more}")
 
 
 def _likely(posterior: Posterior, seen: str) -> Decision:

@@ -1,4 +1,13 @@
-"""How strict a test must be when the same version is tested again and again. No torch."""
+"""How strict a test must be: for answers that choices have in common, and when one version is tested again and again.
+
+No torch.
+"""
+
+from scipy import stats
+
+# By how much wider the paired t statistic of cross-fitted answers spreads than `fold_dependence` says: the temperatures
+# of both soups are fitted to images that the folds share, and few images have heavy tails. Simulated in benchmarks/gate.
+SPREAD, SPREAD_OF_ONE = 1.15, 2.0  # the factor is SPREAD + SPREAD_OF_ONE / n
 
 FALSE_PROMOTIONS = 0.05  # chance of any false promotion while a version is current
 
@@ -24,3 +33,13 @@ def attempt_level(attempt: int, *, total: float = FALSE_PROMOTIONS) -> float:
     if not 0 <= total <= 1:
         raise ValueError(f"expected a chance of false promotions from 0 to 1, got {total:g}")
     return total / (attempt * (attempt + 1))
+
+
+def p_threshold(level: float, n: int) -> float:
+    """Return the p-value below which a search promotes, so that it does so falsely with a chance of `level` at most.
+
+    Args:
+        level: chance of a false promotion, below one half.
+        n: images that judge.
+    """
+    return float(stats.norm.sf(stats.norm.isf(level) * (SPREAD + SPREAD_OF_ONE / n)))

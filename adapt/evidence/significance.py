@@ -110,7 +110,7 @@ def paired_p(gains: Floats, *, dependence: float = 1.0) -> float:
     return max(p_value, 2.0**-n)
 
 
-def labels_needed(p_value: float, n: int, *, level: float) -> int | None:
+def labels_needed(p_value: float, n: int, *, threshold: float) -> int | None:
     """Return how many images would prove the gain seen, four times in five, if it is the true one.
 
     The normal score of a p-value grows with the root of the number of images. None where no gain was seen, or one too
@@ -119,11 +119,11 @@ def labels_needed(p_value: float, n: int, *, level: float) -> int | None:
     Args:
         p_value: of n images.
         n: number of images.
-        level: of the proof.
+        threshold: p-value of the proof.
     """
-    if not p_value < 0.5 or not 0 < level < 0.5:
+    if not p_value < 0.5 or not 0 < threshold < 0.5:
         return None
-    wanted = stats.norm.isf(level) + stats.norm.ppf(POWER)
+    wanted = stats.norm.isf(threshold) + stats.norm.ppf(POWER)
     needed = n * (wanted / stats.norm.isf(p_value)) ** 2
     return math.ceil(needed) if needed <= MAX_NEEDED * n else None
 

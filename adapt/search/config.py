@@ -6,7 +6,7 @@ import tyro
 from pydantic import Field, model_validator
 
 from adapt.documents.soup import BnMode, Promote, Strategy
-from adapt.evidence.levels import FALSE_PROMOTIONS, attempt_level
+from adapt.evidence.levels import FALSE_PROMOTIONS, attempt_level, p_threshold
 from adapt.evidence.posterior import HARM
 from adapt.rungs.early import MIN_IMAGES, TRAIN_FROM
 from adapt.rungs.registry import LADDER
@@ -49,7 +49,7 @@ class SearchConfig(Frozen):
         default=1, ge=1, description="number of this comparison with the same current soup; later ones are stricter"
     )
     false_promotions: float = Field(
-        default=FALSE_PROMOTIONS, ge=0, le=1, description="chance of any false promotion over all attempts"
+        default=FALSE_PROMOTIONS, ge=0, lt=1, description="chance of any false promotion over all attempts"
     )
     harm: float = Field(
         default=HARM, gt=0, lt=1, description="loss of accuracy, a fraction, whose chance promote=likely bounds"
@@ -64,7 +64,6 @@ class SearchConfig(Frozen):
             raise ValueError(f"rungs: expected some of {list(LADDER)}, each at most once, got {unknown or self.rungs}")
         return self
 
-    @property
-    def level(self) -> float:
-        """The p-value below which "auto" promotes."""
-        return attempt_level(self.attempt, total=self.false_promotions)
+    def threshold(self, n: int) -> float:
+        """Return the p-value below which "auto" promotes where n images judge."""
+        return p_threshold(attempt_level(self.attempt, total=self.false_promotions), max(1, n))

@@ -54,12 +54,14 @@ class Search:
         outcome: what was found and whether it is to be promoted.
         pool: of all soups evaluated.
         selected: what the candidate is, and the held-out answers.
+        is_current: the candidate is the network that is served now.
     """
 
     soup: Soup
     outcome: Outcome
     pool: Pool
     selected: Selected
+    is_current: bool
 
     @property
     def coefficients(self) -> Grid:
@@ -147,17 +149,20 @@ def search(
         pool = evaluate(task.part(0.0, TRAINED_FROM) if trains else task, points)
         library = Library(task.part(TRAINED_FROM, 1.0), pool)
         selected = select(library, [make(library) for name, make in LADDER.items() if name in config.rungs])
-    comparison = _compare(library, selected, config)
+    counts = _judged_counts(pool, support)
+    threshold = config.threshold(sum(counts))
+    comparison = _compare(library, selected, seed=config.seed, threshold=threshold)
     posterior = None
     if comparison is not None:
         gain = comparison.candidate - comparison.current
         posterior = posterior_of_gain(gain, comparison.error, harm=config.harm)
+    is_current = _is_current(task, selected.model)
     decision = decide(
         comparison,
         promote=config.promote,
-        same=_is_current(task, selected.model),
-        counts=_judged_counts(pool, support),
-        level=config.level,
+        same=is_current,
+        counts=counts,
+        threshold=threshold,
         posterior=posterior,
     )
     summary = SearchSummary(
@@ -168,7 +173,9 @@ def search(
         grid=f"{config.grid} {points}",
     )
     patch = _patch(selected.model)
-    outcome = _outcome(library, selected, config, comparison, posterior, decision, summary, patch)
+    outcome = _outcome(library, selected, comparison, posterior, decision, summary, patch)
+    if comparison is not None:
+        outcome = outcome.model_copy(update={"attempt": config.attempt, "level": threshold})
     soup = make_soup(
         manifest,
         outcome.coefficients,
@@ -181,10 +188,10 @@ def search(
     if reference is not None:
         with thread_count(config.threads):
             soup, outcome = _bounded(soup, outcome, check_floor(network, soup, reference), config.promote)
-    return Search(soup, outcome, pool, selected)
+    return Search(soup, outcome, pool, selected, is_current)
 
 
-def _compare(library: Library, selected: Selected, config: SearchConfig) -> Comparison | None:
+def _compare(library: Library, selected: Selected, *, seed: int, threshold: float) -> Comparison | None:
     """Return what the held-out answers say; None where there are none that both soups have."""
     task, pool, fit = library.task, library.pool, selected.fit
     if fit is None or task.folds is None or not fit.judged.any():
@@ -199,9 +206,9 @@ def _compare(library: Library, selected: Selected, config: SearchConfig) -> Comp
         task.folds[judged],
         others=others,
         weights=part(fit.weights, judged),
-        seed=config.seed,
+        seed=seed,
     )
-    return compare_answers(fit, fresh=pool.standing.fresh, dependence=dependence, level=config.level)
+    return compare_answers(fit, fresh=pool.standing.fresh, dependence=dependence, threshold=threshold)
 
 
 def _is_current(task: Task, model: Model) -> bool:
@@ -235,7 +242,6 @@ def _bounded(soup: Soup, outcome: Outcome, bound: Bound, promote: Promote) -> tu
 def _outcome(
     library: Library,
     selected: Selected,
-    config: SearchConfig,
     comparison: Comparison | None,
     posterior: Posterior | None,
     decision: Decision,
@@ -255,8 +261,6 @@ def _outcome(
         accuracy=_accuracy(comparison, posterior, len(task.support)),
         search=summary,
         ingredients=_ingredient_accuracy(names, library.pool),
-        attempt=None if comparison is None else config.attempt,
-        level=None if comparison is None else config.level,
         not_tried=selected.not_tried,
     )
 

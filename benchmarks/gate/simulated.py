@@ -1,0 +1,223 @@
+"""A base set without networks: all of its soups are equally good, so that every promotion is false.
+
+An image has features x = mu_y + noise for its class y. Every soup sees other noise, part of it common to all soups, and
+has the last layer that is best for such features (linear discriminant). So all soups are equally accurate, whatever the
+coefficients, with or without new statistics, and a last layer that is fitted again is a little worse. A search gets all
+that from `adapt.networks.network.Network`, as from real networks.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adapt.documents.patch import Tensors
+from adapt.documents.soup import BnMode
+from adapt.images.support import Support
+from adapt.networks.last_layer import Head
+from adapt.networks.network import Run
+from adapt.rungs.head import refuse_labels
+from adapt.rungs.model import Answers, Model, total
+from adapt.rungs.pool import Library
+from adapt.rungs.task import Part
+from training.manifest import Architecture, Ingredient, InputSpec, Manifest, Provenance, ThreatModel
+
+NUM_CLASSES = 5
+DISTANCE = 1.7  # of a class mean from zero, in standard deviations of the noise: an accuracy of 0.68
+OF_SUBSET, OF_TRAINING = 0.2, 0.3  # shares of the variance of a soup's own noise that depend on the images it was made from
+STATISTICS, HEAD, TRAINED = "norm.running_mean", "head", "trained"  # names of tensors
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+class SimulatedNetwork:
+    """Equally good soups of M ingredients on N images, drawn from a seed.
+
+    Attributes:
+        manifest: of a base set that is not there.
+        labels: (N,) classes of the images.
+        images: uint8 (N, 2, 2, 3), each holds its own number.
+    """
+
+    has_batchnorm, can_recalibrate, head_key = True, True, HEAD
+
+    def __init__(self, num_ingredients: int, num_images: int, *, correlation: float, seed: Sequence[int]) -> None:
+        """Draw the images.
+
+        Args:
+            num_ingredients: M.
+            num_images: N.
+            correlation: of two soups' noise, from 0 to 1.
+            seed: of everything.
+        """
+        generator = np.random.default_rng([*seed, 0])
+        self.manifest = simulated_manifest(num_ingredients)
+        self.labels: Ints = generator.integers(NUM_CLASSES, size=num_images)
+        self.images = np.zeros((num_images, 2, 2, 3), dtype=np.uint8)
+        self.images.reshape(num_images, 12)[:, :4] = np.arange(num_images, dtype="<u4").view(np.uint8).reshape(-1, 4)
+        self._seed, self._own = tuple(seed), float(np.sqrt(1 - correlation))
+        means = DISTANCE * np.eye(NUM_CLASSES, dtype=np.float32)[self.labels]
+        noise = generator.standard_normal((num_images, NUM_CLASSES), dtype=np.float32)
+        self._common = means + np.float32(np.sqrt(correlation)) * noise
+        self._kept: dict[tuple[object, ...], Floats] = {}
+
+    @cached_property
+    def layer(self) -> Head:
+        """The last layer of every soup."""
+        weight = DISTANCE * torch.eye(NUM_CLASSES, dtype=torch.float64)
+        return Head(weight, torch.full((NUM_CLASSES,), -(DISTANCE**2) / 2, dtype=torch.float64))
+
+    def support(self, positions: Ints) -> Support:
+        """Return some of the images, labelled."""
+        hashes = tuple(f"{number:064x}" for number in positions.tolist())
+        return Support(self.images[positions], self.labels[positions], hashes, self.manifest.class_names)
+
+    def canonical(self, bn_mode: BnMode) -> BnMode:
+        """Return the mode."""
+        return bn_mode
+
+    def head(self, coefficients: Sequence[float], patch: Tensors | None = None) -> Head:
+        """Return the last layer: that of all soups, or of the patch."""
+        if patch is None or f"{HEAD}.weight" not in patch:
+            return self.layer
+        return Head(torch.from_numpy(patch[f"{HEAD}.weight"]), torch.from_numpy(patch[f"{HEAD}.bias"]))
+
+    def usable(self, coefficients: npt.NDArray[np.float64], bn_mode: BnMode) -> npt.NDArray[np.bool_]:
+        """Return that all soups are usable."""
+        return np.ones(len(coefficients), dtype=np.bool_)
+
+    def run(
+        self,
+        coefficients: npt.NDArray[np.float64],
+        images: npt.NDArray[np.uint8],
+        *,
+        bn_mode: BnMode = "folded",
+        patch: Tensors | None = None,
+        recalibrate: bool = False,
+        unlabelled: npt.NDArray[np.uint8] | None = None,
+        progress: Callable[[float], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Run:
+        """Return logits and features of soups, as networks do."""
+        positions = images.reshape(len(images), 12)[:, :4].copy().view("<u4").ravel().astype(np.int64)
+        statistics: Tensors | None = None
+        if recalibrate:
+            statistics = {STATISTICS: np.asarray([_number(positions.tobytes())], dtype=np.float32)}
+        tensors = {**(patch or {}), **(statistics or {})}
+        layer = self.head((), patch)
+        features = [torch.from_numpy(self._features(row, tensors)[positions]) for row in coefficients]
+        logits = torch.stack([layer(x).float() for x in features])
+        return Run(logits, tuple(features), (statistics,) * len(coefficients), len(coefficients) * len(images))
+
+    def _features(self, row: npt.NDArray[np.float64], tensors: Tensors) -> Floats:
+        """Return what a soup's last layer is given for all images, (N, D)."""
+        key = tuple(np.round(1000 * (row + 1)).astype(np.int64).tolist())
+        if TRAINED in tensors:
+            own = _blend(self._noise(key, 3), self._noise(key, 4, int(tensors[TRAINED][0])), OF_TRAINING)
+        elif STATISTICS in tensors:
+            own = _blend(self._noise(key, 1), self._noise(key, 2, int(tensors[STATISTICS][0])), OF_SUBSET)
+        else:
+            own = self._noise(key, 0)
+        return np.asarray(self._common + np.float32(self._own) * own, dtype=np.float32)
+
+    def _noise(self, row: tuple[int, ...], *kind: int) -> Floats:
+        key = (row, *kind)
+        if key not in self._kept:
+            generator = np.random.default_rng([*self._seed, 1, *row, *kind])
+            self._kept[key] = generator.standard_normal(self._common.shape, dtype=np.float32)
+        return self._kept[key]
+
+
+class Retrained:
+    """A rung as dear as training: its model is as good as the one below, and depends on the labels it was fitted on."""
+
+    name = "retrained"
+    num_variants = 1
+    is_nested = False
+
+    def __init__(self, library: Library) -> None:
+        self._task = library.task
+
+    def refuse(self, below: Model, some: Part) -> str | None:
+        """Say so where a class is missing."""
+        return refuse_labels(self._task, some, least=NUM_CLASSES)
+
+    def fit(self, below: Model, some: Part) -> Sequence[Model]:
+        """Return a model with other noise."""
+        task = self._task
+        number = _number(some.images.tobytes() + task.support.labels[some.images].tobytes())
+        start = below if below.below is None else below.below
+        tensors = {**start.tensors, TRAINED: np.asarray([number], dtype=np.float32)}
+        row = np.asarray([start.coefficients])
+
+        def answer(images: npt.NDArray[np.bool_]) -> Tensor:
+            return task.network.run(row, task.support.images[images], bn_mode="raw", patch=tensors).logits[0]
+
+        return [
+            Model(
+                candidate=start.candidate,
+                coefficients=start.coefficients,
+                bn_mode="raw",
+                temperature=1.0,
+                answer=answer,
+                features=None,
+                layer=None,
+                tensors=tensors,
+                recalibrated=start.recalibrated,
+                rungs=(*start.rungs, self.name),
+                below=start,
+            )
+        ]
+
+    def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
+        """Say whether held-out images have a lower cross-entropy, and no fewer right answers."""
+        return total(own.losses, weights) < total(below.losses, weights) and own.right.sum() >= below.right.sum()
+
+
+def simulated_manifest(num_ingredients: int) -> Manifest:
+    """Return the manifest of a base set that is not there."""
+    names = [f"m{number}" for number in range(num_ingredients)]
+    return Manifest(
+        name="simulated",
+        digest="0" * 64,
+        architecture=Architecture(name="simulated", kwargs={}),
+        input=InputSpec(height=2, width=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        class_names=tuple(f"class {number}" for number in range(NUM_CLASSES)),
+        ingredients=tuple(
+            Ingredient(
+                name=name,
+                file=f"{name}.safetensors",
+                sha256="0" * 64,
+                threat_model=ThreatModel(norm="Linf", eps=0.01),
+                objective="nominal",
+                parent=None,
+            )
+            for name in names
+        ),
+        default_coefficients={name: float(position == 0) for position, name in enumerate(names)},
+        provenance=Provenance(
+            recipe={},
+            seed=0,
+            git_commit=None,
+            git_dirty=None,
+            versions={},
+            hardware="none",
+            data_hash="none",
+            seconds=0,
+        ),
+    )
+
+
+def _blend(one: Floats, other: Floats, share: float) -> Floats:
+    """Return noise of variance 1 of which a share comes from the other."""
+    return np.asarray(np.sqrt(1 - share) * one + np.sqrt(share) * other, dtype=np.float32)
+
+
+def _number(content: bytes) -> int:
+    """Return a number that float32 holds exactly."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:3], "little")
