@@ -11,7 +11,7 @@ from scipy import optimize
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from adapt.evidence.scores import Bools, Floats, part
+from adapt.evidence.scores import Bools, Doubles, Floats, part
 from adapt.networks.last_layer import Head
 from adapt.rungs.model import Answers, Model, total
 from adapt.rungs.pool import Library
@@ -123,39 +123,37 @@ def fit_heads(
         own: the soup's own layer, its logits divided by its temperature.
         weights: (n,) by which each image's cross-entropy counts; None for 1.
     """
-    x = features.double()
-    centre = x.mean(dim=0)
-    x = x - centre
-    scale = float(x.square().mean().sqrt().clamp(min=1e-12))
-    x = x / scale
-    targets = torch.from_numpy(labels)
-    one_hot = torch.nn.functional.one_hot(targets, len(own.bias)).double()
-    counts = torch.ones(len(x)).double() if weights is None else torch.from_numpy(weights).double()
-    start = x @ (own.weight.T * scale) + own.bias + own.weight @ centre  # the own layer's logits
-    shape = own.weight.shape
+    x = features.double().numpy()
+    centre = x.mean(axis=0)
+    scale = max(1e-12, float(np.sqrt(np.square(x - centre).mean())))
+    x = (x - centre) / scale
+    own_weight, own_bias = own.weight.double().numpy(), own.bias.double().numpy()
+    counts = np.ones(len(x)) if weights is None else weights.astype(np.float64)
+    start = x @ (own_weight.T * scale) + own_bias + own_weight @ centre  # the own layer's logits
+    of_label, shape = (np.arange(len(x)), labels), own_weight.shape
+    size = own_weight.size
 
-    def objective(flat: npt.NDArray[np.float64], penalty: float) -> tuple[float, npt.NDArray[np.float64]]:
-        change = torch.from_numpy(flat)
-        weight, bias = change[: shape.numel()].view(shape), change[shape.numel() :]
-        logits = start + x @ weight.T + bias
-        log_probabilities = logits.log_softmax(dim=1)
-        error = (log_probabilities.exp() - one_hot) * counts[:, None]
-        loss = -(log_probabilities * one_hot).sum(dim=1) @ counts + penalty * change.square().sum()
-        gradient = torch.cat([(error.T @ x).flatten(), error.sum(dim=0)]) + 2 * penalty * change
-        return float(loss), gradient.numpy()
+    def objective(change: Doubles, penalty: float) -> tuple[float, Doubles]:
+        logits = start + x @ change[:size].reshape(shape).T + change[size:]
+        logits -= logits.max(axis=1, keepdims=True)
+        error = np.exp(logits)
+        sums = error.sum(axis=1, keepdims=True)
+        loss = counts @ (np.log(sums[:, 0]) - logits[of_label]) + penalty * (change @ change)
+        error /= sums
+        error[of_label] -= 1
+        error *= counts[:, None]
+        gradient = np.concatenate([(error.T @ x).ravel(), error.sum(axis=0)]) + 2 * penalty * change
+        return float(loss), gradient
 
-    found, heads = np.zeros(shape.numel() + shape[0]), []
-    for penalty in PENALTIES:
-        # The optimiser's BLAS threads and torch's would wait for one another at each of many small steps: on two cores
-        # that took twenty times as long as one BLAS thread.
-        with _pools().limit(limits=1, user_api="blas"):
-            fitted = optimize.minimize(
+    found, heads = np.zeros(size + len(own_bias)), []
+    with _pools().limit(limits=1, user_api="blas"):  # the steps are small: threads would wait for one another
+        for penalty in PENALTIES:
+            found = optimize.minimize(
                 objective, found, args=(penalty,), jac=True, method="L-BFGS-B", options={"maxiter": MAX_STEPS}
-            )
-        found = fitted.x
-        change = torch.from_numpy(found.copy())
-        weight = own.weight + change[: shape.numel()].view(shape) / scale
-        heads.append(Head(weight, own.bias + change[shape.numel() :] - (weight - own.weight) @ centre))
+            ).x
+            weight = own_weight + found[:size].reshape(shape) / scale
+            bias = own_bias + found[size:] - (weight - own_weight) @ centre
+            heads.append(Head(torch.from_numpy(weight), torch.from_numpy(bias)))
     return heads
 
 
