@@ -54,6 +54,7 @@ class Search:
         outcome: what was found and whether it is to be promoted.
         pool: of all soups evaluated.
         selected: what the candidate is, and the held-out answers.
+        comparison: what the held-out answers of both soups say together; None where there are none.
         is_current: the candidate is the network that is served now.
     """
 
@@ -61,6 +62,7 @@ class Search:
     outcome: Outcome
     pool: Pool
     selected: Selected
+    comparison: Comparison | None
     is_current: bool
 
     @property
@@ -188,7 +190,7 @@ def search(
     if reference is not None:
         with thread_count(config.threads):
             soup, outcome = _bounded(soup, outcome, check_floor(network, soup, reference), config.promote)
-    return Search(soup, outcome, pool, selected, is_current)
+    return Search(soup, outcome, pool, selected, comparison, is_current)
 
 
 def _compare(library: Library, selected: Selected, *, seed: int, threshold: float) -> Comparison | None:

@@ -1,13 +1,13 @@
 """Searches where nothing can be better than what is served: how often are they promoted, and is their accuracy true?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from adapt.documents.soup import Soup, default_soup
-from adapt.evidence.levels import attempt_level
+from adapt.evidence.levels import FALSE_PROMOTIONS, attempt_level, p_threshold
 from adapt.networks.forward import served_logits
 from adapt.rungs.registry import LADDER
 from adapt.search.config import SearchConfig
@@ -52,8 +52,6 @@ class Drawn(NamedTuple):
 
     is_new: bool  # the candidate is another network than the current one
     p_value: float
-    chance_of_harm: float
-    expected_gain: float
     reported: float  # accuracy of the candidate, held out
     reported_current: float
     truth: float  # accuracy of the candidate on unseen images
@@ -78,13 +76,9 @@ def drawn(network: SimulatedNetwork, found: Search, current: Soup, unseen: np.nd
     """Return what a search says, beside what is true."""
     accuracy = found.outcome.accuracy
     assert accuracy is not None, "fresh images can judge"
-    assert accuracy.chance_of_harm is not None, "images can judge"
-    assert accuracy.expected_gain is not None, "images can judge"
     return Drawn(
         is_new=not found.is_current,
         p_value=accuracy.p_value,
-        chance_of_harm=accuracy.chance_of_harm,
-        expected_gain=accuracy.expected_gain,
         reported=accuracy.candidate,
         reported_current=accuracy.current,
         truth=_accuracy(network, found.soup, unseen),
@@ -128,19 +122,22 @@ def look(case: Case, plan: Plan, turn: int, *, seed: int) -> list[Look]:
     return found
 
 
-# How the chance of a false promotion can be spread over attempts: level of the k-th.
-SPENDING = {
-    "total / (k (k + 1))": lambda k, total: attempt_level(k, total=total),
+# How the chance of a false promotion can be spread over attempts: level of the k-th, for a total.
+OURS = "total / (k (k + 1))"
+SPENDING: dict[str, Callable[[int, float], float]] = {
+    OURS: lambda k, total: attempt_level(k, total=total),
     "6 total / (pi k)^2": lambda k, total: 6 * total / (np.pi * k) ** 2,
-    "half, then halves of the rest": lambda k, total: total / 2**k,
-    "every attempt at total / 2": lambda k, total: total / 2,
+    "total / 2^k": lambda k, total: total / 2**k,
+    "total / 2 each time": lambda k, total: total / 2,
 }
 
 
-def is_promoted(looks: Sequence[Look], spending: str, *, total: float) -> bool:
+def is_promoted(looks: Sequence[Look], spending: str, *, portion: int, total: float = FALSE_PROMOTIONS) -> bool:
     """Say whether any of the searches would have been promoted."""
     level = SPENDING[spending]
-    return any(found.is_new and found.p_value < level(k, total) for k, found in enumerate(looks, 1))
+    return any(
+        look.is_new and look.p_value < p_threshold(level(k, total), k * portion) for k, look in enumerate(looks, 1)
+    )
 
 
 def _accuracy(network: SimulatedNetwork, soup: Soup, positions: np.ndarray) -> float:

@@ -28,7 +28,10 @@ from training.manifest import Architecture, Ingredient, InputSpec, Manifest, Pro
 
 NUM_CLASSES = 5
 DISTANCE = 1.7  # of a class mean from zero, in standard deviations of the noise: an accuracy of 0.68
-OF_SUBSET, OF_TRAINING = 0.2, 0.3  # shares of the variance of a soup's own noise that depend on the images it was made from
+OF_SUBSET, OF_TRAINING = (
+    0.2,
+    0.3,
+)  # shares of the variance of a soup's own noise that depend on the images it was made from
 STATISTICS, HEAD, TRAINED = "norm.running_mean", "head", "trained"  # names of tensors
 
 Floats = npt.NDArray[np.float32]

@@ -1,0 +1,52 @@
+"""Records of simulated adaptations: one line of JSON each, so that a run continues where an earlier one stopped."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+
+
+class Key(NamedTuple):
+    """What was drawn."""
+
+    part: str  # null, looks, real, continual
+    case: str  # of the part: a case, a plan, a shift
+    n: int  # labelled images
+    turn: int  # number of the draw
+
+
+class Records:
+    """Rows by key, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: dict[Key, Row] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                found = json.loads(line)
+                self._rows[Key(*found["key"])] = found["row"]
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._rows
+
+    def add(self, found: Iterable[tuple[Key, Row]]) -> None:
+        """Keep rows, in memory and in the file."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            for key, row in found:
+                self._rows[key] = row
+                file.write(json.dumps({"key": list(key), "row": row}) + "\n")
+
+    def of(self, part: str) -> dict[tuple[str, int], list[Row]]:
+        """Return the rows of a part by case and n, in the order of the draws."""
+        found: dict[tuple[str, int], list[Row]] = defaultdict(list)
+        for key, row in self._sorted():
+            if key.part == part:
+                found[key.case, key.n].append(row)
+        return dict(found)
+
+    def _sorted(self) -> Iterator[tuple[Key, Row]]:
+        yield from sorted(self._rows.items())

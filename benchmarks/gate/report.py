@@ -1,0 +1,434 @@
+"""What the draws say of level, bias, power and policies: numbers, tables, a picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.evidence.decision import HARM_CHANCE
+from adapt.evidence.levels import FALSE_PROMOTIONS, attempt_level, p_threshold
+from adapt.evidence.posterior import HARM, Posterior, posterior_of_gain
+from benchmarks.gate import nulls
+from benchmarks.gate.records import Records, Row
+from benchmarks.machine import commit, machine
+from benchmarks.tables import table
+from training.intervals import wilson
+
+OLD_THRESHOLD = 0.025  # p-value below which earlier versions promoted
+MAX_BIAS = 0.5  # points
+EDGES = (0.0, 0.01, 0.02, 0.04, 0.08)  # of true gains, for the power
+REAL_NULL = "an adapted soup served, other pictures of the shift"
+POLICIES = ("never", "auto", "likely", "always")
+
+
+def summary(records: Records) -> dict[str, Any]:
+    """Return all numbers of the report. Shares are fractions; biases are points of accuracy."""
+    null, first, second = records.of("null"), records.of("first"), records.of("second")
+    level: dict[str, dict[str, Any]] = {}
+    bias: dict[str, dict[str, float]] = {}
+    errors: dict[str, dict[str, float]] = {}
+    for (case, n), rows in null.items():
+        promoted = [_is_promoted(row, n) for row in rows]
+        level.setdefault(case, {})[str(n)] = _share(promoted) | {
+            "old": _mean([row["is_new"] and row["p_value"] < OLD_THRESHOLD for row in rows])
+        }
+        off = [100 * (row["reported"] - row["truth"]) for row in rows]
+        bias.setdefault(case, {})[str(n)] = _mean(off)
+        errors.setdefault(case, {})[str(n)] = float(np.std(off) / len(off) ** 0.5)
+    for n, rows in _by_n(second).items():
+        false = [row for row in rows if "p_value" in row]
+        level.setdefault(REAL_NULL, {})[str(n)] = _share(
+            [_is_promoted(row, n) and row["candidate"] <= row["current"] for row in false]
+        ) | {"old": _mean([row["is_new"] and row["p_value"] < OLD_THRESHOLD for row in false])}
+    return {
+        "null": level,
+        "bias": bias,
+        "bias_error": errors,
+        "looks": _looks(records),
+        "power": _power(first),
+        "served": _served(first),
+        "calibration": _calibration([*_all(first), *_all(second)]),
+        "real_bias": {
+            str(n): _mean([100 * (row["reported"] - row["candidate"]) for row in rows if "reported" in row])
+            for n, rows in _by_n(first).items()
+        },
+        "continual": _continual(records),
+        "total": FALSE_PROMOTIONS,
+        "level": attempt_level(1),
+        "machine": machine(),
+    }
+
+
+def claims(data: Mapping[str, Any]) -> dict[str, bool]:
+    """Return what is claimed, and whether the draws bear it out."""
+    cells = [cell for cells in data["null"].values() for cell in cells.values()]
+    found = {
+        "false promotions: upper 95 % bound at most 5 % in every cell": all(cell["high"] <= 0.05 for cell in cells)
+    }
+    found["bias of the reported accuracy: at most 0.5 points in every cell, two standard errors allowed"] = all(
+        abs(points) <= MAX_BIAS + 2 * data["bias_error"][case][n]
+        for case, cells in data["bias"].items()
+        for n, points in cells.items()
+    )
+    found["many looks: upper 95 % bound of any false promotion at most 5 %"] = all(
+        cell["high"] <= 0.05 for cell in data["looks"].values()
+    )
+    return found
+
+
+def _is_promoted(row: Row, n: int, attempt: int = 1) -> bool:
+    return bool(row["is_new"] and row["p_value"] < p_threshold(attempt_level(attempt), n))
+
+
+def _is_likely(row: Row) -> bool:
+    posterior = _posterior(row)
+    return bool(row["is_new"] and posterior.mean > 0 and posterior.chance_of_harm < HARM_CHANCE)
+
+
+def _posterior(row: Row) -> Posterior:
+    return posterior_of_gain(row["gain_seen"], row["error"])
+
+
+def _share(hits: Sequence[bool]) -> dict[str, Any]:
+    count = sum(hits)
+    return {"rate": count / len(hits), "high": wilson(count, len(hits))[1], "draws": len(hits)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _by_n(found: Mapping[tuple[str, int], list[Row]]) -> dict[int, list[Row]]:
+    rows: dict[int, list[Row]] = {}
+    for (_, n), some in sorted(found.items(), key=lambda item: item[0][1]):
+        rows.setdefault(n, []).extend(some)
+    return rows
+
+
+def _all(found: Mapping[tuple[str, int], list[Row]]) -> list[Row]:
+    return [row for rows in found.values() for row in rows if "p_value" in row]
+
+
+def _looks(records: Records) -> dict[str, Any]:
+    """Return the chance of any false promotion, by plan and pooled over the cases, and that of other ways to spend it."""
+    pooled: dict[str, list[tuple[int, list[nulls.Look]]]] = {}
+    for (name, portion), rows in records.of("looks").items():
+        series = name.partition(": ")[0]
+        for row in rows:
+            pooled.setdefault(series, []).append((portion, [nulls.Look(*look) for look in row["looks"]]))
+    return {
+        series: _share([nulls.is_promoted(looks, nulls.OURS, portion=portion) for portion, looks in found])
+        | {
+            "spending": {
+                name: _mean([nulls.is_promoted(looks, name, portion=portion) for portion, looks in found])
+                for name in nulls.SPENDING
+            }
+        }
+        for series, found in pooled.items()
+    }
+
+
+def _power(first: Mapping[tuple[str, int], list[Row]]) -> dict[str, Any]:
+    """Return the share of candidates promoted by true gain, now and by the threshold before, by n."""
+    found: dict[str, Any] = {}
+    for n, rows in _by_n(first).items():
+        usable = [row for row in rows if "p_value" in row]
+        bins = []
+        for low, high in zip((-1.0, *EDGES), (*EDGES, 1.0), strict=True):
+            some = [row for row in usable if low < row["candidate"] - row["current"] <= high]
+            if some:
+                bins.append(
+                    {
+                        "from": low,
+                        "to": high,
+                        "draws": len(some),
+                        "now": _mean([_is_promoted(row, n) for row in some]),
+                        "before": _mean([row["is_new"] and row["p_value"] < OLD_THRESHOLD for row in some]),
+                        "mcnemar": _mean([row["is_new"] and row["mcnemar"] < FALSE_PROMOTIONS for row in some]),
+                    }
+                )
+        found[str(n)] = bins
+    return found
+
+
+def _served(first: Mapping[tuple[str, int], list[Row]]) -> dict[str, Any]:
+    """Return the mean accuracy served under each policy, and the worst loss of any adaptation, by n."""
+    found: dict[str, Any] = {}
+    for n, rows in _by_n(first).items():
+        takes = {
+            "never": lambda row: False,
+            "auto": lambda row, n=n: "p_value" in row and _is_promoted(row, n),
+            "likely": lambda row, n=n: "p_value" in row and (_is_promoted(row, n) or _is_likely(row)),
+            "always": lambda row: True,
+        }
+        found[str(n)] = {
+            policy: {
+                "accuracy": _mean([row["candidate" if takes[policy](row) else "current"] for row in rows]),
+                "worst": min([0.0, *(row["candidate"] - row["current"] for row in rows if takes[policy](row))]),
+                "promoted": _mean([takes[policy](row) for row in rows]),
+            }
+            for policy in POLICIES
+        } | {"draws": len(rows)}
+    return found
+
+
+def _calibration(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return how often a loss beyond `HARM` came true, by the chance that the posterior gave it."""
+    found, new = [], [row for row in rows if row["is_new"]]
+    chances = [_posterior(row).chance_of_harm for row in new]
+    for low, high in ((0.0, 0.01), (0.01, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 1.0)):
+        some = [(row, chance) for row, chance in zip(new, chances, strict=True) if low <= chance < high]
+        if some:
+            harmed = [row["candidate"] - row["current"] < -HARM for row, _ in some]
+            found.append({"from": low, "to": high, "foretold": _mean([chance for _, chance in some])} | _share(harmed))
+    return found
+
+
+def _continual(records: Records) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for drifts in (False, True):
+        for portion in sorted({n for _, n in records.of("continual")}):
+            rows = [
+                row
+                for (case, n), some in records.of("continual").items()
+                for row in some
+                if n == portion and case.endswith(", drifting") == drifts
+            ]
+            if rows:
+                found[f"5 x {portion}{', drifting' if drifts else ''}"] = {
+                    "draws": len(rows),
+                    "start": _mean([row["start"] for row in rows]),
+                    "served": [_mean([row["served"][k] for row in rows]) for k in range(len(rows[0]["served"]))],
+                    "once": _mean([row["once"] for row in rows]),
+                    "behind": _mean([row["once"] - row["served"][-1] for row in rows]),
+                    "refused": _mean([sum(gain > 0 for gain in row["refused"]) for row in rows]),
+                    "refused_gain": _mean([gain for row in rows for gain in row["refused"] if gain > 0] or [0.0]),
+                }
+    return found
+
+
+def write_report(folder: Path, data: Mapping[str, Any], command: str) -> list[Path]:
+    """Write REPORT.md, results.json and gate.png into a folder; older ones are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report, results, picture = folder / "REPORT.md", folder / "results.json", folder / "gate.png"
+    report.write_text(markdown(data, command), encoding="utf-8")
+    results.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    plot(data, picture)
+    return [report, results, picture]
+
+
+def markdown(data: Mapping[str, Any], command: str) -> str:
+    """Return the report."""
+    lines = [
+        "# How sure is the gate?",
+        "",
+        f"Command: `{command}`, at commit {commit()}. Machine: {data['machine']}.",
+        "",
+        *(f"- {'Holds' if holds else '**Does not hold**'}: {name}." for name, holds in claims(data).items()),
+        "",
+    ]
+    if data["null"]:
+        lines += _null_section(data)
+    if data["looks"]:
+        lines += _looks_section(data)
+    if data["power"]:
+        lines += _real_section(data)
+    if data["continual"]:
+        lines += _continual_section(data)
+    return "\n".join(lines)
+
+
+def _ns(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return sorted({n for row in cells.values() for n in row}, key=int)
+
+
+def _null_section(data: Mapping[str, Any]) -> list[str]:
+    ns = _ns(data["null"])
+    return [
+        "## False promotions",
+        "",
+        "Every draw is a whole search on labelled images for which no candidate is better than the soup that is served. "
+        f"Share promoted at the first attempt (level {100 * data['level']:g} %), with its upper 95 % bound; in brackets, "
+        f"what a threshold of p < {OLD_THRESHOLD:g} on the same draws would promote. Percent. In the last row the base "
+        "set and the shifts are real: the soup that is served was found on as many other pictures of the shift, and a "
+        "promotion is false if the candidate is no better on 1,000 unseen pictures.",
+        "",
+        *table(
+            ["case", *(f"n = {n}" for n in ns)],
+            [[case, *(_level_cell(cells.get(n)) for n in ns)] for case, cells in data["null"].items()],
+        ),
+        "",
+        "Draws: "
+        + ", ".join(
+            f"{min(cell['draws'] for cell in cells.values())} to {max(cell['draws'] for cell in cells.values())} ({case})"
+            for case, cells in data["null"].items()
+        )
+        + ".",
+        "",
+        "## Bias of the reported accuracy",
+        "",
+        "Held-out accuracy of the candidate less its accuracy on 1,000 unseen images; points, with one standard error.",
+        "",
+        *table(
+            ["case", *(f"n = {n}" for n in ns)],
+            [
+                [case, *(_bias_cell(cells.get(n), data["bias_error"][case].get(n)) for n in ns)]
+                for case, cells in data["bias"].items()
+            ],
+        ),
+        "",
+    ]
+
+
+def _level_cell(cell: Mapping[str, float] | None) -> str:
+    return "" if cell is None else f"{100 * cell['rate']:.1f} < {100 * cell['high']:.1f} ({100 * cell['old']:.1f})"
+
+
+def _bias_cell(points: float | None, error: float | None) -> str:
+    return "" if points is None or error is None else f"{points:+.2f} +- {error:.2f}"
+
+
+def _looks_section(data: Mapping[str, Any]) -> list[str]:
+    names = list(nulls.SPENDING)
+    return [
+        "## Many looks",
+        "",
+        "Labels come in portions, and all that there are are searched each time, against the same soup. Share of series "
+        f"with any false promotion, percent; all null cases together. The total is {100 * data['total']:g} %.",
+        "",
+        *table(
+            ["series", "draws", "upper bound", *names],
+            [
+                [
+                    series,
+                    str(cell["draws"]),
+                    f"{100 * cell['high']:.1f}",
+                    *(f"{100 * cell['spending'][name]:.1f}" for name in names),
+                ]
+                for series, cell in data["looks"].items()
+            ],
+        ),
+        "",
+    ]
+
+
+def _real_section(data: Mapping[str, Any]) -> list[str]:
+    ns = list(data["power"])
+    spans = [("at most 0", -1.0), *((f"over {100 * low:g}", low) for low in EDGES)]
+    lines = [
+        "## Power",
+        "",
+        "Real shifts, the default soup served. Share of candidates promoted by their true gain in points: now / with "
+        f"p < {OLD_THRESHOLD:g} as before / by McNemar's test at 5 %. Percent, number of draws in brackets.",
+        "",
+    ]
+    rows = []
+    for name, low in spans:
+        cells = []
+        for n in ns:
+            cell = next((cell for cell in data["power"][n] if cell["from"] == low), None)
+            cells.append(
+                ""
+                if cell is None
+                else f"{100 * cell['now']:.0f} / {100 * cell['before']:.0f} / {100 * cell['mcnemar']:.0f} ({cell['draws']})"
+            )
+        rows.append([name, *cells])
+    lines += [*table(["true gain", *(f"n = {n}" for n in ns)], rows), ""]
+    lines += [
+        "## What each policy serves",
+        "",
+        "Mean accuracy on unseen pictures over all shifts and draws, percent; in brackets the worst loss of a single "
+        "adaptation, points. `never` serves the default soup, `always` every candidate.",
+        "",
+        *table(
+            ["n", "draws", *POLICIES],
+            [
+                [
+                    n,
+                    str(cells["draws"]),
+                    *(f"{100 * cells[p]['accuracy']:.1f} ({100 * cells[p]['worst']:.1f})" for p in POLICIES),
+                ]
+                for n, cells in data["served"].items()
+            ],
+        ),
+        "",
+        f"The chance of losing more than {100 * HARM:g} points, as `promote=likely` estimates it, and how often it came "
+        "true, first and second adaptations together:",
+        "",
+        *table(
+            ["estimated", "mean", "came true", "upper bound", "draws"],
+            [
+                [
+                    f"{100 * cell['from']:g} to {100 * cell['to']:g} %",
+                    f"{100 * cell['foretold']:.1f} %",
+                    f"{100 * cell['rate']:.1f} %",
+                    f"{100 * cell['high']:.1f} %",
+                    str(cell["draws"]),
+                ]
+                for cell in data["calibration"]
+            ],
+        ),
+        "",
+        "Bias of the reported accuracy there, points: "
+        + ", ".join(f"n = {n}: {points:+.2f}" for n, points in data["real_bias"].items())
+        + ".",
+        "",
+    ]
+    return lines
+
+
+def _continual_section(data: Mapping[str, Any]) -> list[str]:
+    return [
+        "## Labels in five portions",
+        "",
+        "After each portion all labels so far are searched on. Accuracy on unseen pictures, percent: at the start, served "
+        "after each portion, and after a single adaptation to all labels. `behind`: what the portions lose, points. "
+        "`refused`: candidates that were better and not promoted, per series, and their mean gain in points.",
+        "",
+        *table(
+            ["labels", "series", "start", "after each", "once", "behind", "refused"],
+            [
+                [
+                    name,
+                    str(cell["draws"]),
+                    f"{100 * cell['start']:.1f}",
+                    " ".join(f"{100 * value:.1f}" for value in cell["served"]),
+                    f"{100 * cell['once']:.1f}",
+                    f"{100 * cell['behind']:+.1f}",
+                    f"{cell['refused']:.1f} ({100 * cell['refused_gain']:+.1f})",
+                ]
+                for name, cell in data["continual"].items()
+            ],
+        ),
+        "",
+    ]
+
+
+def plot(data: Mapping[str, Any], path: Path) -> None:
+    """Draw false promotions by case, and accuracy served by policy."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported late: slow
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    level, served = figure.subplots(1, 2)
+    for case, cells in data["null"].items():
+        ns = sorted(map(int, cells))
+        rates = [100 * cells[str(n)]["rate"] for n in ns]
+        bounds = [100 * (cells[str(n)]["high"] - cells[str(n)]["rate"]) for n in ns]
+        level.errorbar(ns, rates, yerr=[[0.0] * len(ns), bounds], marker="o", markersize=3, linewidth=0.8, label=case)
+    level.axhline(100 * FALSE_PROMOTIONS, color="black", linewidth=0.8)
+    level.set(title="False promotions and their upper 95 % bounds", ylabel="percent of draws", ylim=(0, None))
+    for policy in POLICIES:
+        ns = sorted(map(int, data["served"]))
+        values = [100 * data["served"][str(n)][policy]["accuracy"] for n in ns]
+        served.plot(ns, values, marker="o", markersize=3, label=policy)
+    served.set(title="Accuracy served, mean over shifts", ylabel="percent")
+    for axes in (level, served):
+        axes.set_xscale("log")
+        axes.set_xlabel("labelled images")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=6, frameon=False)
+    figure.savefig(path, dpi=90)
