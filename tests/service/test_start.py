@@ -51,7 +51,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "manifest.json: expected format_version 1, got 0",
     ),
     "no base sets": (shutil.rmtree, "expected at least one base set"),
-    "corrupt bundle": (corrupt_bundle, r"rows_folded.bin: expected sha256 \w+, got \w+"),
+    "corrupt bundle": (
+        corrupt_bundle,
+        r"rows_folded.bin: expected sha256 \w+, got \w+: .*; run `python -m deploy bundle ",
+    ),
 }
 
 
