@@ -10,6 +10,7 @@ from adapt.score import P_THRESHOLD
 from benchmarks.gate.draws import OLD, OURS, TESTS
 from benchmarks.gate.measure import CRITERIA, EDGES, FALSE, LEVELS, MIXES, NOISE, Claim, Plan
 from benchmarks.machine import commit, machine
+from benchmarks.pictures import save_figure
 from benchmarks.tables import table
 
 MEANING = {
@@ -276,4 +277,4 @@ def plot(data: Mapping[str, Any], plan: Plan, path: Path) -> None:
     for axes in (level, power, bias, noise):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

@@ -23,7 +23,7 @@ def build(base: Base, home: Path) -> None:
     Raises:
         ValueError: it cannot be built; one line that says why.
     """
-    logger.info("building the serving bundle of %s, once for these weights", base.manifest.name)
+    logger.info("building the serving bundle of %s, once for its weights", base.manifest.name)
     start = time.perf_counter()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -31,4 +31,4 @@ def build(base: Base, home: Path) -> None:
         build_bundle(base.folder, home / "bundles")
     finally:
         torch.set_num_threads(before)
-    logger.info("built the serving bundle of %s in %.1f s", base.manifest.name, time.perf_counter() - start)
+    logger.info("the serving bundle of %s is there after %.1f s", base.manifest.name, time.perf_counter() - start)
