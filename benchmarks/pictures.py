@@ -25,7 +25,7 @@ def jpegs(n: int, height: int, width: int, *, seed: int) -> list[bytes]:
 
 
 def save_figure(figure: Any, path: Path, *, dpi: int) -> None:
-    """Write a matplotlib figure as a PNG file with a palette: a quarter of the bytes, no colour off by over 20 / 255."""
+    """Write a matplotlib figure as a PNG file with a palette: a quarter of the bytes, colours within 20 / 255."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     with Image.open(buffer) as drawn:
