@@ -32,12 +32,13 @@ from training.bases import load_base_set
 from training.documents import file_sha256, one_line, signed
 from training.images import to_input
 from training.manifest import check_mixable
+from training.version import VERSION
 
 logger = logging.getLogger(__name__)
 
 NUM_PROBE_IMAGES = 2  # each session is checked on them; more would slow down the swap of a large network
 PUBLISH_ATTEMPTS = 3
-LIBRARIES = ("saucier", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu")
+LIBRARIES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu")
 
 
 def build_bundle(base_folder: Path, out_root: Path) -> Path:
@@ -169,7 +170,7 @@ def _write(folder: Path, reference: TorchReference) -> None:
         rows=rows,
         num_probe_images=NUM_PROBE_IMAGES,
         files={name: file_sha256(folder / name) for name in names},
-        versions={library: version(library) for library in LIBRARIES},
+        versions={"saucier": VERSION, **{library: version(library) for library in LIBRARIES}},
     )
     (folder / BUNDLE_NAME).write_text(signed(info).model_dump_json(indent=1) + "\n", encoding="utf-8")
 
