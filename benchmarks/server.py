@@ -53,7 +53,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serve(
-    folder: Path, bases: Path, *, workers: int = 2, settings: Mapping[str, str] | None = None
+    folder: Path,
+    bases: Path,
+    *,
+    workers: int = 2,
+    settings: Mapping[str, str] | None = None,
+    bundles: Path | None = None,
 ) -> Iterator[Server]:
     """Run `bentoml serve` until the block ends.
 
@@ -62,10 +67,14 @@ def serve(
         bases: folder of base sets.
         workers: predictor processes.
         settings: more environment variables.
+        bundles: folder of serving bundles that are built already; None has the service build its own.
 
     Raises:
         RuntimeError: the service ended or was not ready after two minutes; the message has the end of its log.
     """
+    if bundles is not None:
+        (folder / "home").mkdir()
+        (folder / "home" / "bundles").symlink_to(bundles.absolute())
     port = free_port()
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith(("SAUCIER_", "BENTOML_"))},

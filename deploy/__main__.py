@@ -19,7 +19,9 @@ from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 
 
 class BundleCommand(Command):
-    """Build the serving bundle of a base set.
+    """Build the serving bundle of a base set beside it, to go with it into a Bento or onto other machines.
+
+    A service without one builds its own at its first start.
 
     Example: python -m deploy bundle bases/cifar10-small
     """
@@ -27,7 +29,7 @@ class BundleCommand(Command):
     name: ClassVar[str] = "bundle"
 
     bases: tyro.conf.Positional[Path] = Field(description="folder of the base set")
-    out: Path | None = Field(default=None, description="folder for <digest>/ (default: BASES/bundle, to ship with it)")
+    out: Path | None = Field(default=None, description="folder for <digest>/ (default: BASES/bundle)")
 
     def execute(self) -> Result:
         """Build it."""

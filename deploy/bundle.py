@@ -1,8 +1,10 @@
 """The serving bundle of a base set: skeleton, flat rows, probe. Built once, checked against torch, published whole."""
 
+import fcntl
 import logging
+import os
+import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -17,8 +19,11 @@ from deploy.layout import (
     PROBE_IMAGES_NAME,
     PROBE_LOGITS_NAME,
     SKELETON_NAME,
+    STAGING_NAME,
     BundleError,
     BundleInfo,
+    discard_bundle,
+    staging_folder,
 )
 from deploy.parity import Comparison, TorchReference, compare, parity_cases, probe_pixels, require
 from deploy.runtime import Bundle
@@ -27,23 +32,25 @@ from training.bases import load_base_set
 from training.documents import file_sha256, one_line, signed
 from training.images import to_input
 from training.manifest import check_mixable
+from training.version import VERSION
 
 logger = logging.getLogger(__name__)
 
 NUM_PROBE_IMAGES = 2  # each session is checked on them; more would slow down the swap of a large network
 PUBLISH_ATTEMPTS = 3
-LIBRARIES = ("saucier", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu")
+LIBRARIES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu")
 
 
 def build_bundle(base_folder: Path, out_root: Path) -> Path:
     """Build the serving bundle of a base set and return its folder, `out_root/<base digest>`.
 
     A sound bundle that is already there is returned as it is; a corrupt one is replaced. The bundle appears under its
-    name only when it is whole and agrees with torch; several processes may build at once.
+    name only when it is whole and agrees with torch. Processes that share `out_root` build one after the other, so the
+    second one finds the bundle of the first; what a killed process left is removed.
 
     Args:
         base_folder: the base set.
-        out_root: `$SAUCIER_HOME/bundles`, or `<base folder>/bundle` to ship it with the base set.
+        out_root: `$SAUCIER_HOME/bundles`, or `<base folder>/bundle` to keep it with the base set.
 
     Raises:
         BaseSetError: the base set is corrupt, or has a single ingredient.
@@ -54,14 +61,15 @@ def build_bundle(base_folder: Path, out_root: Path) -> Path:
     base = load_base_set(base_folder)
     check_mixable(base.manifest)
     final = out_root / base.manifest.digest
-    if _is_sound(final, base.manifest.digest):
-        logger.info("%s is there already", final)
-        return final
-    with _staging(out_root, base.manifest.digest) as staging:
-        reference = TorchReference(base)
-        _write(staging, reference)
-        require(check_bundle(Bundle.open(staging, base_digest=base.manifest.digest), reference))
-        _publish(staging, final, base.manifest.digest)
+    with _alone(out_root):
+        if _is_sound(final, base.manifest.digest):
+            logger.info("%s is there already", final)
+            return final
+        with _staging(final) as staging:
+            reference = TorchReference(base)
+            _write(staging, reference)
+            require(check_bundle(Bundle.open(staging, base_digest=base.manifest.digest), reference))
+            _publish(staging, final, base.manifest.digest)
     return final
 
 
@@ -94,15 +102,47 @@ def _is_sound(folder: Path, digest: str) -> bool:
 
 
 @contextmanager
-def _staging(out_root: Path, digest: str) -> Iterator[Path]:
-    """Give a folder beside the final one, and remove it whatever happens."""
-    staging = out_root / f".{digest[:12]}-{uuid.uuid4().hex[:8]}"
+def _alone(out_root: Path) -> Iterator[None]:
+    """Wait until no other process builds in a folder, made if need be, and remove what killed ones left there.
+
+    Where the file system has no locks, several processes build at once: the slower ones keep the first one's bundle.
+    """
     try:
         out_root.mkdir(parents=True, exist_ok=True)
+        folder = os.open(out_root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise BundleError(f"{out_root}: cannot write a bundle there, {one_line(error)}") from error
+    try:
+        if _lock(folder, out_root):
+            for left in out_root.iterdir():
+                if re.fullmatch(STAGING_NAME, left.name):
+                    shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, out_root: Path) -> bool:
+    """Lock an open folder until it is closed; False if its file system cannot."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.info("%s: waiting for another process that builds a bundle there", out_root)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _staging(final: Path) -> Iterator[Path]:
+    """Give a folder beside the final one, and remove it whatever happens."""
+    staging = staging_folder(final)
+    try:
         staging.mkdir()
         yield staging
     except OSError as error:
-        raise BundleError(f"{out_root}: cannot write a bundle there, {one_line(error)}") from error
+        raise BundleError(f"{final.parent}: cannot write a bundle there, {one_line(error)}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -130,7 +170,7 @@ def _write(folder: Path, reference: TorchReference) -> None:
         rows=rows,
         num_probe_images=NUM_PROBE_IMAGES,
         files={name: file_sha256(folder / name) for name in names},
-        versions={library: version(library) for library in LIBRARIES},
+        versions={"saucier": VERSION, **{library: version(library) for library in LIBRARIES}},
     )
     (folder / BUNDLE_NAME).write_text(signed(info).model_dump_json(indent=1) + "\n", encoding="utf-8")
 
@@ -171,9 +211,7 @@ def _publish(staging: Path, final: Path, digest: str) -> None:
                 raise
             if _is_sound(final, digest):
                 return
-            corrupt = staging.with_name(f"{staging.name}-corrupt")
-            final.replace(corrupt)  # processes that have it open keep reading the old files
-            shutil.rmtree(corrupt, ignore_errors=True)
+            discard_bundle(final)
         else:
             return
     raise BundleError(f"{final}: expected a sound bundle or none, but other processes keep writing there")

@@ -1,5 +1,8 @@
 """The serving bundle on disk: `bundle.json`, the graph without weights, flat rows. Imports no torch and no ONNX."""
 
+import shutil
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +21,7 @@ PROBE_LOGITS_NAME = "probe_logits.bin"
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 ALIGNMENT = 64  # bytes; every tensor starts on a cache line, as ONNX Runtime's kernels like it
 FLOAT_BYTES = 4
+STAGING_NAME = r"\.[0-9a-zA-Z_]{1,12}-[0-9a-f]{8}"  # of a folder that `find_bundle` never returns
 
 MODES: tuple[BnMode, ...] = ("folded", "raw")
 
@@ -147,7 +151,7 @@ def _check_files(folder: Path, info: BundleInfo, *, verify: bool) -> None:
 def find_bundle(base_folder: Path, manifest: Manifest, home: Path | None) -> Path | None:
     """Return the folder of the serving bundle of a base set, or None if there is none yet; opens nothing.
 
-    Looks in `<home>/bundles/<digest>` first, then in `<base folder>/bundle/<digest>`, where base sets ship theirs.
+    Looks in `<home>/bundles/<digest>` first, then in `<base folder>/bundle/<digest>`, where `deploy bundle` puts it.
 
     Args:
         base_folder: the base set.
@@ -159,3 +163,20 @@ def find_bundle(base_folder: Path, manifest: Manifest, home: Path | None) -> Pat
         if (root / manifest.digest / BUNDLE_NAME).is_file():
             return root / manifest.digest
     return None
+
+
+def staging_folder(final: Path) -> Path:
+    """Return a new name beside a bundle's for one that is being written or thrown away; see `STAGING_NAME`."""
+    return final.with_name(f".{final.name[:12]}-{uuid.uuid4().hex[:8]}")
+
+
+def discard_bundle(folder: Path) -> None:
+    """Remove a bundle: at once for who looks for it, while processes that have it open keep reading the old files.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    aside = staging_folder(folder)
+    with suppress(FileNotFoundError):  # another process was faster
+        folder.replace(aside)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -19,7 +19,8 @@ def set_up_logging(log_format: LogFormat) -> None:
     BentoML has set the handlers up before, and keeps the root at WARNING. There is no line for every request: that
     would cost more than some requests take.
     """
-    logging.getLogger("service").setLevel(logging.INFO)
+    for name in ("service", "deploy"):
+        logging.getLogger(name).setLevel(logging.INFO)
     root = logging.getLogger()
     if not root.handlers:  # in the process that starts the others
         root.addHandler(logging.StreamHandler())

@@ -1,5 +1,6 @@
 """Tiny seeded base sets and images that every folder's tests share."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from deploy.bundle import build_bundle
 from training.bases import add_moments, load_base_set, rewrite_manifest, save_base_set
 from training.data import ImageSet
 from training.manifest import Architecture, Ingredient, InputSpec, Manifest, Provenance, ThreatModel
 from training.measure import moments_of
 from training.models import Classifier, create_classifier
 
+BASES = Path(__file__).parents[1] / "bases"
 CLASSES = ("cat", "dog", "ship")
 INPUT = InputSpec(height=16, width=16, mean=(0.5, 0.45, 0.4), std=(0.25, 0.25, 0.3))
 THREATS = {
@@ -115,6 +118,21 @@ def tiny_moments_base_set(tiny_ln_base_set: Path, tmp_path_factory: pytest.TempP
     assert found is not None
     manifest = add_moments(base, *found)
     rewrite_manifest(folder, manifest.model_copy(update={"name": "tiny-moments"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the serving bundle of a base set of the repository by its name, built once for all processes of a run."""
+    run = tmp_path_factory.getbasetemp()
+    bundles = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "shipped-bundles"
+    return lambda name: build_bundle(BASES / name, bundles)
+
+
+@pytest.fixture(scope="session")
+def shipped_bundles(shipped_bundle: Callable[[str], Path]) -> Path:
+    """The folder of them all: a link to it from a home, `bundles`, has a server start at once."""
+    (folder,) = {shipped_bundle(path.parent.name).parent for path in BASES.glob("*/manifest.json")}
     return folder
 
 

@@ -13,6 +13,7 @@ from adapt.evidence.posterior import HARM, Posterior, posterior_of_gain
 from benchmarks.gate import nulls
 from benchmarks.gate.records import Records, Row
 from benchmarks.machine import commit, machine
+from benchmarks.pictures import save_figure
 from benchmarks.tables import table
 from training.intervals import wilson
 
@@ -431,4 +432,4 @@ def plot(data: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("labelled images")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6, frameon=False)
-    figure.savefig(path, dpi=90)
+    save_figure(figure, path, dpi=90)

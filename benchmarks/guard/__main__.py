@@ -29,6 +29,7 @@ from benchmarks.guard.trials import (
     trials,
 )
 from benchmarks.machine import commit, machine
+from benchmarks.pictures import save_figure
 from benchmarks.shifts.sets import as_support
 from benchmarks.shifts.sources import Sources, find_sources
 from benchmarks.tables import table
@@ -211,7 +212,7 @@ def plot(data: Mapping[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("uploads that promote what is worse, %")
     panels[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 if __name__ == "__main__":

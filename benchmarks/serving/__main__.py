@@ -65,7 +65,7 @@ class Serving(Command):
             bundle = build_bundle(self.base, folder / "bundles")
             costs = _stage_costs(bundle, manifest, files)
             with contextlib.ExitStack() as stack:
-                server = stack.enter_context(serve(folder, self.base, workers=self.workers))
+                server = stack.enter_context(serve(folder, self.base, workers=self.workers, bundles=bundle.parent))
                 bare_port = stack.enter_context(serve_bare(self.base, bundle, workers=self.workers))
                 ports = {"bare": bare_port, "service": server.port, "service_multipart": server.port}
                 for name in self.rivals:

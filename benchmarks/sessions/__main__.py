@@ -18,7 +18,7 @@ from benchmarks.machine import machine
 from benchmarks.pictures import jpegs
 from benchmarks.server import Server, serve
 from benchmarks.sessions.processes import MIB, accepted_by, age_seconds, cpu_seconds, is_alive, mapped, memory
-from deploy.layout import find_bundle
+from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.manifest import read_manifest
@@ -46,11 +46,11 @@ class Sessions(Command):
 
     def execute(self) -> Result:
         """Measure."""
-        manifest = read_manifest(self.base)
-        folder = find_bundle(self.base, manifest, None)
-        if folder is None:
-            raise ValueError(f"{self.base}: expected a base set that ships its serving bundle")
-        bundle = Bundle.open(folder)
+        with tempfile.TemporaryDirectory(prefix="saucier-") as bundles:
+            return self._run(build_bundle(self.base, Path(bundles)))
+
+    def _run(self, folder: Path) -> Result:
+        manifest, bundle = read_manifest(self.base), Bundle.open(folder)
         generator = np.random.default_rng(self.seed)
         shares = generator.dirichlet(np.ones(len(manifest.ingredients)), self.deployments)
         soups = {
@@ -58,7 +58,7 @@ class Sessions(Command):
             for number, share in enumerate(shares / shares.sum(axis=1, keepdims=True))
         }
         file = jpegs(1, manifest.input.height, manifest.input.width, seed=self.seed)[0]
-        rows_file = f"{folder.name}/{bundle.info.rows['folded']}"
+        rows_file = folder / bundle.info.rows["folded"]
         rows = [
             self._measure(workers, cache, soups, file, rows_file) for cache in self.cache_mb for workers in self.workers
         ]
@@ -74,12 +74,13 @@ class Sessions(Command):
         return Result(data, _text(data), EXIT_DONE if holds else EXIT_CLAIM_FAILED)
 
     def _measure(
-        self, workers: int, cache_mb: float, soups: dict[str, dict[str, float]], file: bytes, rows_file: str
+        self, workers: int, cache_mb: float, soups: dict[str, dict[str, float]], file: bytes, rows_file: Path
     ) -> dict[str, Any]:
+        bundles = rows_file.parent.parent
         settings = {"SAUCIER_SESSION_CACHE_MB": f"{cache_mb:g}"}
         with (
             tempfile.TemporaryDirectory(prefix="saucier-") as name,
-            serve(Path(name), self.base, workers=workers, settings=settings) as server,
+            serve(Path(name), self.base, workers=workers, settings=settings, bundles=bundles) as server,
         ):
             ages = _wait_until_ready(server, workers)
             start = _cost_of_start(ages)
@@ -100,7 +101,7 @@ class Sessions(Command):
                         (warm if turn else cold).append(seconds)
                         answers.setdefault(deployment, set()).add(answer)
             after = [memory(connection.pid) for connection in connections]
-            rows = [mapped(connection.pid, rows_file) for connection in connections]
+            rows = [mapped(connection.pid, "/".join(rows_file.parts[-2:])) for connection in connections]
             restarts = [self._restart(server, workers) for _ in range(self.restarts)]
         grown = [late.anonymous - early.anonymous for early, late in zip(before, after, strict=True)]
         room = cache_mb * 1e6 / MIB

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from adapt.reporting.plots import COLOURS, corners_of
+from benchmarks.pictures import save_figure
 from benchmarks.shifts.results import Accuracies, Results, Settings, spread
 
 DRAWN = (
@@ -49,7 +50,7 @@ def plot_accuracy(accuracies: Accuracies, settings: Settings, path: Path) -> Non
     axes.set_title(f"{settings.base_set}, mean of {len(settings.shifts)} shifts, {settings.seeds} draws")
     axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def plot_composition(results: Results, n: int, path: Path) -> bool:
@@ -76,7 +77,7 @@ def plot_composition(results: Results, n: int, path: Path) -> bool:
         axes.set_title(name)
     figure.suptitle(f"{settings.base_set}: mean coefficients, n = {n}, {settings.seeds} draws")
     figure.colorbar(image, ax=list(panels), shrink=0.6)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
     return True
 
 
@@ -100,7 +101,7 @@ def plot_fronts(results: Results, n: int, path: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def plot_landscapes(results: Results, path: Path) -> bool:
@@ -137,7 +138,7 @@ def plot_landscapes(results: Results, path: Path) -> bool:
         axes.set_axis_off()
     figure.suptitle(f"{settings.base_set}: points of accuracy over the best ingredient of each shift")
     figure.colorbar(dots, ax=panels, shrink=0.5, extend="both")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     return True
 
 

@@ -1,6 +1,7 @@
 """The adapter process: builds missing serving bundles, then works on queued jobs.
 
-What needs torch is in `service.adapter.searching`, imported when the loop starts: predictors import this module, too.
+What needs torch is in `service.adapter.building` and `service.adapter.searching`, imported when the loop starts:
+predictors import this module, too.
 """
 
 import logging
@@ -19,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from adapt.images.support import Support
 from service.adapter.watch import WatchLoop, tell
 from service.metrics import Metrics
-from service.prediction.catalog import Base
+from service.prediction.catalog import Base, choose_default
 from service.prediction.reservoir import delete_others, read_reservoir
 from service.settings import Settings
 from service.store.jobs import JobQueue
@@ -28,6 +29,7 @@ from service.store.registry import Registry, plan_of
 from service.store.samples import Samples
 from service.store.tables import Deployment, Job, new_id
 from service.store.watches import Rollback, Watches
+from training.documents import one_line
 
 if TYPE_CHECKING:
     from service.adapter.searching import Searcher, Survey
@@ -65,7 +67,8 @@ class AdapterLoop:
         metrics: Metrics,
     ) -> None:
         self.id = new_id()
-        self._settings, self._catalog = settings, catalog
+        self._default = choose_default(catalog, settings)
+        self._settings, self._catalog = settings, {self._default.manifest.name: self._default, **catalog}
         self._registry, self._jobs, self._samples, self._metrics = registry, jobs, samples, metrics
         self._references, self._watches = references, watches
         self._watch = WatchLoop(watches, metrics, seconds=settings.heartbeat_seconds)
@@ -85,12 +88,17 @@ class AdapterLoop:
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
-        os.nice(NICENESS)  # of this thread, and of those that torch starts from it
         try:
+            if self._is_missing(self._default):  # at full priority: the service is not ready before
+                self._build(self._default)
+            os.nice(NICENESS)  # of this thread, and of those that torch starts from it
             searcher = self._prepare()
+        except ValueError as error:
+            logger.error("the adapter cannot start: %s", one_line(error))
+            os._exit(1)  # the supervisor starts it again
         except Exception:
             logger.exception("the adapter cannot start")
-            os._exit(1)  # the supervisor starts it again
+            os._exit(1)
         while not self._stopping.is_set():
             try:
                 self._keep_house()
@@ -107,15 +115,27 @@ class AdapterLoop:
                 self._stopping.wait(RETRY_SECONDS)
 
     def _prepare(self) -> "Searcher":
-        """Load torch, build the bundles that are missing, fold the weights, clear away what crashes left."""
+        """Build the other bundles that are missing, load torch, fold the weights, clear away what crashes left."""
+        for base in filter(self._is_missing, self._catalog.values()):
+            try:
+                self._build(base)
+            except ValueError as error:  # its deployments answer 503; all others are served
+                logger.error("the serving bundle of %s cannot be built: %s", base.manifest.name, one_line(error))
         from service.adapter.searching import Searcher
 
         searcher = Searcher(self._settings, self._catalog)
-        searcher.build_missing_bundles()
         searcher.warm_up()
         delete_others(self._settings, lambda: {plan.id for plan in self._registry.snapshot().reservoirs.values()})
         logger.info("the adapter is ready")
         return searcher
+
+    def _is_missing(self, base: Base) -> bool:
+        return base.bundle(self._settings.home) is None
+
+    def _build(self, base: Base) -> None:
+        from service.adapter.building import build
+
+        build(base, self._settings.home)
 
     def _keep_house(self) -> None:
         """Between jobs, now and then: delete what is too old, and what crashes left."""

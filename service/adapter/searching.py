@@ -1,6 +1,5 @@
-"""What the adapter does with torch: the one module of the service that imports it, imported by the adapter alone."""
+"""What the adapter searches with. Imports torch; imported by the adapter alone."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,15 +15,12 @@ from adapt.search.comparison import Comparison, compare
 from adapt.search.search import search
 from adapt.search.survey import seen, survey
 from adapt.search.unlabelled import recalibrate
-from deploy.bundle import build_bundle
 from service.prediction.catalog import Base
 from service.settings import Settings
 from service.store.material import Material
 from training.bases import load_base_set
 
 __all__ = ["Cancelled", "Searcher", "Survey"]
-
-logger = logging.getLogger(__name__)
 
 MAX_PREPARED = 2  # base sets kept ready for searching
 
@@ -46,19 +42,12 @@ class Found(NamedTuple):
 
 
 class Searcher:
-    """Builds serving bundles and searches for soups. For one thread."""
+    """Searches for soups. For one thread."""
 
     def __init__(self, settings: Settings, catalog: Mapping[str, Base]) -> None:
         self._settings, self._catalog = settings, catalog
         self._prepared: dict[str, PreparedBase] = {}
         self._num_threads = settings.threads or max(1, (os.cpu_count() or 1) - 1)
-
-    def build_missing_bundles(self) -> None:
-        """Build the serving bundle of every base set that has none."""
-        for base in self._catalog.values():
-            if base.bundle(self._settings.home) is None:
-                logger.info("building the serving bundle of %s", base.manifest.name)
-                build_bundle(base.folder, self._settings.home / "bundles")
 
     def warm_up(self) -> None:
         """Make as many base sets as are kept ready for searching, so that the first job does not wait for that."""

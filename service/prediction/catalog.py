@@ -1,11 +1,13 @@
 """The base sets a service was started with: found, verified, named. Imports no torch."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.layout import BundleError, find_bundle, read_info
+from deploy.layout import BundleError, discard_bundle, find_bundle, read_info
 from service.settings import Settings
+from training.documents import one_line
 from training.manifest import MANIFEST_NAME, BaseSetError, Manifest, check_mixable, read_manifest
 
 logger = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ def _is_base_set(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).is_file() or any(folder.glob("*.safetensors"))
 
 
-def choose_default(catalog: dict[str, Base], settings: Settings) -> Base:
+def choose_default(catalog: Mapping[str, Base], settings: Settings) -> Base:
     """Return the base set of the deployment `default`.
 
     Raises:
@@ -78,14 +80,34 @@ def choose_default(catalog: dict[str, Base], settings: Settings) -> Base:
     )
 
 
-def check_bundles(catalog: dict[str, Base], home: Path) -> None:
-    """Verify every file of the serving bundles that exist.
+def check_bundles(catalog: Mapping[str, Base], home: Path) -> None:
+    """Verify every file of the serving bundles that exist; a corrupt one in the home is removed, to be built again.
 
     Raises:
-        BundleError: with one line that names the file.
+        BundleError: one beside its base set is corrupt, or one in the home cannot be removed; one line that names the
+            file.
     """
     for base in catalog.values():
-        if (folder := base.bundle(home)) is not None:
-            info = read_info(folder)
-            if info.base_digest != base.manifest.digest:
-                raise BundleError(f"{folder}: expected the bundle of {base.manifest.digest[:12]}: remove the folder")
+        while (folder := base.bundle(home)) is not None:
+            try:
+                _check_bundle(folder, base.manifest)
+                break
+            except BundleError as error:
+                if folder.parent != home / "bundles":
+                    advice = f"run `python -m deploy bundle {base.folder}`, or remove the folder"
+                    raise BundleError(f"{error}; {advice}") from None
+                logger.warning("the serving bundle of %s is built again: %s", base.manifest.name, error)
+                _discard(folder)
+
+
+def _check_bundle(folder: Path, manifest: Manifest) -> None:
+    info = read_info(folder)
+    if info.base_digest != manifest.digest:
+        raise BundleError(f"{folder}: expected the bundle of {manifest.digest[:12]}, got {info.base_digest[:12]}")
+
+
+def _discard(folder: Path) -> None:
+    try:
+        discard_bundle(folder)
+    except OSError as error:
+        raise BundleError(f"{folder}: expected to replace this corrupt bundle, {one_line(error)}") from None

@@ -65,6 +65,7 @@ class Loader:
         self.catalog = catalog
         self._settings, self._registry, self._metrics = settings, registry, metrics
         self._bundles: dict[str, Bundle] = {}
+        self._awaited: set[str] = set()  # digests of base sets that were found without a bundle
         self._failed: dict[Pointer, float] = {}
         self._inference = ThreadPoolExecutor(1, "inference")
 
@@ -157,15 +158,19 @@ class Loader:
         """Say if channel statistics of training are known, which images without labels can move."""
         return base.manifest.moments is not None or any(slot.is_variance for slot in self._bundle(base).info.tensors)
 
-    def has_bundles(self) -> bool:
-        """Say if every base set has its bundle, so that nothing waits for the adapter."""
-        return all(base.bundle(self._settings.home) for base in self.catalog.values())
+    def waits_for_bundle(self, name: str) -> bool:
+        """Say if a deployment cannot be served before the adapter has built the bundle of its base set."""
+        base = self.catalog.get(self._registry.deployment(name).base_set)
+        return base is not None and base.bundle(self._settings.home) is None
 
     def _bundle(self, base: Base) -> Bundle:
         digest = base.manifest.digest
         if digest not in self._bundles:
             folder = base.bundle(self._settings.home)
             if folder is None:
+                if digest not in self._awaited:
+                    self._awaited.add(digest)
+                    logger.info("waiting for the adapter to build the serving bundle of %s", base.manifest.name)
                 raise NotReady("the serving bundle of the base set is not ready yet")
             # The digests were compared before the workers were started; every session is checked in any case.
             self._bundles[digest] = Bundle.open(folder, verify=False, base_digest=digest)

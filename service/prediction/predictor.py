@@ -76,15 +76,19 @@ class Predictor:
         """Report to the registry, load the current soup of `default`, and keep up with the registry from now on.
 
         The report comes before the first look at the registry: a promotion in between sees this worker and waits for
-        it. Waits a while for the first load, so that a worker that is started again takes no request too early.
+        it. Waits a while for the first load, so that a worker that is started again takes no request too early; not for
+        the adapter to build the serving bundle, which takes longer: probes and clients are told so meanwhile.
         """
         self._metrics.ready.labels(DEFAULT).set(0)
         with suppress(DBAPIError):
             await self._report(force=True)
         self.reservoirs.start()
         self._poll_task = asyncio.create_task(self._poll())
+        with suppress(DBAPIError):
+            if await asyncio.to_thread(self._loader.waits_for_bundle, DEFAULT):
+                return
         deadline = time.monotonic() + STARTUP_SECONDS
-        while not self._is_ready and time.monotonic() < deadline and self._loader.has_bundles():
+        while not self._is_ready and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:

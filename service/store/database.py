@@ -1,5 +1,7 @@
 """The registry's database: one engine, short read and write transactions."""
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,9 +69,22 @@ def _engine(url: str) -> Engine:
 def _configure_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # transactions begin below, not where the driver guesses
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
+    _log_ahead(cursor)
+    cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _log_ahead(cursor: Any) -> None:
+    """Have a file keep a write-ahead log; SQLite does not wait for another process that does the same to a new file."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -1,5 +1,8 @@
+import errno
+import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +19,7 @@ import deploy.bundle
 from deploy.bundle import build_bundle, check_bundle
 from deploy.layout import ALIGNMENT, BUNDLE_NAME, MODES, WEIGHTS_LOCATION
 from deploy.parity import ParityError, TorchReference, compare, parity_cases
-from deploy.runtime import Bundle, BundleError, UnusableSoup
+from deploy.runtime import Bundle, BundleError, UnusableSoup, find_bundle
 from deploy.skeleton import ExportError, Skeleton, make_skeleton
 from training.bases import load_base_set, rewrite_manifest
 from training.manifest import Architecture, BaseSetError, read_manifest
@@ -182,6 +185,63 @@ def test_two_processes_may_build_at_once(tiny_base_set: Path, tmp_path: Path) ->
         assert builder.returncode == 0, messages
     (folder,) = tmp_path.iterdir()  # no staging folder is left
     Bundle.open(folder)
+
+
+KILLED_IN_THE_MIDDLE = """
+import os, signal, sys
+from pathlib import Path
+import deploy.bundle
+
+def end(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+deploy.bundle.check_bundle = end
+deploy.bundle.build_bundle(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_killed_builder_is_in_nobodys_way(tiny_base_set: Path, tmp_path: Path) -> None:
+    bundles = tmp_path / "bundles"
+    command = [sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(tiny_base_set), str(bundles)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    (left,) = bundles.iterdir()
+    assert (left / BUNDLE_NAME).is_file()  # written, not checked
+    (bundles / ".not-ours").mkdir()
+    manifest = read_manifest(tiny_base_set)
+    assert find_bundle(tiny_base_set, manifest, tmp_path) is None
+    folder = build_bundle(tiny_base_set, bundles)
+    assert find_bundle(tiny_base_set, manifest, tmp_path) == folder
+    assert sorted(path.name for path in bundles.iterdir()) == [".not-ours", folder.name]
+
+
+def test_builders_take_turns_and_the_second_finds_the_bundle(tiny_base_set: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deploy", "bundle", str(tiny_base_set), "--out", str(tmp_path)]
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    builders = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in "ab"]
+    for builder in builders:
+        assert builder.stderr is not None
+        assert any("waiting for another process" in line for line in iter(builder.stderr.readline, ""))
+    assert list(tmp_path.iterdir()) == []
+    os.close(folder)
+    logs = [builder.communicate()[1] for builder in builders]
+    assert [builder.returncode for builder in builders] == [0, 0]
+    assert sum("is there already" in log for log in logs) == 1
+    (found,) = tmp_path.iterdir()
+    Bundle.open(found)
+
+
+def test_bundles_are_built_where_folders_have_no_locks(
+    tiny_base_set: Path, tiny_bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    other = tmp_path / f".{'0' * 12}-{'1' * 8}"  # of a builder that may be alive
+    other.mkdir()
+    assert build_bundle(tiny_base_set, tmp_path).name == tiny_bundle_folder.name
+    assert other.is_dir()
 
 
 def test_slower_builder_keeps_what_is_there(tiny_bundle_folder: Path, tmp_path: Path) -> None:

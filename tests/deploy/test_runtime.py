@@ -454,10 +454,8 @@ print((anonymous() - before) / 20 / bundle.session_bytes)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", ["cifar10-small", "cifar10-small-ln"])
-def test_session_keeps_about_as_much_memory_as_it_says(name: str) -> None:
+def test_session_keeps_about_as_much_memory_as_it_says(name: str, shipped_bundle: Callable[[str], Path]) -> None:
     """Its own weights and graph once; not what building took, nor room for the largest batch that it ran."""
-    (folder,) = (ROOT / "bases" / name / "bundle").iterdir()
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY_OF_SESSIONS, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", MEMORY_OF_SESSIONS, str(shipped_bundle(name))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert 0.7 <= float(done.stdout) <= 1.2

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.service.conftest import ROOT, Server, as_parts, encode
+from training.manifest import read_manifest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
@@ -21,9 +22,12 @@ FILES = [encode(pixels) for pixels in np.random.default_rng(1).integers(0, 256, 
 
 
 @pytest.fixture(scope="module")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the base sets of the repository; tests here run in order."""
-    server = Server(tmp_path_factory.mktemp("bundled") / "home", ROOT / "bases", SESSION_CACHE_MB=str(CACHE_MB))
+def bundled(shipped_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the base sets of the repository, bundles built; tests here run in order."""
+    home = tmp_path_factory.mktemp("bundled") / "home"
+    home.mkdir()
+    (home / "bundles").symlink_to(shipped_bundles)
+    server = Server(home, ROOT / "bases", SESSION_CACHE_MB=str(CACHE_MB))
     server.start()
     yield server
     assert server.stop() == 0
@@ -46,9 +50,10 @@ def test_predictor_starts_fast_and_stays_small(bundled: Server) -> None:
 
 
 def test_predictors_map_the_same_weights(bundled: Server) -> None:
+    digest = read_manifest(ROOT / "bases" / "cifar10").digest
     for worker in bundled.processes("Saucier"):
         maps = Path(f"/proc/{worker.pid}/smaps").read_text()
-        (mapped,) = re.findall(r"^\S+ (\S+) .* \S*/cifar10/bundle/\S*/rows_folded.bin\n((?:\w+:.*\n)*)", maps, re.M)
+        (mapped,) = re.findall(rf"^\S+ (\S+) .* \S*/{digest}/rows_folded.bin\n((?:\w+:.*\n)*)", maps, re.M)
         permissions, fields = mapped
         kib = {key: int(value) for key, value in re.findall(r"^(\w+): +(\d+) kB$", fields, re.M)}
         assert permissions.startswith("r--")

@@ -1,9 +1,11 @@
 """The schema: made, brought up to date, compared, refused; on SQLite and PostgreSQL."""
 
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -106,3 +108,17 @@ def test_two_that_upgrade_at_once_both_end_well(empty: Database) -> None:
     with ThreadPoolExecutor(2) as pool:
         assert sorted(map(str, pool.map(upgrade, [empty, empty]))) == sorted(["None", head()])
     assert found_differences(empty) == []
+
+
+def test_a_new_file_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    """Without a second try, one of six is told "database is locked" about every thirtieth time."""
+
+    def make(number: int) -> None:
+        barrier.wait(10)
+        with closing(Database(f"sqlite:///{tmp_path / str(number)}.db")) as database, database.write() as session:
+            session.execute(text("CREATE TABLE IF NOT EXISTS things (number INTEGER)"))
+
+    for number in range(100):
+        barrier = threading.Barrier(6)
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(make, [number] * 6))

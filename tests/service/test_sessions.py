@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import logging
 import platform
+import shutil
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from deploy.runtime import Bundle
 from service.metrics import Metrics
 from service.prediction.catalog import read_catalog
 from service.prediction.loading import LoadedSoup, Loader, NotReady, Outdated
-from service.prediction.predictor import DEFAULT, Predictor
+from service.prediction.predictor import DEFAULT, STARTUP_SECONDS, Predictor
 from service.settings import Settings
 from service.store.database import Database
 from service.store.migrate import upgrade
@@ -123,6 +125,28 @@ def test_probes_say_ready_once_all_predictors_of_the_machine_are(site: Site) -> 
         await site.predictor.stop()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("missing", ["tiny-ln", "tiny"])
+def test_a_start_waits_for_no_bundle_but_says_so(
+    missing: str, prebuilt_bases: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bases = shutil.copytree(prebuilt_bases, tmp_path / "bases")
+    site = Site(tmp_path, bases)
+    shutil.rmtree(bases / missing / "bundle")
+
+    async def start() -> bool:
+        try:
+            await asyncio.wait_for(site.predictor.start(), STARTUP_SECONDS / 2)
+            await site.predictor.refresh()
+            await site.predictor.refresh()
+            return site.predictor.is_ready
+        finally:
+            await site.predictor.stop()
+
+    with caplog.at_level(logging.INFO, "service.prediction"):
+        assert asyncio.run(start()) == (missing != "tiny")  # `default` serves tiny
+    assert caplog.text.count("waiting for the adapter to build the serving bundle of tiny\n") == (missing == "tiny")
 
 
 def test_deployments_that_nobody_asks_for_cost_no_session_and_count_as_rolled_out(site: Site) -> None:

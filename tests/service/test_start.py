@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from deploy.layout import BundleError
+from service.prediction.catalog import check_bundles, read_catalog
 from service.store.database import Database
 from service.store.migrate import upgrade
 
@@ -51,7 +53,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "manifest.json: expected format_version 1, got 0",
     ),
     "no base sets": (shutil.rmtree, "expected at least one base set"),
-    "corrupt bundle": (corrupt_bundle, r"rows_folded.bin: expected sha256 \w+, got \w+"),
+    "corrupt bundle": (
+        corrupt_bundle,
+        r"rows_folded.bin: expected sha256 \w+, got \w+: .*; run `python -m deploy bundle ",
+    ),
 }
 
 
@@ -86,6 +91,37 @@ def test_broken_base_set_stops_the_start(kind: str, prebuilt_bases: Path, tmp_pa
     line = refusal(start(tmp_path, bases))
     assert re.search(expected, line), line
     assert str(bases) in line
+
+
+def test_corrupt_bundle_in_the_home_is_removed_to_be_built_again(
+    prebuilt_bases: Path, tiny_base_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bases, home = tmp_path / "bases", tmp_path / "home"
+    shutil.copytree(tiny_base_set, bases / "tiny")
+    (built,) = (prebuilt_bases / "tiny" / "bundle").iterdir()
+    catalog = read_catalog(bases, check_files=False)
+    for harm in (
+        lambda folder: (folder / "rows_raw.bin").write_bytes(b"short"),
+        lambda folder: (folder / "skeleton.onnx").unlink(),
+        lambda folder: (folder / "bundle.json").write_text("{}"),
+    ):
+        folder = shutil.copytree(built, home / "bundles" / built.name)
+        check_bundles(catalog, home)
+        assert catalog["tiny"].bundle(home) == folder
+        harm(folder)
+        check_bundles(catalog, home)
+        assert catalog["tiny"].bundle(home) is None
+        assert list((home / "bundles").iterdir()) == []
+        assert "the serving bundle of tiny is built again: " in caplog.text
+        caplog.clear()
+    # A sound one beside the base set serves in its place; a corrupt one there does not go unnoticed.
+    shutil.copytree(built, bases / "tiny" / "bundle" / built.name)
+    harm(shutil.copytree(built, home / "bundles" / built.name))
+    check_bundles(catalog, home)
+    assert catalog["tiny"].bundle(home) == bases / "tiny" / "bundle" / built.name
+    corrupt_bundle(bases / "tiny")
+    with pytest.raises(BundleError, match="run `python -m deploy bundle"):
+        check_bundles(catalog, home)
 
 
 def test_ambiguous_default_stops_the_start(prebuilt_bases: Path, tmp_path: Path) -> None:
