@@ -37,6 +37,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def double(x):\n    return 2 * x  # twice\ndef error():\n    pass\n"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = training\n")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # or each run takes seconds to begin
     monkeypatch.setattr(running, "ROOT", tmp_path)
     monkeypatch.setattr(Mutant, "problem", lambda mutant: None)
     return tmp_path
