@@ -1,9 +1,9 @@
 """Runs mutants: a copy of the tree, one fault at a time in it, and the tests of that fault alone."""
 
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,10 +14,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal, NamedTuple
 
+import pytest
+
 from tests.mutants.entries import ROOT, Mutant
 
 CODE = ("training", "adapt", "deploy", "service", "benchmarks", "examples", "tests")  # copied; all else is linked
-TIMEOUT = 300.0  # seconds per mutant
+LIBRARIES = ("torch", "torchvision", "timm.layers", "timm.optim", "accelerate", "hypothesis")
+TIMEOUT = 600.0  # seconds per mutant
 # How pytest's summary begins for a test that noticed, rather than ran into an error.
 ASSERTIONS = re.compile(r"^FAILED (?P<test>.+?) - (?P<reason>assert .*|AssertionError.*|Failed: .*)$", re.MULTILINE)
 
@@ -88,6 +91,8 @@ def _run(mutant: Mutant, tree: Path) -> Outcome:
         code, output = _pytest(tree, mutant.tests, timeout=TIMEOUT)
     finally:
         path.write_text(whole, encoding="utf-8")
+        for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):  # or the fault might outlive its text
+            compiled.unlink()
     seconds = round(time.monotonic() - started, 1)
     if code == 0:
         return Outcome(mutant, "survived", _last_line(output), seconds)
@@ -97,16 +102,48 @@ def _run(mutant: Mutant, tree: Path) -> Outcome:
 
 
 def _pytest(tree: Path, tests: Sequence[str], *, timeout: float) -> tuple[int, str]:
-    """Return exit code and output; a mutant that never ends counts as one that could not run."""
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-rfE", "-p", "no:cacheprovider", "--tb=short"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "500"}  # or the summary's reasons are cut off
-    try:
-        done = subprocess.run(
-            [*command, *tests], cwd=tree, env=environment, capture_output=True, text=True, timeout=timeout
-        )
-    except subprocess.TimeoutExpired:
+    """Return exit code and output; a mutant that never ends counts as one that could not run.
+
+    The tests run in a fork of a process that has imported the libraries: their imports take longer than most tests.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(LIBRARIES))
+    log = tree / ".output"
+    process = context.Process(target=_test, args=(tree, list(tests), log, dict(os.environ)))
+    process.start()
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
         return 124, f"no end after {timeout:g} seconds"
-    return done.returncode, done.stdout + done.stderr
+    return process.exitcode, log.read_text(encoding="utf-8", errors="replace")
+
+
+def _test(tree: Path, tests: list[str], log: Path, environment: dict[str, str]) -> None:
+    """Run pytest on a tree, in a process of its own that has imported no code of ours from elsewhere."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in CODE]:
+        del sys.modules[name]
+    sys.path[:] = [str(tree), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+    os.environ.update(environment, COLUMNS="500")  # wide: reasons are not cut off
+    os.chdir(tree)
+    with log.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        code = pytest.main(
+            [
+                "-x",
+                "-q",
+                "-rfE",
+                "-W",
+                "ignore::pytest.PytestAssertRewriteWarning",
+                "-p",
+                "no:cacheprovider",
+                "--tb=short",
+                *tests,
+            ]
+        )
+        sys.stdout.flush()
+    os._exit(int(code))
 
 
 def _last_line(output: str, *beginnings: str) -> str:
