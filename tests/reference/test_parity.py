@@ -32,9 +32,9 @@ pytestmark = [pytest.mark.reference, pytest.mark.timeout(900), pytest.mark.filte
 ROOT = Path(__file__).parents[2]
 MODELS = ("linf", "l1")
 STEPS = 40
-NUM_DIGITS, NUM_CIFAR10, NUM_AUTOATTACK = 600, 500, 150
+NUM_DIGITS, NUM_CIFAR10, NUM_AUTOATTACK = 600, 500, 80
 ALLOWED: dict[Norm, float] = {"Linf": 0.01, "L2": 0.01, "L1": 0.0}  # by which our robust accuracy may be higher
-ALLOWED_AUTOATTACK = 0.01  # the same, for the whole ensemble; one image of 150
+ALLOWED_AUTOATTACK = 0.0125  # the same, for the whole ensemble: one image
 CASES = [(norm, name) for norm, attacks in REFERENCES.items() for name in attacks]
 
 
@@ -112,6 +112,7 @@ def test_ours_is_no_weaker_with_restarts(digits: Bench, norm: Norm) -> None:
     assert mine <= theirs + ALLOWED[norm]
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_strong_evaluation_is_no_weaker_than_autoattack(digits: Bench, norm: Norm) -> None:
     """The authors' own code, standard version: APGD on two losses, FAB and Square; ours has one restart per target."""
