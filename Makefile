@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := check
-.PHONY: check demo serve install postgres prometheus lint format test test-slow test-reference bench clean help
+.PHONY: check demo serve install postgres prometheus lint format test test-slow test-reference mutants bench clean help
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,9 @@ test-slow: $(STAMP) ## the rest of the tests
 
 test-reference: $(STAMP) ## attacks against those of other libraries, on digits
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m reference
+
+mutants: $(STAMP) ## put faults into the code, one at a time, and see if the tests notice
+	@$(BIN)/python -m tests.mutants --jobs $(JOBS)
 
 bench: $(STAMP) ## speed of search, predictions and swaps
 	@$(BIN)/python -m benchmarks.search

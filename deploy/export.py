@@ -2,7 +2,6 @@
 
 import base64
 import json
-import uuid
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ from deploy.session import CPU, Floats
 from deploy.skeleton import embed, make_skeleton
 from training.bases import BaseSet
 from training.documents import first_error, one_line
+from training.files import replace_file
 from training.version import VERSION
 
 Precision = Literal["fp32", "fp16"]
@@ -70,14 +70,14 @@ def export(base: BaseSet, soup: Soup, out: Path, precision: Precision = "fp32") 
     onnx.helper.set_model_props(model, _metadata(base, soup, precision))
     model.producer_name, model.producer_version = "saucier", VERSION
     out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        staging.write_bytes(model.SerializeToString())
-        comparisons = _compare(staging, soup, precision, reference)
+    comparisons: list[Comparison] = []
+
+    def write(path: Path) -> None:
+        path.write_bytes(model.SerializeToString())
+        comparisons.extend(_compare(path, soup, precision, reference))
         require(comparisons)
-        staging.replace(out)
-    finally:
-        staging.unlink(missing_ok=True)
+
+    replace_file(out, write)
     return comparisons
 
 

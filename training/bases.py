@@ -1,7 +1,7 @@
 """The base set on disk: a folder with `manifest.json` and one safetensors file per ingredient."""
 
+import hashlib
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from training.documents import file_sha256, signed
+from training.files import replace_file
 from training.manifest import MANIFEST_NAME, BaseSetError, Ingredient, Manifest, MomentsFile, read_manifest
 from training.models import Classifier, create_classifier
 from training.moments import LayerMoments, Moments, movable_layers
@@ -202,17 +203,10 @@ def _write_moments(
 ) -> MomentsFile:
     keys = _moment_keys(moments, next(iter(moments.values())))
     tensors = {key: getattr(moments[name][layer], part) for key, (name, layer, part) in keys.items()}
-    partial = folder / f".{described.file}.{os.getpid()}"
-    try:
-        safetensors.torch.save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial
-        )
-        partial.chmod(0o644)
-        sha256 = file_sha256(partial)
-        file = f"moments-{sha256[:8]}.safetensors" if is_named_by_content else described.file
-        partial.replace(folder / file)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    sha256 = hashlib.sha256(content).hexdigest()
+    file = f"moments-{sha256[:8]}.safetensors" if is_named_by_content else described.file
+    replace_file(folder / file, lambda partial: partial.write_bytes(content), mode=0o644)
     return described.model_copy(update={"sha256": sha256, "file": file})
 
 
@@ -222,12 +216,8 @@ def rewrite_manifest(folder: Path, manifest: Manifest) -> Manifest:
     The old manifest stays intact until the new one is whole on disk.
     """
     done = signed(Manifest.model_validate(manifest.model_dump()))
-    partial = folder / f".{MANIFEST_NAME}.{os.getpid()}"
-    try:
-        partial.write_text(done.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / MANIFEST_NAME)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = done.model_dump_json(indent=2) + "\n"
+    replace_file(folder / MANIFEST_NAME, lambda partial: partial.write_text(text, encoding="utf-8"))
     return done
 
 

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from training.bases import StateDict
+from training.files import replace_file
+from training.optimisation import MovingAverage
+
+FORMAT = "2"  # of checkpoints
 
 
 @dataclass
@@ -31,14 +35,11 @@ def save_atomically(tensors: Mapping[str, Tensor], path: Path, info: dict[str, s
     Raises:
         OSError: the file cannot be written, for example because the disk is full.
     """
-    partial = path.with_suffix(".partial")
+    content = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
     try:
-        safetensors.torch.save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial, info)
-        partial.replace(path)
+        replace_file(path, lambda partial: safetensors.torch.save_file(content, partial, info))
     except safetensors.SafetensorError as error:
         raise OSError(f"{path}: cannot be written, the file before is intact: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_checkpoint(
@@ -62,23 +63,27 @@ def save_checkpoint(
         for key, value in state.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
-    save_atomically(tensors, path, {"ingredient": name, "progress": json.dumps(vars(progress))})
+    save_atomically(tensors, path, {"format": FORMAT, "ingredient": name, "progress": json.dumps(vars(progress))})
 
 
 def load_checkpoint(
-    path: Path, name: str, net: nn.Module, average: StateDict, optimizer: torch.optim.Optimizer
+    path: Path, name: str, net: nn.Module, average: MovingAverage, optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, StateDict]:
-    """Restore what `save_checkpoint` wrote for this ingredient; return its progress and the best weights, if any."""
+    """Restore what `save_checkpoint` wrote for this ingredient; return its progress and the best weights, if any.
+
+    Raises:
+        ValueError: another version of Saucier wrote it.
+    """
     if not path.exists():
         return Progress(), {}
     with safetensors.safe_open(path, framework="pt") as file:
         info = file.metadata()
+        if info.get("format") != FORMAT:
+            raise ValueError(f"{path}: written by another version of Saucier; remove it to begin {name} again")
         if info["ingredient"] != name:
             return Progress(), {}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     net.load_state_dict(_with_prefix(tensors, "model."))
-    for key, tensor in _with_prefix(tensors, "average.").items():
-        average[key].copy_(tensor)
     state = optimizer.state_dict()
     state["state"] = {}
     for key, tensor in _with_prefix(tensors, "optimizer.").items():
@@ -86,7 +91,9 @@ def load_checkpoint(
         state["state"].setdefault(int(index), {})[field_name] = tensor
     optimizer.load_state_dict(state)
     raw: dict[str, Any] = json.loads(info["progress"])
-    return Progress(**raw), _with_prefix(tensors, "best.")
+    progress = Progress(**raw)
+    average.load_state_dict(_with_prefix(tensors, "average."), step=progress.step)
+    return progress, _with_prefix(tensors, "best.")
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> StateDict:

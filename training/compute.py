@@ -7,8 +7,11 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import Field
+from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
+from torch import nn
 
 from training.augmentation import Part
+from training.devices import pick_device
 from training.documents import Frozen
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
@@ -35,20 +38,28 @@ class Compute(Frozen):
         Raises:
             ValueError: no CUDA device where one was asked for, or a tracker that is not installed.
         """
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device cuda was asked for, but torch finds no CUDA device")
+        device = pick_device(self.device)
         if self.tracker is not None and self.tracker not in {str(kind) for kind in get_available_trackers()}:
             raise ValueError(f"tracker {self.tracker}: not installed; pip install {self.tracker}")
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         return Accelerator(
-            cpu=self.device == "cpu" or not torch.cuda.is_available(),
+            cpu=device.type == "cpu",
             mixed_precision="bf16" if self.precision == "bf16" else "no",
             log_with=self.tracker,
             project_dir=self.log_dir,
             # The statistics of BatchNorm are averaged once per epoch; sending them with every pass costs more.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+
+
+def share_statistics(classifier: nn.Module, part: Part, device: torch.device) -> None:
+    """Let BatchNorm layers, changed in place, normalise by the whole batch where several GPUs share it.
+
+    timm's conversion keeps the activation that its own layers have inside.
+    """
+    if part.of > 1 and device.type == "cuda":
+        convert_sync_batchnorm(classifier)  # type: ignore[no-untyped-call]
 
 
 def part_of(accelerator: Accelerator) -> Part:

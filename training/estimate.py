@@ -1,7 +1,6 @@
 """What a recipe will cost, before a long run: parameters, memory and time, from a few real steps."""
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.attacks import apgd
-from training.augmentation import batches
+from training.augmentation import batches, to_device
 from training.compute import Compute
 from training.data import load_splits
+from training.devices import seconds_of
 from training.fit import Fit, Place
 from training.models import Classifier, create_classifier
 from training.recipe import IngredientSpec, Recipe
@@ -117,7 +117,7 @@ def estimate(recipe: Recipe, *, data_path: Path | None = None, compute: Compute,
             images, labels = next(
                 batches(splits.train, timed * fit.part.of, recipe.augmentation, seed=seed, part=fit.part)
             )
-            images, labels = images.to(accelerator.device), labels.to(accelerator.device)
+            images, labels = to_device(images, labels, accelerator.device)
             per_image = _seconds_per_step(fit, images, labels) / len(images)
             costs.append(IngredientCost(spec.name, spec.objective, fit.num_steps, round(per_image * share, 5)))
     activations = _activation_bytes(classifier, images[:2]) / 2
@@ -139,11 +139,7 @@ def estimate(recipe: Recipe, *, data_path: Path | None = None, compute: Compute,
 
 def _seconds_per_step(fit: Fit, images: Tensor, labels: Tensor) -> float:
     fit.progress.step = fit.num_steps // 2  # past warm-up and ramp
-    times = []
-    for _ in range(1 + TIMED_STEPS):
-        started = time.perf_counter()
-        fit.update(images, labels)  # returns the loss, so a GPU has finished
-        times.append(time.perf_counter() - started)
+    times = [seconds_of(lambda: fit.update(images, labels), images.device) for _ in range(1 + TIMED_STEPS)]
     return min(times[1:])
 
 
@@ -181,7 +177,8 @@ def _activation_bytes(classifier: Classifier, images: Tensor) -> int:
 def _evaluation_seconds(classifier: Classifier, recipe: Recipe, images: Tensor, labels: Tensor) -> float:
     """Time a few APGD steps, in training mode, which attacks every image to the end: an upper bound."""
     spec, steps = recipe.evaluation, 3
-    started = time.perf_counter()
-    apgd(classifier, images, labels, DEFAULT_THREATS[0], num_steps=steps, mode="train")
-    per_gradient = (time.perf_counter() - started) / (steps * len(images))
+    seconds = seconds_of(
+        lambda: apgd(classifier, images, labels, DEFAULT_THREATS[0], num_steps=steps, mode="train"), images.device
+    )
+    per_gradient = seconds / (steps * len(images))
     return per_gradient * spec.n * spec.num_steps * len(spec.threat_models) * len(recipe.ingredients)

@@ -13,8 +13,8 @@ from torch import nn
 from training.bases import BaseSet, load_base_set
 from training.cli import Command, Result
 from training.data import DataSpec, ImageSet, balanced_indices, load_folder, load_splits
+from training.devices import pick_device
 from training.documents import first_error
-from training.images import to_input
 from training.journal import Journal
 from training.manifest import Manifest
 from training.record import check_record, write_record
@@ -27,6 +27,7 @@ from training.robustness import (
     AttackName,
     Evaluation,
     Losses,
+    as_input,
     evaluate_classifier,
 )
 from training.threat import DEFAULT_THREATS, NORMS, Norm, ThreatModel
@@ -60,20 +61,20 @@ class Evaluate(Command):
     state: Path | None = Field(default=None, description="folder that an interrupted evaluation continues from")
     record: Path | None = Field(default=None, description="new file, .jsonl or .csv, with one line per image")
     batch_size: int = Field(default=250, ge=1, description="images attacked at once")
-    device: str = Field(default="cpu", description="torch device: cpu, cuda, cuda:1, ...")
+    device: str = Field(default="cpu", description="cpu, cuda, cuda:1, or auto: cuda where there is one")
 
     def execute(self) -> Result:
         """Evaluate."""
         if self.strong and self.attack != "apgd":
             raise ValueError(f"--strong is apgd with harder losses, got --attack {self.attack}: leave one out")
         check_record(self.record)
-        device = _checked_device(self.device)
+        device = str(pick_device(self.device))
         base = load_base_set(self.folder)
         threats = _overridden(evaluation_threats(base.manifest), self.threats)
         test = load_images(base.manifest, self.data)
         positions = balanced_indices(test.labels, self.n, seed=self.seed)
         chosen = test.subset(positions)
-        images, labels = torch.from_numpy(to_input(chosen.images)), torch.from_numpy(chosen.labels)
+        images, labels = as_input(chosen)
         settings = self._settings(threats)
         evaluations = {}
         for name, model in self._models(base):
@@ -125,7 +126,7 @@ class Evaluate(Command):
             "restarts": self.restarts or (STRONG_RESTARTS if self.strong else 1),
             "seed": self.seed,
             "batch_size": self.batch_size,
-            "device": self.device.partition(":")[0],
+            "device": pick_device(self.device).type,
         }
 
     def _journal(self, name: str, settings: Mapping[str, Any]) -> Journal:
@@ -209,14 +210,6 @@ def _has_parts(root: Path) -> bool:
 
 def _is_torchvision(spec: DataSpec, root: Path) -> bool:
     return spec.source == "cifar10" and (root / "cifar-10-batches-py").is_dir()
-
-
-def _checked_device(name: str) -> str:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return name
 
 
 def _data(manifest: Manifest, evaluations: Mapping[str, Evaluation], settings: Mapping[str, Any]) -> dict[str, Any]:

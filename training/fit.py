@@ -17,25 +17,25 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.attacks import apgd
-from training.augmentation import Augmentation, batches, mix, seeded
+from training.augmentation import Augmentation, batches, mix, seeded, stream, to_device
 from training.bases import StateDict
 from training.checkpoint import Progress, load_checkpoint, save_atomically, save_checkpoint
-from training.compute import Compute, part_of
-from training.data import ImageSet, Splits
-from training.images import to_input
+from training.compute import Compute, part_of, share_statistics
+from training.data import Splits
+from training.manifest import NORMS
 from training.measure import accuracy_of
 from training.models import Classifier
 from training.objectives import OBJECTIVES, Step
+from training.optimisation import MovingAverage, learning_rate, make_optimizer
 from training.recipe import IngredientSpec
-from training.threat import union
+from training.robustness import as_input, evaluate_classifier
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT, LOG = "checkpoint.safetensors", "metrics.jsonl"
+# In the work folder, beside the ingredients' files; no name of an ingredient begins with a dot.
+CHECKPOINT, LOG, NON_FINITE = ".checkpoint.safetensors", "metrics.jsonl", "non-finite"
 SAVE_SECONDS = 600.0  # between two checkpoints within an epoch
 TRACK_STEPS = 20  # between two values sent to a tracker
-ATTACK_BATCH = 250
 
 
 class Place(NamedTuple):
@@ -82,13 +82,12 @@ class Fit:
         self.classifier = classifier
         self.objective.prepare(classifier.net)
         classifier.to(place.accelerator.device).to(memory_format=torch.channels_last)
-        if self.part.of > 1 and place.accelerator.device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(classifier)  # type: ignore[no-untyped-call]
+        share_statistics(classifier, self.part, place.accelerator.device)
+        self.average = MovingAverage(classifier, spec.ema_decay)
         self.model: nn.Module = place.accelerator.prepare(classifier)
         if place.compute.compiled:
             classifier.compile()
-        self.optimizer = _optimizer(spec, classifier)
-        self.average = {key: tensor.clone() for key, tensor in classifier.net.state_dict().items()}
+        self.optimizer = make_optimizer(spec, classifier.net)
         self.best: StateDict = {}
         self.progress = Progress()
 
@@ -115,7 +114,7 @@ class Fit:
         ):
             while self.progress.step < self.num_steps:
                 self._epoch(bar, interrupted)
-        chosen = self.best if self.spec.selection is not None else self.average
+        chosen = self.best if self.spec.selection is not None else self.average.state_dict()
         return {key: tensor.cpu().contiguous() for key, tensor in self.objective.finish(chosen).items()}
 
     def _epoch(self, bar: "tqdm[Any]", interrupted: threading.Event) -> None:
@@ -157,13 +156,15 @@ class Fit:
             start=first,
             part=self.part,
         ):
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            yield to_device(images, labels, device)
 
     def update(self, images: Tensor, labels: Tensor) -> float:
         """Take one optimiser step on this process's share of a batch, and return the loss over all of it."""
         spec, accelerator, step = self.spec, self.place.accelerator, self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = spec.lr * learning_rate(step, self.num_steps, spec.warmup_fraction, spec.milestones)
+        # Layers that draw, such as drop path, draw from torch's global generators.
+        torch.manual_seed(stream(self.seed, step, self.part.number, 0))
         noise = seeded(self.seed, step, 1 + self.part.number, device=images.device)
         draws = seeded(self.seed, step, 0)
         self.optimizer.zero_grad(set_to_none=True)
@@ -179,8 +180,7 @@ class Fit:
                 accelerator.backward(loss)
             total += loss.detach()
         self.optimizer.step()
-        decay = min(spec.ema_decay, (step + 1) / (step + 10))
-        _update_average(self.average, self.classifier.net, decay)
+        self.average.update(self.classifier)
         return float(accelerator.reduce(total, reduction="mean"))
 
     def _loss(self, images: Tensor, labels: Tensor, noise: torch.Generator, draws: torch.Generator) -> Tensor:
@@ -212,7 +212,8 @@ class Fit:
         value = float(self.place.accelerator.reduce(loss.detach(), reduction="mean"))
         if math.isfinite(value):
             return
-        path = self.place.work / f"non-finite-{self.spec.name}-{self.part.number}.safetensors"
+        path = self.place.work / NON_FINITE / f"{self.spec.name}-{self.part.number}.safetensors"
+        path.parent.mkdir(exist_ok=True)
         save_atomically({"images": images, "labels": labels}, path, {"step": str(self.progress.step)})
         raise FloatingPointError(
             f"{self.spec.name}: the loss is {value} at step {self.progress.step}; a lower lr may help. The batch is "
@@ -232,9 +233,9 @@ class Fit:
         spec, accelerator, progress = self.spec, self.place.accelerator, self.progress
         if self.part.of > 1:
             _mean_buffers(self.classifier.net, accelerator)
-            _mean_tensors(self.average, accelerator)
+            _mean_tensors(self.average.state_dict(), accelerator)
         device = str(accelerator.device)
-        accuracy = accuracy_of(self.classifier, self.splits.validation, weights=self.average, device=device)
+        accuracy = accuracy_of(self.average.classifier, self.splits.validation, device=device)
         row: dict[str, Any] = {
             "ingredient": spec.name,
             "epoch": epoch,
@@ -249,7 +250,7 @@ class Fit:
             row["validation_robust_accuracy"] = robust
             if robust >= progress.best:
                 progress.best = robust
-                self.best = {key: tensor.detach().clone() for key, tensor in self.average.items()}
+                self.best = {key: tensor.clone() for key, tensor in self.average.state_dict().items()}
         self._track({key: float(value) for key, value in row.items() if not isinstance(value, str)})
         if accelerator.is_main_process:
             with (self.place.work / LOG).open("a", encoding="utf-8") as file:
@@ -268,12 +269,17 @@ class Fit:
         selection = self.spec.selection
         assert selection is not None
         chosen = self.splits.validation.balanced(selection.n, seed=0)
-        own = {key: tensor.clone() for key, tensor in self.classifier.net.state_dict().items()}
-        self.classifier.net.load_state_dict(self.average)
-        try:
-            return _robust_accuracy(self.classifier, chosen, self.spec, selection.num_steps, self.place.accelerator)
-        finally:
-            self.classifier.net.load_state_dict(own)
+        by_size = sorted(self.spec.threat_models, key=lambda threat: threat.eps)
+        threats = {threat.norm: threat for threat in by_size}  # the larger ball of a norm holds the smaller one
+        found = evaluate_classifier(
+            self.average.classifier,
+            *as_input(chosen),
+            tuple(threats.values()),
+            num_steps=selection.num_steps,
+            losses=dict.fromkeys(NORMS, ("ce",)),
+            device=str(self.place.accelerator.device),
+        )
+        return found.accuracies()["union"]
 
     def _track(self, values: dict[str, float]) -> None:
         if self.place.compute.tracker is not None:
@@ -284,56 +290,8 @@ class Fit:
     def _save(self) -> None:
         if not self.place.accelerator.is_main_process:
             return
-        nets = {"model": self.classifier.net.state_dict(), "average": self.average, "best": self.best}
+        nets = {"model": self.classifier.net.state_dict(), "average": self.average.state_dict(), "best": self.best}
         save_checkpoint(self.place.work / CHECKPOINT, self.spec.name, self.progress, nets, self.optimizer)
-
-
-def _robust_accuracy(
-    classifier: Classifier, data: ImageSet, spec: IngredientSpec, num_steps: int, accelerator: Accelerator
-) -> float:
-    images, labels = torch.from_numpy(to_input(data.images)), torch.from_numpy(data.labels)
-    classifier.eval()
-    standing = 0
-    for start in range(0, len(data), ATTACK_BATCH):
-        x = images[start : start + ATTACK_BATCH].to(accelerator.device)
-        y = labels[start : start + ATTACK_BATCH].to(accelerator.device)
-        with torch.no_grad():
-            survived = [classifier(x).argmax(1) == y]
-        for threat in spec.threat_models:
-            attacked = apgd(classifier, x, y, threat, num_steps=num_steps, generator=seeded(start, device=x.device))
-            with torch.no_grad():
-                survived.append(classifier(attacked).argmax(1) == y)
-        standing += int(union(survived).sum())
-    return standing / len(data)
-
-
-def _optimizer(spec: IngredientSpec, classifier: Classifier) -> torch.optim.Optimizer:
-    matrices = [parameter for parameter in classifier.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in classifier.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    if spec.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, spec.second_moment))
-    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0)
-
-
-def learning_rate(step: int, num_steps: int, warmup_fraction: float, milestones: tuple[float, ...]) -> float:
-    """Return the factor on the peak learning rate: a linear rise, then steps down or half a cosine to zero."""
-    warmup = warmup_fraction * num_steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if milestones:
-        passed = sum(step >= share * num_steps for share in milestones)
-        return float(0.1**passed)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, num_steps - warmup)))
-
-
-@torch.no_grad()
-def _update_average(average: StateDict, net: nn.Module, decay: float) -> None:
-    for key, tensor in net.state_dict().items():
-        if tensor.is_floating_point():
-            average[key].lerp_(tensor, 1 - decay)
-        else:
-            average[key].copy_(tensor)
 
 
 def _mean_buffers(net: nn.Module, accelerator: Accelerator) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import torch
 import tyro
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from training.bases import save_base_set
 from training.cli import Command, Result
 from training.data import ImageSet, balanced_indices, find_files
+from training.devices import pick_device
 from training.documents import Frozen, file_sha256
 from training.foreign import Channels, Fitted, load_weights
 from training.manifest import (
@@ -92,7 +92,7 @@ class Import(Command):
     )
     n: int = Field(default=500, ge=1, description="test images to attack")
     steps: int = Field(default=40, ge=1, description="APGD steps")
-    device: str = Field(default="cpu", description="torch device")
+    device: str = Field(default="cpu", description="cpu, cuda or cuda:1; auto: cuda where there is one")
 
     def execute(self) -> Result:
         """Read, check, measure, write."""
@@ -118,7 +118,7 @@ def import_checkpoint(options: Import) -> Manifest:
     base_set = options.base_set or options.out.resolve().name
     _check_name("--base-set", base_set, TypeAdapter(BaseSetName).validate_python)
     _check_name("--name", options.ingredient, TypeAdapter(Name).validate_python)
-    _check_device(options.device)
+    device = str(pick_device(options.device))
     architecture = Architecture(name=options.arch, kwargs=_kwargs(options.arch_kwargs))
     threat = None if options.threat_model.lower() == "none" else parse_threat(options.threat_model)
     class_names = _class_names(options)
@@ -131,7 +131,7 @@ def import_checkpoint(options: Import) -> Manifest:
     recipe = _recipe(options, fitted)
     files = find_files(_test_part(options.data), spec, class_names)
     test = files.subset(balanced_indices(files.labels, options.num_images or len(files), seed=options.seed)).load()
-    metrics = _measure(classifier, test, recipe.evaluation, options)
+    metrics = _measure(classifier, test, recipe.evaluation, options, device)
     name = options.ingredient
     ingredient = Ingredient(
         name=name,
@@ -149,7 +149,7 @@ def import_checkpoint(options: Import) -> Manifest:
         class_names=class_names,
         ingredients=(ingredient,),
         default_coefficients={name: 1.0},
-        provenance=provenance(recipe, test, seed=options.seed, seconds=0, device=options.device),
+        provenance=provenance(recipe, test, seed=options.seed, seconds=0, device=device),
     )
     return save_base_set(options.out, manifest, {name: fitted.state_dict})
 
@@ -172,13 +172,6 @@ def _check_name(option: str, name: str, validate: Callable[[str], str]) -> None:
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise ValueError(f"{option}: {reason}, got {name!r}") from None
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def _kwargs(text: str) -> dict[str, JsonValue]:
@@ -248,7 +241,9 @@ def _recipe(options: Import, fitted: Fitted) -> ImportRecipe:
     return ImportRecipe(imported=imported, evaluation=evaluation)
 
 
-def _measure(classifier: Classifier, test: ImageSet, spec: EvaluationSpec, options: Import) -> dict[str, Metric]:
+def _measure(
+    classifier: Classifier, test: ImageSet, spec: EvaluationSpec, options: Import, device: str
+) -> dict[str, Metric]:
     if options.evaluate:
-        return metrics_of(classifier, spec, test, seed=options.seed, device=options.device)
-    return {"clean": Metric(value=accuracy_of(classifier, test, device=options.device), n=len(test))}
+        return metrics_of(classifier, spec, test, seed=options.seed, device=device)
+    return {"clean": Metric(value=accuracy_of(classifier, test, device=device), n=len(test))}

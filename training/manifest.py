@@ -1,11 +1,12 @@
 """The base-set manifest: what a folder of ingredients says about itself. Imports no torch: predictors read it too."""
 
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from training.documents import Frozen, Signed, check_file, read_document
 
@@ -15,7 +16,21 @@ COEFFICIENT_SUM_TOLERANCE = 1e-6
 
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
+def _free_name(name: str) -> str:
+    if re.fullmatch(_MOMENTS, name, re.IGNORECASE):
+        raise ValueError(f"the file {name}.safetensors of a base set is for its moments: choose another name")
+    return name
+
+
+def _free_file(file: str) -> str:
+    _free_name(file.removesuffix(".safetensors"))
+    return file
+
+
+_MOMENTS = r"moments(-[0-9a-f]{8})?"  # name of a file that every base set may have, besides those of its ingredients
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"), AfterValidator(_free_name)]
 BaseSetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
@@ -113,7 +128,7 @@ class Ingredient(Frozen):
     """One trained classifier of the set."""
 
     name: Name
-    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors$")]
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors$"), AfterValidator(_free_file)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     threat_model: ThreatModel | None = Field(
         description="what it was trained against; null for nominal training, and for several at once (see the recipe)"
@@ -126,7 +141,7 @@ class Ingredient(Frozen):
 class MomentsFile(Frozen):
     """Where the means and variances of the ingredients' channels are: see training/moments.py."""
 
-    file: Annotated[str, Field(pattern=r"^moments(-[0-9a-f]{8})?\.safetensors$")] = "moments.safetensors"
+    file: Annotated[str, Field(pattern=rf"^{_MOMENTS}\.safetensors$")] = "moments.safetensors"
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     n: int = Field(ge=1, description="images they were measured on, not shifted")
     data_hash: str = Field(description="digest of these images")
@@ -167,7 +182,11 @@ class Manifest(Signed):
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
-        for what, names in (("class_names", self.class_names), ("ingredients", self.ingredient_names)):
+        files = tuple(ingredient.file for ingredient in self.ingredients)
+        if self.moments is not None:
+            files = (*files, self.moments.file)
+        unique = {"class_names": self.class_names, "ingredients": self.ingredient_names, "files": files}
+        for what, names in unique.items():
             if repeats := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{what}: {repeats} appear more than once")
         if any(not name.strip() for name in self.class_names):

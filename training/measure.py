@@ -4,17 +4,17 @@ import logging
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
+from training.attacks import eval_mode
 from training.bases import BaseSet, StateDict
 from training.data import ImageSet, Splits
-from training.evaluate import APGD_LOSSES, evaluate_classifier
 from training.images import to_input
 from training.manifest import Ingredient, Manifest, Metric, MomentsFile
 from training.models import Classifier, create_classifier
 from training.moments import NUM_IMAGES, LayerMoments, measure_moments, movable_layers
 from training.provenance import provenance
 from training.recipe import EvaluationSpec, Recipe
+from training.robustness import APGD_LOSSES, as_input, evaluate_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -22,32 +22,22 @@ BATCH = 500
 
 
 @torch.no_grad()
-def accuracy_of(
-    classifier: Classifier, data: ImageSet, *, weights: Mapping[str, Tensor] | None = None, device: str = "cpu"
-) -> float:
+def accuracy_of(classifier: Classifier, data: ImageSet, *, device: str = "cpu") -> float:
     """Return the clean accuracy on `data`, a fraction.
 
     Args:
         classifier: left as it was found, but for its device.
         data: images at the classifier's input size.
-        weights: state dict of the network to use instead of its own.
         device: where to compute.
     """
     classifier.to(device)
-    own = {key: tensor.clone() for key, tensor in classifier.net.state_dict().items()}
-    was_training = classifier.training
-    classifier.net.load_state_dict(weights or own)
-    classifier.eval()
-    try:
+    with eval_mode(classifier):
         correct = 0
         for start in range(0, len(data), BATCH):
             images = torch.from_numpy(to_input(data.images[start : start + BATCH])).to(device)
             labels = torch.from_numpy(data.labels[start : start + BATCH]).to(device)
             correct += int((classifier(images).argmax(1) == labels).sum())
-        return correct / len(data)
-    finally:
-        classifier.net.load_state_dict(own)
-        classifier.train(was_training)
+    return correct / len(data)
 
 
 def measure(
@@ -136,9 +126,8 @@ def metrics_of(
 ) -> dict[str, Metric]:
     """Return clean accuracy on all test images, robust and union accuracy on `spec.n` of them."""
     some = test.balanced(spec.n, seed=seed)
-    images, labels = torch.from_numpy(to_input(some.images)), torch.from_numpy(some.labels)
     evaluation = evaluate_classifier(
-        classifier, images, labels, spec.threat_models, num_steps=spec.num_steps, device=device, seed=seed
+        classifier, *as_input(some), spec.threat_models, num_steps=spec.num_steps, device=device, seed=seed
     )
     accuracies = evaluation.accuracies()
     metrics = {"clean": Metric(value=accuracy_of(classifier, test, device=device), n=len(test))}

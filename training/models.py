@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from timm.models import register_model
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from training import wide_resnet  # noqa: F401 (registers itself with timm)
 from training.manifest import Architecture, InputSpec
@@ -64,6 +65,11 @@ def create_classifier(architecture: Architecture, spec: InputSpec, num_classes: 
             f"architecture {architecture.name!r}: expected logits (1, {num_classes}), got {tuple(logits.shape)}"
         )
     return classifier
+
+
+def batch_norms(net: nn.Module) -> dict[str, _BatchNorm]:
+    """Return every BatchNorm layer of a network by its name, those without weights or running statistics too."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
 
 
 def _with_size(architecture: Architecture, spec: InputSpec) -> dict[str, Any]:

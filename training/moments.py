@@ -14,10 +14,9 @@ import numpy.typing as npt
 import torch
 from timm.layers.norm import GroupNorm, GroupNorm1, LayerNorm, LayerNorm2d, LayerNorm2dFp32, LayerNormFp32
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.images import to_input
-from training.models import Classifier
+from training.models import Classifier, batch_norms
 
 NUM_IMAGES = 2000  # at most, that moments are measured on
 BATCH = 200
@@ -47,7 +46,7 @@ def movable_layers(net: nn.Module, *, max_weights: float = MAX_WEIGHTS) -> dict[
     network names them, from input to output. Empty for a network with BatchNorm, which has its own statistics.
     """
     modules = dict(net.named_modules())
-    if any(isinstance(module, _BatchNorm) for module in modules.values()):
+    if batch_norms(net):
         return {}
     found: dict[str, nn.Module] = {}
     is_normalised = False

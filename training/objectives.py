@@ -1,40 +1,49 @@
 """Training objectives: one small function each, over the one loop in fit.py.
 
-An objective turns a `Step`, one batch with what belongs to it, into a loss. What it needs stands in its `@objective`
-line; keyword-only parameters are its options, which a recipe may set. To add one, write the function and a recipe.
+An objective turns a `Step`, one batch with what belongs to it, into a loss. What it takes stands in its `@objective`
+line, and a recipe that gives it anything else is refused; keyword-only parameters are its options, which a recipe may
+set. To add one, write the function and a recipe.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from training.attacks import apgd, eval_mode, fgsm
 from training.documents import Frozen
-from training.manifest import Norm, ThreatModel
+from training.manifest import NORMS, Norm, ThreatModel
 from training.multi_norm import msd as msd_attack
 from training.pyramid import pyramid_attack
 from training.split_norm import auxiliary_norms, merge_norms, split_norms
 
 NumThreats = Literal["none", "one", "several"]
+AttackKind = Literal["fgsm", "apgd"]
+AttackLoss = Literal["ce", "dlr", "kl"]
 
 
 class AttackSpec(Frozen):
     """The attack inside adversarial training."""
 
-    kind: Literal["fgsm", "apgd"] = Field(
-        description="fgsm: one step from uniform noise (Linf only); apgd: several steps"
-    )
+    kind: AttackKind = Field(description="fgsm: one step from uniform noise (Linf only); apgd: several steps")
     num_steps: int | dict[Norm, int] = Field(default=1, description="gradient steps per batch; may differ by norm")
-    loss: Literal["ce", "dlr", "kl"] = Field(
+    loss: AttackLoss = Field(
         default="ce", description="what apgd maximises; kl, towards the clean prediction, starts from noise"
     )
+
+    @model_validator(mode="after")
+    def _check_fgsm(self) -> "AttackSpec":
+        if self.kind == "fgsm" and (self.num_steps != 1 or self.loss != "ce"):
+            raise ValueError(
+                f"fgsm is one step on the loss ce, got num_steps {self.num_steps} and loss {self.loss}: use apgd"
+            )
+        return self
 
     def steps(self, norm: Norm) -> int:
         """Return the number of steps for a norm.
@@ -78,6 +87,7 @@ class Step:
         assert self.attack is not None
         threat = self.threat_models[number]
         if self.attack.kind == "fgsm":
+            assert aim is None
             return fgsm(self.model, self.images, self.labels, threat, generator=self.noise)
         return apgd(
             self.model,
@@ -101,10 +111,17 @@ class Objective(NamedTuple):
 
     function: Callable[..., Tensor]
     num_threats: NumThreats
-    needs_attack: bool
+    norms: Sequence[Norm]
+    kinds: Sequence[AttackKind]
+    losses: Sequence[AttackLoss]
     options: type[BaseModel]
     prepare: Callable[[nn.Module], nn.Module]
     finish: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+    @property
+    def needs_attack(self) -> bool:
+        """Whether a recipe gives it an attack."""
+        return len(self.kinds) > 0
 
 
 OBJECTIVES: dict[str, Objective] = {}
@@ -113,7 +130,9 @@ OBJECTIVES: dict[str, Objective] = {}
 def objective(
     threats: NumThreats,
     *,
-    attack: bool = True,
+    norms: Sequence[Norm] = NORMS,
+    kinds: Sequence[AttackKind] = get_args(AttackKind),
+    losses: Sequence[AttackLoss] = get_args(AttackLoss),
     prepare: Callable[[nn.Module], nn.Module] = lambda net: net,
     finish: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
@@ -121,7 +140,9 @@ def objective(
 
     Args:
         threats: how many threat models a recipe gives it.
-        attack: whether a recipe gives it an attack.
+        norms: which ones these may have.
+        kinds: of the attack that a recipe gives it; empty if it takes none.
+        losses: of this attack.
         prepare: changes the network before training.
         finish: turns the state dict of the changed network into that of the original one.
     """
@@ -131,13 +152,13 @@ def objective(
         fields: dict[str, Any] = {p.name: (p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
         options = create_model(function.__name__, __config__=ConfigDict(extra="forbid", frozen=True), **fields)
         name = function.__name__.strip("_").replace("_", "-")
-        OBJECTIVES[name] = Objective(function, threats, attack, options, prepare, finish)
+        OBJECTIVES[name] = Objective(function, threats, norms, kinds, losses, options, prepare, finish)
         return function
 
     return register
 
 
-@objective("none", attack=False)
+@objective("none", kinds=())
 def nominal(step: Step) -> Float[Tensor, ""]:
     """Cross-entropy on clean images."""
     return step.loss(step.images)
@@ -173,14 +194,14 @@ def max_(step: Step) -> Float[Tensor, ""]:
     """
     points = torch.stack([step.attacked(number) for number in range(len(step.threat_models))])
     with torch.no_grad(), eval_mode(step.model):
-        losses = [cross_entropy(step.model(point), step.labels, reduction="none") for point in points]
+        losses = [cross_entropy(step.model(point), step.targets, reduction="none") for point in points]
     worst = torch.stack(losses).argmax(0)
     return step.loss(points[worst, torch.arange(len(worst), device=worst.device)])
 
 
-@objective("several")
+@objective("several", kinds=("apgd",), losses=("ce",))
 def msd(step: Step) -> Float[Tensor, ""]:
-    """One attack whose every step is the best of the threat models' steps.
+    """One attack whose every step is the best of the threat models' steps. Norms with steps of their own take the most.
 
     Source: multi steepest descent, Maini, Wong & Kolter 2020 (arXiv:1909.04068), algorithm 1.
     """
@@ -201,7 +222,8 @@ def eat(step: Step, *, decay: float = 0.9) -> Float[Tensor, ""]:
 
     Source: E-AT, Croce & Hein 2022 (arXiv:2105.12508), section 4.
     """
-    keys = [f"{threat.norm} robust error" for threat in step.threat_models]
+    # By position: two threat models may share a norm, and a ramp changes the radii from step to step.
+    keys = [f"robust error {number}" for number in range(len(step.threat_models))]
     seen = all(key in step.memory for key in keys)
     number = step.choose([step.memory[key] + 1e-6 for key in keys] if seen else [1.0] * len(keys))
     logits = step.forward(step.attacked(number))
@@ -225,7 +247,7 @@ def trades(step: Step, *, beta: float = 6.0) -> Float[Tensor, ""]:
     return cross_entropy(clean, step.targets, label_smoothing=step.label_smoothing) + beta * divergence
 
 
-@objective("one", prepare=split_norms, finish=merge_norms)
+@objective("one", kinds=("apgd",), losses=("ce",), prepare=split_norms, finish=merge_norms)
 def advprop(step: Step) -> Float[Tensor, ""]:
     """Clean and attacked images, each with normalisation layers of their own; those of the attacked ones are dropped.
 
@@ -239,7 +261,7 @@ def advprop(step: Step) -> Float[Tensor, ""]:
     return (cross_entropy(clean, step.targets, label_smoothing=step.label_smoothing) + attacked) / 2
 
 
-@objective("one")
+@objective("one", norms=("Linf",), kinds=("apgd",), losses=("ce",))
 def pyramid_at(
     step: Step, *, scales: tuple[int, ...] = (32, 16, 1), multipliers: tuple[float, ...] = (20.0, 10.0, 1.0)
 ) -> Float[Tensor, ""]:

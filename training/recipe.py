@@ -1,5 +1,6 @@
 """Recipes: everything that decides a training run, as one checked YAML file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from training.augmentation import Augmentation
 from training.data import DataSpec
 from training.documents import Frozen, first_error
 from training.manifest import Architecture, InputSpec, Name, ThreatModel
-from training.objectives import OBJECTIVES, AttackSpec
+from training.objectives import OBJECTIVES, AttackSpec, Objective
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -50,7 +51,9 @@ class IngredientSpec(Frozen):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum of sgd, first beta of adamw")
     second_moment: float = Field(default=0.95, ge=0, lt=1, description="second beta of adamw")
-    weight_decay: float = Field(default=5e-4, ge=0, description="of weights; biases and norm layers have none")
+    weight_decay: float = Field(
+        default=5e-4, ge=0, description="of matrices and kernels that the network does not exempt"
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     ema_decay: float = Field(default=0.995, ge=0, lt=1, description="per step, of the averaged weights that are kept")
     selection: Selection | None = Field(default=None, description="null: the last epoch's weights are kept")
@@ -69,17 +72,36 @@ class IngredientSpec(Frozen):
         if objective.needs_attack != (self.attack is not None):
             wanted = "needs an attack" if objective.needs_attack else "takes no attack"
             raise ValueError(f"{self.name}: objective {self.objective} {wanted}")
-        self._check_attack()
+        self._check_attack(objective)
+        self._check_unused(objective)
         self.objective_options()
         return self
 
-    def _check_attack(self) -> None:
+    def _check_attack(self, objective: Objective) -> None:
+        """Refuse norms, kinds of attack and losses that the objective would not use."""
         if self.attack is None:
             return
+        taken: list[tuple[str, str, Sequence[str]]] = [
+            ("attack.kind", self.attack.kind, objective.kinds),
+            ("attack.loss", self.attack.loss, objective.losses),
+            *(("threat_models with norm", threat.norm, objective.norms) for threat in self.threat_models),
+        ]
+        for field, given, expected in taken:
+            if given not in expected:
+                raise ValueError(
+                    f"{self.name}: objective {self.objective} takes {field} {' or '.join(expected)}, got {given}"
+                )
         for threat in self.threat_models:
             if self.attack.kind == "fgsm" and threat.norm != "Linf":
                 raise ValueError(f"{self.name}: attack fgsm is for Linf, use apgd for {threat.norm}")
             self.attack.steps(threat.norm)
+
+    def _check_unused(self, objective: Objective) -> None:
+        """Refuse settings that nothing would read."""
+        if self.eps_ramp_fraction > 0 and objective.num_threats == "none":
+            raise ValueError(f"{self.name}: eps_ramp_fraction needs threat_models, objective {self.objective} has none")
+        if self.optimizer == "sgd" and self.second_moment != type(self).model_fields["second_moment"].default:
+            raise ValueError(f"{self.name}: second_moment is for adamw, got optimizer sgd")
 
     def objective_options(self) -> BaseModel:
         """Return the objective's options, checked.
@@ -128,7 +150,7 @@ class Recipe(Frozen):
     def _check_parents(self) -> "Recipe":
         seen: set[str] = set(self.inherits)
         for ingredient in self.ingredients:
-            if ingredient.name in seen:
+            if ingredient.name.casefold() in {name.casefold() for name in seen}:
                 raise ValueError(f"ingredients: the name {ingredient.name!r} appears more than once")
             if ingredient.parent is not None and ingredient.parent not in seen:
                 raise ValueError(f"{ingredient.name}: its parent {ingredient.parent!r} is not an earlier ingredient")

@@ -11,6 +11,9 @@ from tqdm import tqdm
 
 from training.attack_losses import LossName
 from training.attacks import NUM_TARGETS, apgd, check_images, eval_mode, pgd
+from training.data import ImageSet
+from training.devices import exact_floats
+from training.images import to_input
 from training.intervals import wilson
 from training.journal import Journal
 from training.threat import NORMS, Norm, ThreatModel, union
@@ -91,8 +94,9 @@ def evaluate_classifier(
     targeted loss through each of the 9 (L1: 5) highest-scoring other classes, so *restarts are per target*. Each
     starts from a random point of its own.
 
-    The same seed, batch size and device give the same answer, in one go or continued from a journal. The model is
-    moved to `device` and stays there; otherwise it is left as it was found. What breaks an image is judged by one more
+    The same seed, batch size and device give the same answer, in one go or continued from a journal. On CUDA it is
+    computed in float32 throughout, not in TensorFloat-32. The model is moved to `device` and stays there; otherwise it
+    is left as it was found. What breaks an image is judged by one more
     forward pass, not by the attack.
 
     Args:
@@ -121,7 +125,7 @@ def evaluate_classifier(
         losses = {norm: (APGD_LOSSES[norm] if attack == "apgd" else "ce",) for norm in NORMS}
     model.to(device)
     run = _Run(model, images, labels, attack, num_steps, device, batch_size, seed, journal or Journal(None, {}))
-    with eval_mode(model):
+    with eval_mode(model), exact_floats():
         predicted, num_classes = _predict(run)
         clean = predicted == labels.cpu()
         plans = {norm: _attempts(losses[norm], norm, num_classes, num_restarts) for norm in norms}
@@ -131,6 +135,11 @@ def evaluate_classifier(
             for threat in threats:
                 correct[threat.norm] = _survivors(run, clean, threat, plans[threat.norm], bar)
     return Evaluation(correct, predicted)
+
+
+def as_input(data: ImageSet) -> tuple[Float[Tensor, "N 3 H W"], Int[Tensor, "N"]]:
+    """Return images as a network takes them, float32 in [0, 1], and labels, on the CPU."""
+    return torch.from_numpy(to_input(data.images)), torch.from_numpy(data.labels)
 
 
 class _Run(NamedTuple):

@@ -148,13 +148,14 @@ def steepest_l1(gradient: Float[Tensor, "B C H W"], num_entries: Int[Tensor, "B"
 
     Args:
         gradient: any scale.
-        num_entries: how many entries move, per image, from 1 to C * H * W. Ties may add some.
+        num_entries: how many entries move, per image, from 1 to C * H * W. Ties may add some; entries whose gradient is
+            zero never move and do not count.
     """
     size = gradient.abs()
     largest = size.flatten(1).topk(int(num_entries.max()), dim=1).values
     bound = largest.gather(1, num_entries[:, None] - 1)[:, :, None, None]
-    chosen = (size >= bound).to(gradient.dtype)
-    return gradient.sign() * chosen / chosen.sum(_PIXELS, keepdim=True)
+    chosen = ((size >= bound) & (size > 0)).to(gradient.dtype)
+    return gradient.sign() * chosen / chosen.sum(_PIXELS, keepdim=True).clamp(min=1)
 
 
 def start_linf(images: Float[Tensor, "B C H W"], eps: float, generator: torch.Generator) -> Float[Tensor, "B C H W"]:

@@ -12,6 +12,7 @@ from training.bases import BaseSet, StateDict, load_base_set, save_base_set
 from training.checkpoint import save_atomically
 from training.compute import Compute
 from training.data import Images, Splits, load_splits
+from training.files import replace_file
 from training.fit import CHECKPOINT, LOG, Fit, Place
 from training.manifest import Manifest
 from training.measure import measure, moments_of
@@ -59,7 +60,7 @@ def train(
     splits = load_splits(recipe.data, recipe.input, data_path)
     base = _load_start(recipe, start, splits)
     accelerator = compute.accelerator()
-    work = _open_work_folder(recipe, seed, out, splits.train, base)
+    work = _open_work_folder(recipe, seed, out, splits.train, base, is_main=accelerator.is_main_process)
     if compute.tracker is not None:
         accelerator.init_trackers(recipe.name, config={"seed": seed})
     logger.info(
@@ -125,7 +126,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _open_work_folder(recipe: Recipe, seed: int, out: Path, data: Images, base: BaseSet | None) -> Path:
+def _open_work_folder(
+    recipe: Recipe, seed: int, out: Path, data: Images, base: BaseSet | None, *, is_main: bool
+) -> Path:
+    """Return the folder of the unfinished run. Every process compares it with the run, the main one marks it."""
     work = out.parent / f".{out.name}.partial"
     identity = {
         "recipe": recipe.model_dump(mode="json"),
@@ -139,7 +143,8 @@ def _open_work_folder(recipe: Recipe, seed: int, out: Path, data: Images, base: 
             f"{work}: holds the unfinished run of another recipe, seed or data; remove it or choose another --out"
         )
     work.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps(identity), encoding="utf-8")
+    if is_main:
+        replace_file(marker, lambda partial: partial.write_text(json.dumps(identity), encoding="utf-8"))
     return work
 
 

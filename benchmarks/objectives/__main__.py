@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.machine import machine
 from training.attacks import apgd
-from training.augmentation import Augmentation, batches, seeded
+from training.augmentation import Augmentation, batches, seeded, to_device
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.compute import Compute
@@ -153,9 +153,10 @@ def _right(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
 def _timed_steps(fits: dict[str, Fit], train: Images, rounds: int) -> dict[str, Any]:
     """Return seconds per step (rounds,) of each objective, taken in turn, so that all see the same machine."""
     times: dict[str, list[float]] = {name: [] for name in fits}
-    for turn, (images, labels) in enumerate(batches(train, 128, AUGMENTATION, seed=1)):
+    for turn, batch in enumerate(batches(train, 128, AUGMENTATION, seed=1)):
         if turn > rounds:
             break
+        images, labels = to_device(*batch, "cpu")
         for name, fit in fits.items():
             started = time.perf_counter()
             fit.update(images, labels)

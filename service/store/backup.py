@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
 
+from training.files import replace_file
+
 PG_DUMP = "pg_dump"
 
 
@@ -26,15 +28,7 @@ def back_up(url: str, out: Path) -> None:
         raise ValueError(f"{out}: expected a file that does not exist yet")
     parsed = make_url(url)
     copy = _copy_sqlite if parsed.get_backend_name() == "sqlite" else _dump_postgresql
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        copy(parsed, partial)
-        partial.chmod(0o600)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.rename(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(out, lambda partial: copy(parsed, partial), mode=0o600)
 
 
 def _copy_sqlite(url: URL, out: Path) -> None:

@@ -11,7 +11,6 @@ import hmac
 import logging
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import Literal, Self, get_args
 from pydantic import AwareDatetime, Field, model_validator
 
 from training.documents import Frozen, read_document
+from training.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -119,16 +119,7 @@ def _write(path: Path, keys: Sequence[Key]) -> None:
     """Replace the file in one step, readable by its owner only."""
     target = path.resolve()  # a link stays a link
     text = KeysFile(keys=tuple(keys)).model_dump_json(indent=1) + "\n"
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(target, lambda partial: partial.write_text(text, encoding="utf-8"), mode=0o600)
 
 
 def hash_key(secret: str) -> str:

@@ -1,4 +1,4 @@
-"""Our attacks against those of torchattacks, ART and foolbox: same models, images, radii, steps and restarts.
+"""Our attacks against those of torchattacks, ART, foolbox and AutoAttack: same models, images, radii, steps, restarts.
 
 On digits, trained here by the bundled recipe, and on `bases/cifar10-small` where SAUCIER_TEST_CIFAR10 names a folder
 with CIFAR-10's images as the recipe wants them.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.attacks.references import REFERENCES, ours, survivors
 from training.__main__ import COMMANDS
@@ -24,15 +24,17 @@ from training.cli import run
 from training.evaluate import evaluation_threats, load_images
 from training.images import to_input
 from training.models import Classifier
-from training.threat import Norm, ThreatModel
+from training.robustness import STRONG_LOSSES, STRONG_STEPS, evaluate_classifier
+from training.threat import NORMS, Norm, ThreatModel
 
 pytestmark = [pytest.mark.reference, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("linf", "l1")
 STEPS = 40
-NUM_DIGITS, NUM_CIFAR10 = 600, 500
+NUM_DIGITS, NUM_CIFAR10, NUM_AUTOATTACK = 600, 500, 80
 ALLOWED: dict[Norm, float] = {"Linf": 0.01, "L2": 0.01, "L1": 0.0}  # by which our robust accuracy may be higher
+ALLOWED_AUTOATTACK = 0.0125  # the same, for the whole ensemble: one image
 CASES = [(norm, name) for norm, attacks in REFERENCES.items() for name in attacks]
 
 
@@ -108,6 +110,27 @@ def test_ours_is_no_weaker_with_restarts(digits: Bench, norm: Norm) -> None:
     )  # fmt: skip
     mine, theirs = (judge(method).float().mean().item() for method in (partial(ours, loss=loss), attack))
     assert mine <= theirs + ALLOWED[norm]
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_strong_evaluation_is_no_weaker_than_autoattack(digits: Bench, norm: Norm) -> None:
+    """The authors' own code, standard version: APGD on two losses, FAB and Square; ours has one restart per target."""
+    pyautoattack = pytest.importorskip("pyautoattack", reason="needs pyautoattack, which pip installs")
+    model, threat = digits.models["linf"], digits.threats[norm]
+    images, labels = digits.images[:NUM_AUTOATTACK], digits.labels[:NUM_AUTOATTACK]
+
+    def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *_: int) -> Tensor:
+        with torch.random.fork_rng():
+            attack = pyautoattack.AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=0)
+            found: Tensor = attack.run_standard_evaluation(x, y)[0]
+        return found
+
+    theirs = survivors(autoattack, model, images, labels, threat, steps=STRONG_STEPS).float().mean().item()
+    found = evaluate_classifier(model, images, labels, [threat], num_steps=STRONG_STEPS, losses=STRONG_LOSSES)
+    mine, clean = found.accuracies()[norm], found.accuracies()["clean"]
+    assert theirs < clean - 0.05, "the reference did nothing"
+    assert mine <= theirs + ALLOWED_AUTOATTACK, f"AutoAttack leaves {theirs:.1%} standing, ours {mine:.1%}"
 
 
 @pytest.mark.parametrize(("norm", "name"), CASES)

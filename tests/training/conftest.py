@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.conftest import CLASSES
 from training.attacks import fgsm
-from training.augmentation import Augmentation, batches
+from training.augmentation import Augmentation, batches, to_device
 from training.data import load_digits
 from training.images import to_input
 from training.manifest import Architecture, InputSpec, ThreatModel
@@ -48,7 +48,8 @@ def trained() -> Trained:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     generator = torch.Generator().manual_seed(0)
     for epoch in range(6):
-        for images, labels in batches(train, 64, Augmentation(), seed=0, epoch=epoch):
+        for batch in batches(train, 64, Augmentation(), seed=0, epoch=epoch):
+            images, labels = to_device(*batch, "cpu")
             attacked = fgsm(model, images, labels, ThreatModel(norm="Linf", eps=0.1), generator=generator)
             model.train()
             loss = cross_entropy(model(attacked), labels)

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -345,6 +346,12 @@ def test_targets_are_the_highest_other_classes() -> None:
     logits, labels = torch.tensor([[5.0, 2.0, 4.0, -1.0]]), torch.tensor([2])
     runs = references("dlr-targeted", logits, labels, num_targets=2)
     assert [run.tolist() for run in runs] == [[0], [1]]
+
+
+def test_kl_is_the_divergence_from_the_clean_to_the_attacked_prediction() -> None:
+    clean, attacked = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
+    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)  # 0.51; the other way round 0.37
+    assert float(kl(attacked.log(), torch.zeros(1).long(), clean.log())) == pytest.approx(expected, rel=1e-5)
 
 
 def test_kl_is_zero_at_the_clean_prediction_and_positive_elsewhere() -> None:

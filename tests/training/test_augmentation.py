@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import INPUT
 from tests.training.test_data import write_folder
-from training.augmentation import Augmentation, Part, batches, mix, seeded
+from training.augmentation import Augmentation, Part, batches, mix, seeded, to_device
 from training.data import ImageFiles, ImageSet, find_files, from_arrays, load_digits
 
 
@@ -19,7 +19,7 @@ def test_an_epoch_shows_every_image_once_and_augments_within_the_border() -> Non
     for batch, labels in batches(data, 4, Augmentation(pad=2, flip=True), seed=0):
         assert batch.shape == (4, 3, 6, 6)
         assert batch.is_contiguous(memory_format=torch.channels_last)
-        shades = (batch.amax(dim=(1, 2, 3)) * 255).round().long()
+        shades = batch.amax(dim=(1, 2, 3)).long()
         assert torch.equal(shades % 3, labels)
         seen += shades.tolist()
     assert sorted(seen) == list(range(12))
@@ -28,7 +28,7 @@ def test_an_epoch_shows_every_image_once_and_augments_within_the_border() -> Non
 def test_without_augmentation_the_batch_holds_the_images_themselves() -> None:
     few = load_digits()[0].subset(range(8))
     ((batch, _),) = batches(few, 8, Augmentation(), seed=0)
-    found = {(image.permute(1, 2, 0) * 255).round().byte().numpy().tobytes() for image in batch}
+    found = {image.permute(1, 2, 0).numpy().tobytes() for image in batch}
     assert found == {image.tobytes() for image in few.images}
 
 
@@ -95,7 +95,8 @@ def test_files_give_reproducible_batches_from_any_step_in_any_part(
     for images, labels in whole:
         assert images.shape == (4, 3, INPUT.height, INPUT.width)
         assert images.is_contiguous(memory_format=torch.channels_last)
-        assert 0 <= images.min() < images.max() <= 1
+        assert images.dtype == torch.uint8
+        assert images.min() < images.max()
         assert labels.dtype == torch.int64
     ((images, labels),) = batches(files, 4, augmentation, seed=1, epoch=2, start=2, part=Part(1, 2))
     assert torch.equal(images, whole[2][0][2:])
@@ -128,6 +129,22 @@ def test_a_crop_needs_the_original_files() -> None:
 def test_settings_that_exclude_one_another_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="crop"):
         Augmentation.model_validate(changes)
+
+
+def test_mixing_leaves_the_generators_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reseeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
+    mix(torch.rand(4, 3, 8, 8), torch.arange(4), Augmentation(mixup=0.8, cutmix=1.0), num_classes=4, seed=5)
+    assert not reseeded
+
+
+def test_a_batch_is_widened_after_its_journey() -> None:
+    images, labels = torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8), torch.tensor([7])
+    found, their = to_device(images, labels, "meta")
+    assert (found.device.type, found.dtype, their.device.type) == ("meta", torch.float32, "meta")
+    found, their = to_device(images, labels, "cpu")
+    assert torch.equal(found, torch.tensor([[[[0, 0.2, 1]]]]))
+    assert torch.equal(their, labels)
 
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])

@@ -71,6 +71,22 @@ def test_evaluation_leaves_the_mode_of_the_model(trained: Trained) -> None:
         trained.model.eval()
 
 
+def test_evaluation_is_in_float32_and_leaves_the_setting(trained: Trained) -> None:
+    seen: set[tuple[bool, bool]] = set()
+
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    handle = trained.model.register_forward_pre_hook(lambda module, args: seen.add(allowed()))
+    before = allowed()
+    try:
+        evaluate_classifier(*trained, THREATS[:1], num_steps=1)
+    finally:
+        handle.remove()
+    assert seen == {(False, False)}
+    assert allowed() == before == (True, False)
+
+
 def test_what_cannot_be_evaluated_is_refused(trained: Trained) -> None:
     model, images, labels = trained
     with pytest.raises(ValueError, match="at most one threat model of each norm"):
@@ -204,7 +220,10 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "strong pgd": (lambda base, data: [base, "--data", data, "--strong", "--attack", "pgd"], "leave one out"),
     "record of no format": (lambda base, data: [base, "--data", data, "--record", "a.txt"], "ending in .jsonl or .csv"),
     "no steps": (lambda base, data: [base, "--data", data, "--steps", 0], "greater than or equal to 1"),
-    "no such device": (lambda base, data: [base, "--data", data, "--device", "abacus"], "device 'abacus' cannot be"),
+    "no such device": (
+        lambda base, data: [base, "--data", data, "--device", "abacus"],
+        "expected device cpu, cuda or auto, or one of several such as cuda:1, got 'abacus'",
+    ),
 }
 
 

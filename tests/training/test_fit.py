@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
+import training.fit
 from tests.training.test_train import PHASES, tiny_recipe
 from training.bases import load_base_set
 from training.checkpoint import save_atomically
 from training.compute import Compute
+from training.devices import seconds_of
 from training.estimate import estimate
-from training.fit import Fit, learning_rate
+from training.fit import Fit
 from training.recipe import Recipe, load_recipe
 from training.train import train
 
@@ -45,7 +49,7 @@ def test_selection_keeps_the_epoch_that_stands_best(tmp_path: Path, monkeypatch:
     judge = Fit._robust_accuracy
 
     def note(fit: Fit) -> float:
-        averages.append({key: tensor.clone() for key, tensor in fit.average.items()})
+        averages.append({key: tensor.clone() for key, tensor in fit.average.state_dict().items()})
         judge(fit)
         return [0.2, 0.5, 0.4][len(averages) - 1]
 
@@ -62,6 +66,70 @@ def test_the_validation_attack_is_real(tmp_path: Path) -> None:
     assert 0 < row["validation_robust_accuracy"] < row["validation_accuracy"]
 
 
+def test_the_selection_judges_by_the_largest_radius_of_each_norm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    judge = training.fit.evaluate_classifier
+
+    def note(*args: Any, **settings: Any) -> Any:
+        seen.append((args[3], settings))
+        return judge(*args, **settings)
+
+    monkeypatch.setattr(training.fit, "evaluate_classifier", note)
+    threats = [{"norm": "Linf", "eps": 0.1}, {"norm": "L2", "eps": 1}, {"norm": "Linf", "eps": 0.05}]
+    attack = {"kind": "apgd", "num_steps": 1}
+    recipe = short(
+        epochs=0.1, objective="sat", threat_models=threats, attack=attack, selection={"n": 20, "num_steps": 2}
+    )
+    train(recipe, tmp_path / "tiny", compute=CPU)
+    ((found, settings),) = seen
+    assert {threat.norm: threat.eps for threat in found} == {"Linf": 0.1, "L2": 1}
+    assert settings["num_steps"] == 2
+    assert set(settings["losses"].values()) == {("ce",)}
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    recipe = short(epochs=0.1)
+    work = tmp_path / ".tiny.partial"
+    work.mkdir()
+    save_atomically({"a": torch.zeros(1)}, work / ".checkpoint.safetensors", {"ingredient": "linf", "progress": "{}"})
+    with pytest.raises(ValueError, match="written by another version of Saucier; remove it to begin linf again"):
+        train(recipe, tmp_path / "tiny", compute=CPU)
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_only_the_main_process_marks_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_main: bool) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fit, "update", interrupt)
+    monkeypatch.setattr(Accelerator, "is_main_process", is_main)
+    with pytest.raises(KeyboardInterrupt):
+        train(short(), tmp_path / "tiny", compute=CPU)
+    assert (tmp_path / ".tiny.partial" / "run.json").exists() == is_main
+
+
+def test_ingredients_may_have_the_names_of_files_in_the_work_folder(tmp_path: Path) -> None:
+    names = ["checkpoint", "run", "metrics", "non-finite-checkpoint-0", "manifest"]
+    specs = [PHASES[1] | {"name": name, "parent": None, "epochs": 0.1} for name in names]
+    manifest = train(tiny_recipe(ingredients=specs), tmp_path / "tiny", compute=CPU)
+    assert manifest is not None
+    assert list(load_base_set(tmp_path / "tiny").state_dicts) == names
+
+
+def test_an_estimate_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[float] = []
+
+    def note(work: Callable[[], object], device: torch.device) -> float:
+        timed.append(seconds_of(work, device))
+        return timed[-1]
+
+    monkeypatch.setattr("training.estimate.seconds_of", note)
+    estimate(short(), compute=CPU)
+    assert len(timed) == 3 + 1  # a warm-up and two steps, and the attack of the evaluation
+
+
 SEVERAL = [{"norm": "Linf", "eps": 0.1}, {"norm": "L2", "eps": 1}, {"norm": "L1", "eps": 10}]
 ONE = SEVERAL[:1]
 
@@ -74,6 +142,7 @@ ONE = SEVERAL[:1]
         ("trades", ONE, {"attack": {"kind": "apgd", "num_steps": 2, "loss": "kl"}, "options": {"beta": 3}}),
         ("advprop", ONE, {"selection": {"n": 20, "num_steps": 1}}),
         ("pyramid-at", ONE, {"options": {"scales": [8, 4, 1]}}),
+        ("adversarial", ONE, {"architecture": VIT | {"kwargs": VIT["kwargs"] | {"drop_path_rate": 0.5}}}),
     ],
 )
 def test_objectives_train_to_a_base_set_and_through_a_resume(
@@ -85,7 +154,9 @@ def test_objectives_train_to_a_base_set_and_through_a_resume(
         "attack": {"kind": "apgd", "num_steps": 2},
         "epochs": 0.3,
     }
-    recipe = short(**(settings | changes))
+    settings |= changes
+    network = {"architecture": settings.pop("architecture")} if "architecture" in settings else {}
+    recipe = tiny_recipe(ingredients=[PHASES[0] | settings], **network)
     train(recipe, tmp_path / "whole", compute=CPU)
     update, calls = Fit.update, []
 
@@ -206,7 +277,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path: P
     with pytest.raises(FloatingPointError, match=r"a: the loss is (nan|inf) at step \d+.*saved in") as caught:
         train(tiny_recipe(ingredients=hot), tmp_path / "tiny", compute=CPU)
     assert "\n" not in str(caught.value)
-    (saved,) = (tmp_path / ".tiny.partial").glob("non-finite-*.safetensors")
+    (saved,) = (tmp_path / ".tiny.partial" / "non-finite").glob("*.safetensors")
     batch = safetensors.torch.load_file(saved)
     assert batch["images"].shape == (128, 3, 16, 16)
     assert batch["labels"].shape == (128,)
@@ -246,7 +317,7 @@ def test_ctrl_c_ends_with_130_and_the_run_continues(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    saved = tmp_path / ".tiny.partial" / "checkpoint.safetensors"
+    saved = tmp_path / ".tiny.partial" / ".checkpoint.safetensors"
     with safetensors.safe_open(saved, framework="pt") as file:
         progress = json.loads(file.metadata()["progress"])
     assert progress["step"] >= 2 * len(progress["losses"])
@@ -361,12 +432,3 @@ def test_tensorboard_gets_loss_and_accuracy(tmp_path: Path) -> None:
     events.Reload()
     assert {"linf/loss", "linf/validation_accuracy"} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("linf/loss")) == 2
-
-
-def test_the_schedule_rises_then_falls() -> None:
-    cosine = [learning_rate(step, 100, 0.2, ()) for step in range(100)]
-    assert max(cosine) == pytest.approx(1, abs=0.06)
-    assert cosine.index(max(cosine)) in (19, 20)
-    assert cosine[-1] < 0.01
-    steps = [learning_rate(step, 100, 0.0, (0.5, 0.75)) for step in range(100)]
-    assert [steps[0], steps[49], steps[50], steps[75]] == pytest.approx([1, 1, 0.1, 0.01])

@@ -422,7 +422,7 @@ def test_normalisations_that_disagree_are_refused(
         (["--name", "../linf"], "--name: String should match pattern"),
         (["--base-set", "My_Set"], "--base-set: String should match pattern '^[a-z0-9][a-z0-9-]{0,62}$', got 'My_Set'"),
         (["--data", "nowhere"], "nowhere: expected a folder"),
-        (["--device", "gpu"], "--device: 'gpu' cannot be used"),
+        (["--device", "gpu"], "expected device cpu, cuda or auto, or one of several such as cuda:1, got 'gpu'"),
         (["--n", "0"], "greater than or equal to 1"),
     ],
 )

@@ -88,6 +88,18 @@ def test_a_manifest_that_is_no_json_object_is_refused(base: Path, text: str) -> 
         read_manifest(base)
 
 
+def test_a_manifest_whose_files_collide_is_refused(base: Path) -> None:
+    manifest = read_manifest(base)
+    first, second, *rest = manifest.ingredients
+    twice = first.model_copy(update={"file": second.file})
+    with pytest.raises(ValidationError, match=r"files: \['nominal.safetensors'\] appear more than once"):
+        rewrite_manifest(base, manifest.model_copy(update={"ingredients": (twice, second, *rest)}))
+    for change in ({"file": "moments.safetensors"}, {"name": "moments-0123abcd"}):
+        taken = first.model_copy(update=change)
+        with pytest.raises(ValidationError, match="is for its moments: choose another name"):
+            rewrite_manifest(base, manifest.model_copy(update={"ingredients": (taken, second, *rest)}))
+
+
 def test_missing_and_corrupt_files_are_named(base: Path) -> None:
     file = base / "l2.safetensors"
     data = bytearray(file.read_bytes())

@@ -129,7 +129,7 @@ def test_sat_draws_threat_models_evenly_and_eat_those_that_hurt_more(trained: Tr
             with torch.no_grad():
                 OBJECTIVES[name].function(Watched(**vars(step)))
         shares[name] = Watched.seen.count(0) / len(Watched.seen)
-    errors = [memory["Linf robust error"], memory["L1 robust error"]]
+    errors = [memory["robust error 0"], memory["robust error 1"]]
     assert all(0 <= error <= 1 for error in errors)
     assert abs(shares["sat"] - 0.5) < 0.25  # four standard errors
     assert abs(shares["eat"] - errors[0] / sum(errors)) < 0.25

@@ -190,3 +190,16 @@ def test_union_is_the_worst_case_per_image() -> None:
 
 def test_the_usual_threat_models_cover_every_norm() -> None:
     assert {threat.norm: threat.eps for threat in DEFAULT_THREATS} == {"Linf": 8 / 255, "L2": 0.5, "L1": 12}
+
+
+def test_random_starts_go_both_ways_and_fill_the_ball() -> None:
+    images = torch.full((20, 3, 16, 16), 0.5)
+    deltas = {
+        norm: RANDOM_START[norm](images, RADII[norm][1], torch.Generator().manual_seed(3)) - 0.5 for norm in NORMS
+    }
+    for norm, delta in deltas.items():
+        assert 0.4 < (delta[delta != 0] > 0).float().mean() < 0.6, norm
+    eps = RADII["Linf"][1]
+    assert deltas["Linf"].std() == pytest.approx(eps / 3**0.5, rel=0.05)  # uniform on [-eps, eps]
+    assert norm_of(deltas["L2"], "L2").tolist() == pytest.approx([RADII["L2"][1]] * 20, rel=1e-4)  # on the sphere
+    assert norm_of(deltas["L1"], "L1").tolist() == pytest.approx([RADII["L1"][1]] * 20, rel=1e-3)

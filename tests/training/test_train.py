@@ -10,7 +10,7 @@ import torch
 from training.bases import load_base_set
 from training.cli import run
 from training.fit import Fit
-from training.recipe import Recipe, load_recipe
+from training.recipe import RECIPES, Recipe, load_recipe
 from training.train import train
 
 PHASES = [
@@ -25,6 +25,10 @@ PHASES = [
     },
     {"name": "nominal", "parent": "linf", "objective": "nominal", "epochs": 1.5, "lr": 0.05},
 ]
+
+TWO = [{"norm": "Linf", "eps": 0.1}, {"norm": "L2", "eps": 1}]
+CE = {"kind": "apgd", "num_steps": 2}
+KL = CE | {"loss": "kl"}
 
 
 def tiny_recipe(**changes: object) -> Recipe:
@@ -161,6 +165,36 @@ def test_a_diverging_run_stops_before_it_spoils_the_checkpoint(tmp_path: Path) -
             "did you mean 8/255",
         ),
         ({"optimiser": "adam"}, "optimiser"),
+        ({"ingredients": [PHASES[0] | {"name": "moments"}]}, "moments.safetensors of a base set is for its moments"),
+        ({"ingredients": [PHASES[0] | {"name": "Moments-0123abcd"}]}, "choose another name"),
+        ({"ingredients": [PHASES[0], PHASES[0] | {"name": "Linf"}]}, "'Linf' appears more than once"),
+        ({"ingredients": [PHASES[0] | {"attack": {"kind": "fgsm", "loss": "kl"}}]}, "fgsm is one step on the loss ce"),
+        ({"ingredients": [PHASES[0] | {"attack": {"kind": "fgsm", "num_steps": 2}}]}, "got num_steps 2 and loss ce"),
+        (
+            {"ingredients": [PHASES[0] | {"objective": "advprop"}]},
+            "objective advprop takes attack.kind apgd, got fgsm",
+        ),
+        (
+            {"ingredients": [PHASES[0] | {"objective": "advprop", "attack": KL}]},
+            "objective advprop takes attack.loss ce, got kl",
+        ),
+        (
+            {"ingredients": [PHASES[0] | {"objective": "pyramid-at", "attack": KL}]},
+            "objective pyramid-at takes attack.loss ce, got kl",
+        ),
+        (
+            {
+                "augmentation": {"mixup": 0.8},
+                "ingredients": [PHASES[0] | {"objective": "msd", "attack": KL, "threat_models": TWO}],
+            },
+            "objective msd takes attack.loss ce, got kl",
+        ),
+        (
+            {"ingredients": [PHASES[0] | {"objective": "pyramid-at", "attack": CE, "threat_models": TWO[1:]}]},
+            "objective pyramid-at takes threat_models with norm Linf, got L2",
+        ),
+        ({"ingredients": [PHASES[1] | {"parent": None, "eps_ramp_fraction": 0.3}]}, "eps_ramp_fraction needs threat"),
+        ({"ingredients": [PHASES[0] | {"second_moment": 0.9}]}, "second_moment is for adamw, got optimizer sgd"),
     ],
 )
 def test_bad_recipes_name_the_field(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -172,11 +206,11 @@ def test_bad_recipes_name_the_field(tmp_path: Path, changes: dict[str, object], 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10-small", "cifar10-small-ln", "cifar10"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_bundled_recipes_load_by_name(name: str) -> None:
     recipe = load_recipe(Path(name))
     assert recipe.name == name
-    assert [spec.name for spec in recipe.ingredients] == ["linf", "nominal", "l2", "l1"]
+    assert [*recipe.inherits, *(spec.name for spec in recipe.ingredients)] == ["linf", "nominal", "l2", "l1"]
 
 
 def call(capsys: pytest.CaptureFixture[str], commands: Callable[[], int]) -> tuple[int, str, str]:
