@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adapt.documents.soup import default_soup
-from adapt.networks.prepared import PreparedBase
 from adapt.networks.devices import thread_count
+from adapt.networks.prepared import PreparedBase
 from adapt.search.search import search
 from benchmarks.pictures import jpegs
 from benchmarks.shifts.__main__ import FULL, QUICK, main

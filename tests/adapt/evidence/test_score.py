@@ -8,9 +8,19 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from adapt.documents.soup import AccuracySummary
-from adapt.evidence.scores import MIN_IMAGES, P_THRESHOLD, TEMPERATURES, Scores, balanced_weights, choose, cross_fit, summarise, temp_ce
 from adapt.evidence.cross_fit import CrossFit
 from adapt.evidence.decision import decide
+from adapt.evidence.scores import (
+    MIN_IMAGES,
+    P_THRESHOLD,
+    TEMPERATURES,
+    Scores,
+    balanced_weights,
+    choose,
+    cross_fit,
+    summarise,
+    temp_ce,
+)
 from adapt.evidence.significance import evidence, fold_dependence, labels_needed, paired_interval, paired_p
 
 

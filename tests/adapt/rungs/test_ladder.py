@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from adapt.rungs.ladder import MIN_HEAD_IMAGES
 
 from adapt.documents.soup import RUNGS, Rung, SoupError, default_soup
 from adapt.images.support import Support
 from adapt.networks.forward import run_soups, served_logits
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.head import fit_heads
-from adapt.rungs.ladder import MIN_HEAD_IMAGES
 from adapt.search.search import Search, search
 from adapt.search.surrogate import num_evaluated
 from adapt.search.unlabelled import recalibrate

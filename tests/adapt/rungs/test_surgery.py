@@ -1,24 +1,24 @@
 from dataclasses import replace
 from functools import partial
 
+import adapt.rungs.surgery
 import numpy as np
 import pytest
 import torch
+from adapt.rungs.ladder import Ladder
+from adapt.rungs.surgery import Surgery
 
-import adapt.rungs.surgery
 from adapt.documents.patch import STATISTICS
 from adapt.documents.soup import RUNGS, Rung, default_soup
 from adapt.images.support import Support
-from adapt.networks.network import Cancelled
 from adapt.networks.forward import served_logits
 from adapt.networks.mixing import mix
+from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.early import MIN_IMAGES, TRAIN_FROM
-from adapt.rungs.training import Start, early_keys, train_early
-from adapt.rungs.ladder import Ladder
-from adapt.rungs.surgery import Surgery
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Task
+from adapt.rungs.training import Start, early_keys, train_early
 from adapt.search.grid import lattice
 from adapt.search.search import Search
 from adapt.search.search import search as search_at_once

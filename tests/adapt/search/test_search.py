@@ -7,8 +7,8 @@ import pytest
 from adapt.documents.soup import SoupError, default_soup, make_soup
 from adapt.evidence.scores import temp_ce
 from adapt.images.support import Support
-from adapt.networks.network import Cancelled
 from adapt.networks.forward import evaluate_soups
+from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
 from adapt.reporting.report import make_report, table
 from adapt.search.grid import GridTooLarge

@@ -12,8 +12,8 @@ from adapt.documents.patch import make_patch
 from adapt.documents.soup import default_soup, make_soup
 from adapt.evidence.scores import temp_ce
 from adapt.images.support import Support
-from adapt.networks.network import Cancelled
 from adapt.networks.forward import evaluate_soups
+from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
 from adapt.search.search import Search, search
 from adapt.search.surrogate import nodes
