@@ -118,7 +118,7 @@ def tiny_moments_base_set(tiny_ln_base_set: Path, tmp_path_factory: pytest.TempP
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def base_set_factory() -> Callable[..., Path]:
     """`make_base_set`, for tests that need other ingredients or networks."""
     return make_base_set
