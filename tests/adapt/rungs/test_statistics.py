@@ -58,8 +58,8 @@ def test_what_was_chosen_is_what_is_served(prepared: PreparedBase, dim: Support,
     assert found.outcome.temperature == found.soup.temperature
 
 
-def test_the_cost_is_a_sixth_of_a_grid_of_one_kind(found: Search) -> None:
-    assert found.outcome.search.image_forwards <= 149 * 150 / 6
+def test_the_cost_is_a_quarter_of_a_grid_of_one_kind(found: Search) -> None:
+    assert found.outcome.search.image_forwards <= 149 * 150 / 4
     assert found.outcome.search.candidates <= num_evaluated(4) <= 149 / 6
 
 

@@ -38,7 +38,8 @@ def test_a_soup_like_the_hidden_one_is_found_and_promoted(found: Search):
     assert outcome.accuracy.p_value < 0.05
     assert outcome.accuracy.interval[0] > 0
     assert outcome.search.candidates == 149
-    assert outcome.search.image_forwards == 149 * 120
+    # Logits of a grid are not kept: the few that are chosen are run once more.
+    assert 149 * 120 <= outcome.search.image_forwards <= (149 + 6) * 120
 
 
 def test_the_outcome_is_the_soups_evidence(found: Search, prepared: PreparedBase):

@@ -18,7 +18,7 @@ from adapt.rungs.task import Task
 from adapt.search.config import SearchConfig
 from adapt.search.grid import affine, lattice
 from adapt.search.search import search
-from adapt.search.surrogate import interpolation, nodes, num_evaluated, search_grid, search_surrogate
+from adapt.search.surrogate import PROMISING, interpolation, nodes, num_evaluated, search_grid, search_surrogate
 from tests.adapt.pictures import HIDDEN, support_for
 from training.bases import load_base_set
 
@@ -136,7 +136,7 @@ def test_pools_of_any_size(tmp_path: Path, base_set_factory: Callable[..., Path]
     current = make_soup(prepared.manifest, dict.fromkeys(names, 0.0) | {names[-1]: 1.0})
     found = search(prepared, support, SearchConfig(rungs=()), current=current)
     assert found.outcome.search.strategy == ("grid" if num_ingredients == 2 else "surrogate")
-    assert found.outcome.search.candidates <= num_evaluated(num_ingredients)
+    assert found.outcome.search.candidates <= 1 + len(nodes(num_ingredients)) + 6 * PROMISING  # 5 folds, and all
     values, _ = temp_ce(found.scores.losses)
     assert values[found.choice.candidate] < values[0]
 
