@@ -81,18 +81,31 @@ def make_network(num_images: int, labels: npt.NDArray[np.int64]) -> WideNetwork:
     names = tuple(f"m{number}" for number in range(NUM_INGREDIENTS))
     manifest = Manifest(
         name="wide",
+        digest="0" * 64,
         architecture=Architecture(name="wide", kwargs={}),
         input=PIXELS,
         class_names=tuple(f"c{number}" for number in range(NUM_CLASSES)),
         ingredients=tuple(
             Ingredient(
-                name=name, file=f"{name}.safetensors", sha256="0" * 64, threat_model=None, objective="nominal", parent=None
+                name=name,
+                file=f"{name}.safetensors",
+                sha256="0" * 64,
+                threat_model=None,
+                objective="nominal",
+                parent=None,
             )
             for name in names
         ),
         default_coefficients={name: float(name == "m0") for name in names},
         provenance=Provenance(
-            recipe={}, seed=0, git_commit=None, git_dirty=None, versions={}, hardware="test", data_hash="none", seconds=0
+            recipe={},
+            seed=0,
+            git_commit=None,
+            git_dirty=None,
+            versions={},
+            hardware="test",
+            data_hash="none",
+            seconds=0,
         ),
     )
     return WideNetwork(manifest, features, layers)
