@@ -117,7 +117,7 @@ def test_exported_file_carries_the_patch(
         expected = reference.logits(reference.mix(coefficients, bn_mode, patches[kind]), batch(size))
         assert np.abs(run_plain(out, batch(size)) - expected).max() <= 1e-4
     metadata = ort.InferenceSession(out, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
-    assert json.loads(metadata["patch"]) == patches[kind].summary.model_dump()
+    assert json.loads(metadata["patch"]) == patches[kind].summary.model_dump(mode="json")
     assert read_exported_soup(out).patch == patches[kind]
     assert all(one.holds for one in check_export(out, base))
 

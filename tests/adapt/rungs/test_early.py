@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -12,10 +13,12 @@ from adapt.networks.forward import served_logits
 from adapt.networks.mixing import mix
 from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
+from adapt.rungs import training
 from adapt.rungs.early import MIN_IMAGES, TRAIN_FROM, FirstLayers
+from adapt.rungs.model import Answers
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Task
-from adapt.rungs.training import Start, early_keys, train_early
+from adapt.rungs.training import Start, _moved, _rate, early_keys, train_early
 from adapt.search import selection
 from adapt.search.config import RUNGS, SearchConfig
 from adapt.search.grid import lattice
@@ -239,3 +242,66 @@ def test_a_network_without_batchnorm_is_trained_too(
     assert result.fit.candidate_losses.mean() <= below.fit.candidate_losses.mean()
     if result.soup.patch is not None and "early" in result.soup.patch.rungs:
         assert result.soup.patch.recalibrated in (0, 120)
+
+
+def test_the_answers_of_the_rung_below_count_as_images(prepared: PreparedBase, pictures: Support) -> None:
+    """Whatever the labels say, a training leans towards the classes that the prior calls likely."""
+    start = Start([1.0, 0.0, 0.0, 0.0], "raw", None, 1.0)
+    shares = []
+    for label in range(3):
+        prior = torch.full((150, 3), 0.05)
+        prior[:, label] = 0.9
+        trained = train_early(prepared, start, pictures.images, pictures.labels, prior)
+        run = prepared.run(np.eye(4)[[0]], pictures.images, bn_mode="raw", patch=trained.tensors)
+        shares.append(run.logits[0].softmax(dim=1).mean(dim=0))
+    found = torch.stack(shares)
+    assert found.argmax(dim=0).tolist() == [0, 1, 2]
+    assert (found.diagonal() > found.mean(dim=0) + 0.1).all()
+
+
+def test_images_are_moved_each_by_itself_and_by_an_eighth_of_a_side_at_most() -> None:
+    image = torch.arange(3 * 16 * 16, dtype=torch.float32).view(1, 3, 16, 16)
+    moved = _moved(image.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert moved.shape == (200, 3, 16, 16)
+    centre = image[0, :, 8, 8]
+    place = [(found == centre[:, None, None]).all(dim=0).nonzero() for found in moved]
+    offsets = {tuple((spot[0] - 8).tolist()) for spot in place if len(spot)}
+    assert len(offsets) == 25  # every one within two pixels, up and down, left and right
+    assert all(abs(down) <= 2 and abs(right) <= 2 for down, right in offsets)
+
+
+def test_training_sees_moved_images(prepared: PreparedBase, pictures: Support, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, prior = Start([1.0, 0.0, 0.0, 0.0], "raw", None, 1.0), torch.full((150, 3), 1 / 3)
+    moved = train_early(prepared, start, pictures.images, pictures.labels, prior).tensors
+    seen: list[int] = []
+
+    def still(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        seen.append(len(x))
+        return x
+
+    monkeypatch.setattr(training, "_moved", still)
+    unmoved = train_early(prepared, start, pictures.images, pictures.labels, prior).tensors
+    assert len(seen) == math.ceil(150**training.STEPS)
+    assert any(not np.allclose(moved[key], unmoved[key], atol=1e-4) for key in moved)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [_rate((step + 0.5) / 100) for step in range(100)]
+    top = int(np.argmax(rates))
+    assert 5 <= top <= 15
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert max(rates) == pytest.approx(1, abs=0.01)
+    assert max(rates[0], rates[-1]) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("losses", "right", "expected"),
+    [((0.5, 0.5), (True, True), True), ((0.5, 0.5), (True, False), False), ((1.5, 0.6), (True, True), False)],
+)
+def test_first_layers_are_taken_where_losses_are_lower_and_no_fewer_answers_right(
+    losses: tuple[float, float], right: tuple[bool, bool], expected: bool
+) -> None:
+    below = Answers(np.ones(2, dtype=np.float32), np.ones(2, dtype=np.bool_))
+    own = Answers(np.asarray(losses, dtype=np.float32), np.asarray(right))
+    assert FirstLayers.is_better(FirstLayers.__new__(FirstLayers), below, own, None) == expected

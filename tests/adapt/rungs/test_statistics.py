@@ -7,6 +7,8 @@ from adapt.images.support import Support
 from adapt.networks.forward import run_soups, served_logits
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.head import MIN_IMAGES
+from adapt.rungs.model import Answers
+from adapt.rungs.statistics import DOUBT, Statistics
 from adapt.search.config import RUNGS, SearchConfig
 from adapt.search.search import Search, search
 from adapt.search.surrogate import num_evaluated
@@ -205,3 +207,22 @@ def test_balance_makes_a_rare_class_count_as_much(prepared: PreparedBase) -> Non
     assert even.outcome.accuracy.candidate == pytest.approx(
         np.mean([hits[some.labels == label].mean() for label in range(3)]), abs=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("behind", "expected"), [(-1.0, True), (0.9 * DOUBT, True), (1.1 * DOUBT, False), (3.0, False), (50.0, False)]
+)
+def test_recalibrated_soups_may_be_behind_by_one_standard_error(behind: float, expected: bool) -> None:
+    excess = np.random.default_rng(0).standard_normal(100)
+    excess = (excess - excess.mean()) / excess.std()  # mean 0, standard error 0.1
+    below = Answers(np.full(100, 30, dtype=np.float32), np.ones(100, dtype=np.bool_))
+    own = Answers((30 + excess + 0.1 * behind).astype(np.float32), below.right)
+    assert Statistics.is_better(Statistics.__new__(Statistics), below, own, None) == expected
+
+
+def test_an_unusable_soup_gives_way_to_a_recalibrated_one_and_not_the_other_way_round() -> None:
+    right = np.ones(4, dtype=np.bool_)
+    fine, lost = Answers(np.ones(4, dtype=np.float32), right), Answers(np.full(4, np.inf, dtype=np.float32), right)
+    rung = Statistics.__new__(Statistics)
+    assert rung.is_better(lost, fine, None)
+    assert not rung.is_better(fine, lost, None)

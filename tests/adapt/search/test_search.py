@@ -1,22 +1,29 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
+from timm.models import register_model
+from torch import nn
 
 from adapt.documents.soup import SoupError, default_soup, make_soup
+from adapt.evidence.levels import attempt_level
 from adapt.evidence.scores import temp_ce
+from adapt.evidence.significance import fold_dependence, paired_p
 from adapt.images.support import Support
-from adapt.networks.forward import evaluate_soups
+from adapt.networks.forward import evaluate_soups, served_logits
 from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
-from adapt.reporting.report import make_report, table
+from adapt.reporting.report import job_object, make_report, table
 from adapt.search.config import SearchConfig
 from adapt.search.grid import GridTooLarge
 from adapt.search.search import Search, search
 from tests.adapt.pictures import HIDDEN, noise, support_for
 from training.bases import BaseSet, load_base_set
+from training.manifest import Architecture
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +229,103 @@ def test_the_table_says_what_was_decided_and_names_every_ingredient(found: Searc
     assert "3 repeats left out" in text
     assert all(f"\n{name} " in text for name in prepared.manifest.ingredient_names)
     assert "best soup 5" in text
+
+
+def test_the_p_value_allows_for_folds_that_share_images(prepared: PreparedBase, support: Support):
+    """Half of the labels are random: the soups are hard to tell apart, and all folds fall for the same luck."""
+    generator = np.random.default_rng(8)
+    labels = np.where(generator.random(120) < 0.5, generator.integers(0, 3, 120), support.labels)
+    images = replace(support, labels=labels)
+    current = default_soup(prepared.manifest)
+    found = search(prepared, images, SearchConfig(strategy="grid", rungs=()), current=current)
+    dependence = fold_dependence(found.scores, images.folds(5, seed=0), seed=0)
+    assert dependence > 1.02
+    assert found.fit is not None
+    assert found.outcome.accuracy is not None
+    plain, said = paired_p(found.fit.gains), found.outcome.accuracy.p_value
+    assert 2**-100 < plain < 0.4
+    assert said == pytest.approx(paired_p(found.fit.gains, dependence=dependence))
+    assert said > 1.05 * plain
+
+
+def test_rungs_that_were_tried_count_as_rivals(prepared: PreparedBase, support: Support):
+    current = default_soup(prepared.manifest)
+    with_head = search(prepared, support, SearchConfig(rungs=("head",)), current=current)
+    assert len(with_head.selected.tried) == 1 + 4  # the model below, and each strength of the pull
+    without = search(prepared, support, SearchConfig(rungs=()), current=current)
+    assert without.selected.tried == ()
+
+
+def test_a_later_attempt_is_stricter(prepared: PreparedBase, support: Support, found: Search):
+    current = default_soup(prepared.manifest)
+    assert found.outcome.accuracy is not None
+    p_value = found.outcome.accuracy.p_value
+    attempt = next(k for k in range(1, 1000) if attempt_level(k) <= p_value)
+    late = search(prepared, support, SearchConfig(strategy="grid", rungs=(), attempt=attempt), current=current).outcome
+    assert (found.outcome.attempt, found.outcome.level) == (1, attempt_level(1))
+    assert (late.state, late.attempt, late.level) == ("kept", attempt, attempt_level(attempt))
+
+
+def test_report_table_and_job_say_what_was_not_tried_and_why(prepared: PreparedBase):
+    current = default_soup(prepared.manifest)
+    found = search(prepared, support_for(prepared, 30), current=current)
+    assert set(found.outcome.not_tried) == {"head", "early"}
+    report = make_report(found, current)
+    for name, why in found.outcome.not_tried.items():
+        assert f"not tried  {name}: {why}" in table(report)
+        assert job_object(found.outcome)["not_tried"][name] == why
+    assert report.outcome.not_tried == found.outcome.not_tried
+
+
+@pytest.mark.parametrize("num_ingredients", [2, 3, 5])
+@pytest.mark.parametrize("strategy", ["grid", "surrogate"])
+def test_a_pool_of_any_size_is_searched_with_every_rung(
+    tmp_path: Path, base_set_factory: Callable[..., Path], num_ingredients: int, strategy: Literal["grid", "surrogate"]
+):
+    names = tuple(f"ingredient{number}" for number in range(num_ingredients))
+    prepared = PreparedBase(load_base_set(base_set_factory(tmp_path / "pool", names=names)))
+    support = support_for(prepared, 60, hidden=dict.fromkeys(names, 1 / num_ingredients))
+    config = SearchConfig(strategy=strategy, grid="simplex", step=0.5, rungs=("statistics", "head"))
+    found = search(prepared, support, config, current=default_soup(prepared.manifest))
+    assert found.outcome.accuracy is not None
+    assert set(found.outcome.coefficients) == set(names)
+    served = served_logits(prepared, found.soup, support.images) / found.soup.temperature
+    everything = np.ones(60, dtype=np.bool_)
+    np.testing.assert_allclose(served.numpy(), found.choice.logits(everything).float().numpy(), rtol=1e-3, atol=1e-3)
+
+
+@register_model
+def tied_net(pretrained: bool = False, num_classes: int = 3, **_: object) -> nn.Module:
+    """Two layers that are one and the same parameter."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 12, 4, stride=4)
+            self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 12)
+            self.second.weight = self.first.weight
+            self.head = nn.Linear(12, num_classes)
+
+        def get_classifier(self) -> nn.Module:
+            return self.head
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x).mean(dim=(2, 3))
+            found: torch.Tensor = self.head(self.second(self.first(x).relu()).relu())
+            return found
+
+    return Tied()
+
+
+def test_a_network_with_shared_weights_is_searched(tmp_path: Path, base_set_factory: Callable[..., Path]):
+    folder = base_set_factory(tmp_path / "tied", architecture=Architecture(name="tied_net", kwargs={}))
+    prepared = PreparedBase(load_base_set(folder))
+    net = prepared.model("folded").net
+    assert net.first.weight.data_ptr() == net.second.weight.data_ptr()
+    support = support_for(prepared, 100)
+    config = SearchConfig(train_from=80)
+    found = search(prepared, support, config, current=default_soup(prepared.manifest))
+    assert found.outcome.accuracy is not None
+    served = served_logits(prepared, found.soup, support.images) / found.soup.temperature
+    everything = np.ones(100, dtype=np.bool_)
+    np.testing.assert_allclose(served.numpy(), found.choice.logits(everything).float().numpy(), rtol=1e-3, atol=1e-3)
