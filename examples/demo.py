@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from pydantic import Field
 
-from adapt.__main__ import DefaultCommand
+from adapt.commands.default import DefaultCommand
 from adapt.networks.devices import thread_count
 from benchmarks.client import Load, hammer, post_request
 from benchmarks.server import Server, serve

@@ -17,13 +17,14 @@ from typing import ClassVar
 import onnxruntime as ort
 from pydantic import Field
 
-from adapt.documents.soup import RUNGS, Rung, Soup, default_soup, make_soup
+from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.images.support import check_disjoint, from_folder
+from adapt.networks.devices import thread_count
 from adapt.networks.forward import served_logits
 from adapt.networks.prepared import PreparedBase
-from adapt.networks.devices import thread_count
 from adapt.reporting.plots import plot_report
 from adapt.reporting.report import UnseenAccuracy, make_report, table, write
+from adapt.search.config import RUNGS, SearchConfig
 from adapt.search.search import search
 from deploy.export import export
 from examples.camera import DEMO_CAMERA
@@ -35,7 +36,7 @@ from training.images import to_input
 
 logger = logging.getLogger("walkthrough")
 
-LADDERS: Mapping[str, tuple[Rung, ...]] = {
+LADDERS: Mapping[str, tuple[str, ...]] = {
     "coefficients": (),
     "coefficients, channel statistics": ("statistics",),
     "all of the ladder": RUNGS,
@@ -103,7 +104,7 @@ class Walkthrough(Command):
             # %% Step 3: search, rung by rung. The last search is the one to keep.
             gains = {}
             for ladder, rungs in LADDERS.items():
-                found = search(prepared, support, current=current, rungs=rungs, seed=self.seed)
+                found = search(prepared, support, SearchConfig(rungs=rungs, seed=self.seed), current=current)
                 gains[ladder] = accuracy(prepared, found.soup, images)
             after = gains["all of the ladder"]
 
@@ -117,7 +118,7 @@ class Walkthrough(Command):
                 ingredients={name: accuracy(prepared, soup, images) for name, soup in alone.items()},
             )
             report = make_report(found, current, duplicates=support.duplicates, test=tested)
-            write(self.out / "search", report, found.soup)  # report.json, soup.json, patch.safetensors
+            write(self.out / "search", report, found.soup)  # report.json, soup.json and the tensors beside it
             plot_report(report, self.out / "search" / "report.png")
 
             # %% Step 5: one self-contained model for any ONNX runtime.

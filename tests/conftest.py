@@ -136,7 +136,7 @@ def shipped_bundles(shipped_bundle: Callable[[str], Path]) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def base_set_factory() -> Callable[..., Path]:
     """`make_base_set`, for tests that need other ingredients or networks."""
     return make_base_set

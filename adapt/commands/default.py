@@ -6,13 +6,16 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from adapt.commands.common import BasesArgument, measure, progress_bar
-from adapt.documents.soup import default_soup, make_soup
+from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.evidence.scores import TEMPERATURES, choose
+from adapt.images.support import Support
 from adapt.networks.devices import pick_device, thread_count
-from adapt.networks.forward import evaluate_soups
 from adapt.networks.prepared import PreparedBase
+from adapt.rungs.early import TRAIN_FROM
+from adapt.rungs.task import Progress, Task
 from adapt.search.config import Device
-from adapt.search.grid import GridKind, finest, lattice
+from adapt.search.grid import GridKind, lattice
+from adapt.search.surrogate import search_surrogate
 from training.bases import load_base_set, rewrite_manifest
 from training.cli import Command, Result
 from training.data import DataSpec, ImageSet, load_splits
@@ -30,6 +33,7 @@ class DefaultCommand(Command):
     name: ClassVar[str] = "default"
     bases: BasesArgument = Field(description="base set, bases/<name>; its manifest is rewritten")
     data: Path | None = Field(default=None, description="folder of the training data; default: where the recipe says")
+    n: int = Field(default=1000, ge=1, description="validation images to choose by, drawn evenly over the classes")
     grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
     step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")
     device: Device = Field(default="cpu", description="where to evaluate")
@@ -40,27 +44,24 @@ class DefaultCommand(Command):
         base = load_base_set(self.bases)
         manifest = base.manifest
         check_mixable(manifest)
-        images = _validation_images(manifest, self.data)
-        names = manifest.ingredient_names
-        chosen = finest(self.grid, len(names)) if self.step is None else lattice(self.grid, self.step)
-        rows = chosen.points(len(names))
+        points = lattice(self.grid, self.step)
+        images = _validation_images(manifest, self.data).balanced(self.n, seed=self.seed)
         prepared = PreparedBase(base, device=pick_device(self.device))
         before = default_soup(manifest)
         with thread_count(self.threads), progress_bar() as progress:
-            scores = evaluate_soups(
-                prepared, rows, images.images, images.labels, progress=lambda done: progress(done, "evaluating soups")
-            )
-            choice = choose(scores.losses)
+            pool = search_surrogate(_task(prepared, images, before, self.seed, progress), points)
+            choice = choose(pool.scores.losses, pool.eligible)
             after = make_soup(
                 manifest,
-                dict(zip(names, rows[choice.candidate].tolist(), strict=True)),
+                dict(zip(manifest.ingredient_names, pool.coefficients[choice.candidate].tolist(), strict=True)),
                 temperature=TEMPERATURES[choice.temperature],
             )
             found = measure(prepared, {"before": before, "after": after}, images)
+        num_soups = len(pool.coefficients)
         update = {"default_coefficients": after.coefficients, "default_temperature": after.temperature}
         written = rewrite_manifest(self.bases, manifest.model_copy(update=update))
-        data: dict[str, Any] = {"n": len(images), "candidates": len(rows), "digest": written.digest}
-        lines = [f"best of {len(rows)} soups on {len(images)} clean validation images"]
+        data: dict[str, Any] = {"n": len(images), "candidates": num_soups, "digest": written.digest}
+        lines = [f"best of {num_soups} soups on {len(images)} clean validation images"]
         for key, soup in (("before", before), ("after", after)):
             accuracy, loss = found[key]
             data[key] = {
@@ -74,11 +75,30 @@ class DefaultCommand(Command):
         return Result(data, "\n".join(lines))
 
 
+def _task(prepared: PreparedBase, images: ImageSet, current: Soup, seed: int, progress: Progress) -> Task:
+    """Return the task of choosing among mixtures alone, with nothing held out: the images are many and clean."""
+    return Task(
+        network=prepared,
+        support=Support(images.images, images.labels, images.hashes, images.class_names),
+        unlabelled=None,
+        current=current,
+        bn_mode="folded",
+        recalibrate=False,
+        folds=None,
+        weights=None,
+        train_from=TRAIN_FROM,
+        seed=seed,
+        report=progress,
+        should_stop=None,
+    )
+
+
 def _validation_images(manifest: Manifest, path: Path | None) -> ImageSet:
     recipe = manifest.provenance.recipe.get("data")
     if not isinstance(recipe, dict):
         raise ValueError(f"base set {manifest.name!r}: its recipe does not say what data it was trained on")
-    splits = load_splits(DataSpec.model_validate(recipe), manifest.input, path)
+    spec = DataSpec.model_validate(recipe).model_copy(update={"in_memory": False})  # training images stay undecoded
+    splits = load_splits(spec, manifest.input, path)
     if splits.validation.class_names != manifest.class_names:
         raise ValueError(
             f"expected data with the classes {list(manifest.class_names)}, got {list(splits.validation.class_names)}"

@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adapt.networks.batchnorm import batchnorms, has_batchnorm
 from training.bases import BaseSet, StateDict
 from training.models import Classifier
 
@@ -43,20 +44,6 @@ class Folded:
 
     pairs: dict[str, str]
     state_dicts: dict[str, StateDict]
-
-
-def batchnorms(net: nn.Module) -> dict[str, nn.Module]:
-    """Return the BatchNorm layers that can be folded, by name: those with running statistics and affine parameters."""
-    return {
-        name: module
-        for name, module in net.named_modules()
-        if isinstance(module, _BatchNorm) and module.affine and module.running_mean is not None
-    }
-
-
-def has_batchnorm(net: nn.Module) -> bool:
-    """Say whether folding changes anything for this network."""
-    return bool(batchnorms(net))
 
 
 def probe_images(classifier: Classifier, height: int, width: int) -> Tensor:
@@ -148,7 +135,7 @@ def find_bn_pairs(classifier: Classifier, probe: Tensor) -> dict[str, str]:
 
         return hook
 
-    foldable = batchnorms(net)
+    foldable = _foldable(net)
     handles = [foldable[name].register_forward_pre_hook(before_bn(name)) for name in foldable]
     for name, module in net.named_modules():
         if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd):
@@ -166,6 +153,11 @@ def find_bn_pairs(classifier: Classifier, probe: Tensor) -> dict[str, str]:
             if calls[conv] == 1:
                 pairs[bn] = conv
     return pairs
+
+
+def _foldable(net: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers that have weights to fold their statistics into."""
+    return {name: layer for name, layer in batchnorms(net).items() if layer.affine}
 
 
 class _ReadCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base class untyped
@@ -197,12 +189,11 @@ def fold(net: nn.Module, state_dict: Mapping[str, Tensor], pairs: Mapping[str, s
         pairs: from `find_bn_pairs`.
     """
     folded = {key: tensor.clone() for key, tensor in state_dict.items()}
-    for bn, module in batchnorms(net).items():
+    for bn, module in _foldable(net).items():
         gamma, beta, mean, var = (
             folded[f"{bn}.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
         )
-        eps = float(module.eps)  # type: ignore[arg-type]  # nn.Module types its attributes as Tensor | Module
-        scale = gamma / (var + eps).sqrt()
+        scale = gamma / (var + module.eps).sqrt()
         if conv := pairs.get(bn):
             weight = folded[f"{conv}.weight"]
             weight.copy_(weight.double() * scale.view(-1, *[1] * (weight.dim() - 1)))
@@ -212,7 +203,7 @@ def fold(net: nn.Module, state_dict: Mapping[str, Tensor], pairs: Mapping[str, s
         folded[f"{bn}.weight"].copy_(torch.ones_like(scale) if conv else scale)
         folded[f"{bn}.bias"].copy_(beta - mean * scale)
         folded[f"{bn}.running_mean"].zero_()
-        folded[f"{bn}.running_var"].fill_(1 - eps)
+        folded[f"{bn}.running_var"].fill_(1 - module.eps)
     return folded
 
 

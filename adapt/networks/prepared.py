@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adapt.documents.patch import Tensors
 from adapt.documents.soup import BnMode
+from adapt.networks.batchnorm import has_batchnorm
 from adapt.networks.devices import exact_convolutions
 from adapt.networks.folding import (
     Folded,
@@ -17,7 +18,6 @@ from adapt.networks.folding import (
     fold_base,
     fuse,
     fused_state_dict,
-    has_batchnorm,
     probe_images,
 )
 from adapt.networks.forward import run_soups

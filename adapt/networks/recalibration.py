@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from adapt.documents.patch import Tensors
+from adapt.networks.batchnorm import batchnorms
 from adapt.networks.mixing import FlatModel
 from training.moments import LayerMoments, Moments, RunningMoments, channel_moments, channels_first
 
@@ -58,7 +59,7 @@ class Recalibrator:
         if min(prior_images) <= 0:
             raise ValueError(f"expected a positive number of prior images, got {prior_images}")
         self._model, self._moments = model, moments
-        names = _batch_norms(model.net) if moments is None else list(moments[0])
+        names = list(batchnorms(model.net)) if moments is None else list(moments[0])
         if not names:
             raise ValueError("the network has no BatchNorm statistics to recalibrate, and its base set no moments")
         self._layers = {name: model.net.get_submodule(name) for name in names}
@@ -117,11 +118,6 @@ class Recalibrator:
         if self._moments is None:
             return _Statistics(layer, share)
         return _Affine(layer, _mixed([of[name] for of in self._moments], coefficients), share)
-
-
-def _batch_norms(net: nn.Module) -> list[str]:
-    modules = net.named_modules()
-    return [name for name, module in modules if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
 def _mixed(moments: Sequence[Moments], coefficients: Sequence[float]) -> Moments:

@@ -154,6 +154,7 @@ def table(report: Report) -> str:
             f"{accuracy.candidate - accuracy.current:+.3f} (95 % interval {low:+.3f} to {high:+.3f}), "
             f"p = {accuracy.p_value:.3g}"
         )
+    lines += [f"not tried  {name}: {why}" for name, why in outcome.not_tried.items()]
     if report.test is not None:
         test = report.test
         lines.append(f"test       current {test.current:.4f}, candidate {test.candidate:.4f} on {test.n} unseen images")

@@ -22,10 +22,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot, pad
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from adapt.documents.patch import STATISTICS, Floats, Tensors
 from adapt.documents.soup import BnMode
+from adapt.networks.batchnorm import batchnorms
 from adapt.networks.devices import exact_convolutions
 from adapt.networks.forward import recalibration_batch
 from adapt.networks.network import check_stop
@@ -140,7 +140,7 @@ def train_early(
         for step, batch in zip(range(num_steps), _endless(n, generator), strict=False):
             check_stop(should_stop)
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * _rate((step + 0.5) / num_steps)
-            x = _moved(_inputs(prepared, images[batch.numpy()]), generator)
+            x = _moved(prepared.inputs(images[batch.numpy()]), generator)
             losses = cross_entropy(net(x) / start.temperature, targets[batch].to(x.device), reduction="none")
             optimiser.zero_grad(set_to_none=True)
             (losses * counts[batch].to(x.device)).mean().backward()  # type: ignore[no-untyped-call]
@@ -153,10 +153,6 @@ def train_early(
     state_dict = net.state_dict()
     tensors = {key: state_dict[key].detach().cpu().contiguous().numpy() for key in (*keys, *statistics)}
     return Trained(tensors, FORWARDS * seen + (len(pool) if statistics else 0))
-
-
-def _inputs(prepared: PreparedBase, images: Pixels) -> Tensor:
-    return prepared.inputs(images)
 
 
 def _rate(done: float) -> float:
@@ -175,7 +171,7 @@ def _endless(n: int, generator: torch.Generator) -> Iterator[Tensor]:
 def _moved(x: Tensor, generator: torch.Generator) -> Tensor:
     """Return images (B, 3, H, W) each moved a little at random, what comes in at a border being a mirror image.
 
-    Not mirrored themselves: whether a class bears that, as figures do not, nobody says here.
+    Images are not mirrored, because a mirrored digit is wrong.
     """
     height, width = x.shape[2:]
     down, right = max(1, height // MOVED), max(1, width // MOVED)
@@ -187,15 +183,10 @@ def _moved(x: Tensor, generator: torch.Generator) -> Tensor:
     return moved.permute(0, 3, 1, 2)
 
 
-def _batch_norms(net: nn.Module) -> dict[str, _BatchNorm]:
-    found = {name: layer for name, layer in net.named_modules() if isinstance(layer, _BatchNorm)}
-    return {name: layer for name, layer in found.items() if layer.running_mean is not None}
-
-
 @contextmanager
 def _batch_statistics(net: nn.Module) -> Iterator[None]:
     """Let BatchNorm normalise with the batch at hand, and leave its running statistics alone."""
-    layers = _batch_norms(net).values()
+    layers = batchnorms(net).values()
     for layer in layers:
         layer.training, layer.track_running_stats = True, False
     try:
@@ -211,7 +202,7 @@ def _estimate_statistics(prepared: PreparedBase, net: nn.Module, pool: Pixels) -
 
     Those of training have no part: they belong to other filters.
     """
-    layers = _batch_norms(net)
+    layers = batchnorms(net)
     if not layers:
         return []
     for layer in layers.values():
@@ -219,6 +210,6 @@ def _estimate_statistics(prepared: PreparedBase, net: nn.Module, pool: Pixels) -
         layer.training, layer.momentum = True, None  # None: the mean over all batches
     with exact_convolutions():
         for part in np.array_split(pool, -(-len(pool) // recalibration_batch(pool))):
-            net(_inputs(prepared, part))
+            net(prepared.inputs(part))
     net.eval()
     return [f"{name}{part}" for name in layers for part in STATISTICS]

@@ -40,6 +40,7 @@ class Selected:
         logits: (n, K) of the held-out answers, temperature applied; None likewise.
         tried: held-out answers of every rung that was tried.
         not_tried: why the others were not, by name of the rung.
+        without: the model chosen without each fold, which answered the fold; none where nothing can be held out.
     """
 
     model: Model
@@ -47,6 +48,7 @@ class Selected:
     logits: Tensor | None
     tried: tuple[Answers, ...]
     not_tried: dict[str, str]
+    without: tuple[Model, ...] = ()
 
 
 class _Fold(NamedTuple):
@@ -90,7 +92,14 @@ def select(library: Library, rungs: Sequence[Rung]) -> Selected:
     for fold in folds:
         logits[torch.from_numpy(fold.held_out)] = fold.model.logits(fold.held_out).float()
         chosen[fold.held_out] = fold.model.candidate
-    return Selected(model, _cross_fit(library, folds, logits, chosen), logits, tuple(tried), not_tried)
+    return Selected(
+        model=model,
+        fit=_cross_fit(library, folds, logits, chosen),
+        logits=logits,
+        tried=tuple(tried),
+        not_tried=not_tried,
+        without=tuple(fold.model for fold in folds),
+    )
 
 
 class _Climb:

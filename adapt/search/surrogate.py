@@ -174,33 +174,36 @@ def _predicted_losses(logits: Tensor, rows: Grid, labels: Ints) -> npt.NDArray[n
 def _descend(
     predict: Callable[[Grid], list[npt.NDArray[np.float64]]], points: Lattice, num_ingredients: int, num_subsets: int
 ) -> tuple[Grid, list[npt.NDArray[np.float64]]]:
-    """Walk down from each subset's best ingredient, a step of the lattice from one coefficient to another at a time."""
-    visited: dict[tuple[int, ...], int] = {}
-    values: list[list[float]] = [[] for _ in range(num_subsets)]
-    rows: list[npt.NDArray[np.float64]] = []
+    """Walk down from each subset's best ingredient, a step of the lattice from one coefficient to another at a time.
 
-    def visit(whole: list[tuple[int, ...]]) -> None:
-        fresh = [point for point in dict.fromkeys(whole) if point not in visited]
-        if not fresh:
-            return
-        block = np.asarray(fresh, dtype=np.float64) / points.parts
-        for found, predicted in zip(values, predict(block), strict=True):
-            found.extend(predicted.tolist())
-        for point, row in zip(fresh, block, strict=True):
-            visited[point] = len(rows)
-            rows.append(row)
+    Each subset knows of the soups on its own walk alone, whatever the others come by: a choice without a fold must not
+    depend on the fold. So the values of all other soups are infinite to it.
+    """
+    found: dict[tuple[int, ...], list[float]] = {}  # of each soup come by, the value to every subset
 
-    visit([tuple(row) for row in (np.eye(num_ingredients, dtype=np.int64) * points.parts).tolist()])
+    def visit(whole: Sequence[tuple[int, ...]]) -> None:
+        fresh = [point for point in dict.fromkeys(whole) if point not in found]
+        if fresh:
+            predicted = predict(np.asarray(fresh, dtype=np.float64) / points.parts)
+            found.update(zip(fresh, np.stack(predicted, axis=1).tolist(), strict=True))
+
+    alone = [tuple(row) for row in (np.eye(num_ingredients, dtype=np.int64) * points.parts).tolist()]
+    visit(alone)
+    walks = []
     for subset in range(num_subsets):
-        here: tuple[int, ...] | None = None
-        while here is None or _best(visited, values[subset]) != here:
-            here = _best(visited, values[subset])
-            visit(_neighbours(here, points.integer_bounds))
-    return np.asarray(rows), [np.asarray(found) for found in values]
-
-
-def _best(visited: dict[tuple[int, ...], int], values: list[float]) -> tuple[int, ...]:
-    return min(visited, key=lambda point: values[visited[point]])
+        walk, here, best = set(alone), None, min(alone, key=lambda point: found[point][subset])
+        while best != here:
+            here = best
+            around = _neighbours(here, points.integer_bounds)
+            visit(around)
+            walk.update(around)
+            best = min([here, *around], key=lambda point: found[point][subset])
+        walks.append(walk)
+    values = [
+        np.asarray([value[subset] if point in walk else np.inf for point, value in found.items()])
+        for subset, walk in enumerate(walks)
+    ]
+    return np.asarray(list(found), dtype=np.float64) / points.parts, values
 
 
 def _neighbours(point: tuple[int, ...], bounds: tuple[int, int]) -> list[tuple[int, ...]]:

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.images.support import Support, from_images
+from adapt.networks.devices import thread_count
 from adapt.networks.forward import served_logits
 from adapt.networks.prepared import PreparedBase
-from adapt.networks.devices import thread_count
+from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from benchmarks.machine import machine
 from examples.camera import CAMERAS, DEMO_CAMERA
@@ -76,7 +77,7 @@ def measure(prepared: PreparedBase, pictures: Pictures, *, seed: int) -> Row:
     support = _support(pictures, prepared)
     unseen = np.stack([decode(pictures.files[i]) for i in pictures.test])
     current = default_soup(manifest)
-    found = search(prepared, support, current=current, seed=seed)
+    found = search(prepared, support, SearchConfig(seed=seed), current=current)
     outcome = found.outcome
     ingredients = [
         make_soup(manifest, {name: float(name == alone) for name in manifest.ingredient_names})

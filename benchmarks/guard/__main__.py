@@ -12,9 +12,9 @@ import numpy as np
 import tyro
 from pydantic import Field
 
-from adapt.evidence.scores import P_THRESHOLD
-from adapt.networks.prepared import PreparedBase
+from adapt.evidence.levels import attempt_level
 from adapt.networks.devices import thread_count
+from adapt.networks.prepared import PreparedBase
 from adapt.reporting.plots import COLOURS
 from benchmarks.guard.trials import (
     ALLOWED_LOSS,
@@ -39,6 +39,8 @@ from training.data import ImageSet
 from training.manifest import check_mixable
 
 logger = logging.getLogger(__name__)
+
+LEVEL = attempt_level(1)  # every upload is the first comparison with the soup served
 
 CLEAN = "clean"
 POPULATIONS = (CLEAN, "gaussian_noise", "fog", "contrast", "jpeg_compression", "sketch")
@@ -74,7 +76,7 @@ class Guard(Command):
         data = summary(found) | {"machine": machine()}
         worst = max(row["free"]["worse"] for row in data["rows"] if row["kind"] == "flips")
         count = min(row["trials"] for row in data["rows"])
-        bound = P_THRESHOLD + 2 * (P_THRESHOLD * (1 - P_THRESHOLD) / count) ** 0.5
+        bound = LEVEL + 2 * (LEVEL * (1 - LEVEL) / count) ** 0.5
         holds = worst <= bound
         text = markdown(data, self, base.manifest.name, worst=worst, bound=bound)
         if self.out is not None:
@@ -165,7 +167,7 @@ def markdown(data: Mapping[str, Any], asked: Guard, base_set: str, *, worst: flo
         f"Machine: {data['machine']}",
         "",
         f"- {'Holds' if worst <= bound else '**Does not hold**'}: random flips promote what is worse in at most "
-        f"{100 * bound:.1f} % of uploads (the gate's level, {100 * P_THRESHOLD:g} %, and two standard errors); "
+        f"{100 * bound:.1f} % of uploads (the gate's level, {100 * LEVEL:g} %, and two standard errors); "
         f"measured at most {100 * worst:.1f} %.",
         "- Poison is another matter: labels that are consistently wrong are evidence like any other. What they can do "
         "is bounded by a reference set alone, and only if that looks like what the deployment is asked.",
@@ -206,7 +208,7 @@ def plot(data: Mapping[str, Any], path: Path) -> None:
                 y = [100 * row[regime]["worse"] for row in rows]
                 label = f"{served} soup served, {title}"
                 axes.plot(x, y, styles[regime], marker="o", markersize=4, color=colour, label=label)
-        axes.axhline(100 * P_THRESHOLD, color="black", linewidth=0.8)
+        axes.axhline(100 * LEVEL, color="black", linewidth=0.8)
         axes.set_xlabel("wrong labels, %" if kind == "flips" else "classes called by another name, %")
         axes.set_title(kind)
         axes.grid(alpha=0.3)

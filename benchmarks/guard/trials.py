@@ -11,6 +11,7 @@ from adapt.documents.soup import Soup, default_soup
 from adapt.images.support import Reference, Support
 from adapt.networks.forward import served_logits
 from adapt.networks.prepared import PreparedBase
+from adapt.search.config import SearchConfig
 from adapt.search.floor import check_floor
 from adapt.search.search import search
 from benchmarks.shifts.sets import as_support
@@ -97,11 +98,11 @@ def trials(
     prepared: PreparedBase, pictures: Pictures, clean: Clean, shares: Sequence[float], draw: int
 ) -> Iterator[Trial]:
     """Yield what uploads with wrong labels do to each deployment."""
-    default = default_soup(prepared.manifest)
+    config, default = SearchConfig(seed=draw), default_soup(prepared.manifest)
     for served in SERVED:
         current = default
         if served == "adapted":
-            current = search(prepared, pictures.honest, current=default, seed=draw).soup
+            current = search(prepared, pictures.honest, config, current=default).soup
         references = {
             kind: Reference(images, max(0.01, accuracy_of(prepared, current, images) - ALLOWED_LOSS))
             for kind, images in zip(TRUSTED, (clean.trusted, pictures.trusted), strict=True)
@@ -112,7 +113,7 @@ def trials(
                 generator = np.random.default_rng([draw, KINDS.index(kind), round(100 * share)])
                 num_classes = len(prepared.manifest.class_names)
                 labels = spoiled(pictures.upload.labels, kind, share, num_classes, generator)
-                found = search(prepared, replace(pictures.upload, labels=labels), current=current, seed=draw)
+                found = search(prepared, replace(pictures.upload, labels=labels), config, current=current)
                 yield Trial(
                     population=pictures.name,
                     served=served,

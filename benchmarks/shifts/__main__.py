@@ -10,8 +10,8 @@ import numpy as np
 import tyro
 from pydantic import Field
 
-from adapt.networks.prepared import PreparedBase
 from adapt.networks.devices import thread_count
+from adapt.networks.prepared import PreparedBase
 from benchmarks.shifts.attacked import Attack
 from benchmarks.shifts.harness import known_methods, run_methods
 from benchmarks.shifts.report import reported

@@ -15,9 +15,10 @@ from pydantic import Field
 
 from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.images.support import Support
-from adapt.networks.prepared import PreparedBase
 from adapt.networks.devices import thread_count
+from adapt.networks.prepared import PreparedBase
 from adapt.robustness.attack import classifier_of
+from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from benchmarks.machine import commit
 from benchmarks.shifts.harness import draw_pictures
@@ -108,8 +109,8 @@ def _soups(prepared: PreparedBase, support: Support, seed: int) -> Iterator[tupl
     """Yield what `attacked_names` names."""
     manifest = prepared.manifest
     current = default_soup(manifest)
-    yield "ladder", search(prepared, support, current=current, seed=seed).soup
-    yield "soup_auto", search(prepared, support, current=current, rungs=(), seed=seed).soup
+    yield "ladder", search(prepared, support, SearchConfig(seed=seed), current=current).soup
+    yield "soup_auto", search(prepared, support, SearchConfig(rungs=(), seed=seed), current=current).soup
     for row, name in zip(np.eye(len(manifest.ingredients)), manifest.ingredient_names, strict=True):
         coefficients: Mapping[str, float] = dict(zip(manifest.ingredient_names, row.tolist(), strict=True))
         yield f"fixed_{name}", make_soup(manifest, coefficients)

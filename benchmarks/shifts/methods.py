@@ -17,6 +17,9 @@ from torch import Tensor
 from adapt.documents.soup import Soup, default_soup
 from adapt.evidence.scores import temp_ce
 from adapt.networks.forward import served_logits
+from adapt.rungs.early import FirstLayers
+from adapt.rungs.head import LastLayer
+from adapt.search.config import SearchConfig
 from adapt.search.search import Search, search
 from benchmarks.shifts.context import Answer, Context, Evidence, Method, Unseen
 from benchmarks.shifts.rivals import RIVALS
@@ -43,7 +46,8 @@ def soup_auto(context: Context) -> Answer:
     The search runs for real, not on the table: its cost is measured, and its choice is what a user would get.
     """
     manifest = context.prepared.manifest
-    found = search(context.prepared, context.support, current=default_soup(manifest), rungs=(), seed=context.seed)
+    config = SearchConfig(rungs=(), seed=context.seed)
+    found = search(context.prepared, context.support, config, current=default_soup(manifest))
     return _searched(context, found, found.soup)
 
 
@@ -64,7 +68,8 @@ def ladder_stream(context: Context) -> Answer:
     """Search as `ladder` does, with up to 200 unlabelled pictures of the shift as well; take the candidate."""
     current = default_soup(context.prepared.manifest)
     stream = context.stream if context.stream is not None and len(context.stream) else None
-    found = search(context.prepared, context.support, current=current, unlabelled=stream, seed=context.seed)
+    config = SearchConfig(seed=context.seed)
+    found = search(context.prepared, context.support, config, current=current, unlabelled=stream)
     return _searched(context, found, found.soup)
 
 
@@ -73,11 +78,8 @@ def ladder_single(context: Context) -> Answer:
     found = search(
         context.prepared,
         context.support,
+        SearchConfig(strategy="grid", grid="simplex", step=1.0, seed=context.seed),  # the corners alone
         current=default_soup(context.prepared.manifest),
-        strategy="grid",
-        grid="simplex",
-        step=1.0,  # the corners alone
-        seed=context.seed,
     )
     return _searched(context, found, found.soup)
 
@@ -153,10 +155,8 @@ def fit_mixture(log_probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
 
 
 def _climbed(context: Context) -> Search:
-    current = default_soup(context.prepared.manifest)
-    return context.shared.get(
-        "ladder", lambda: search(context.prepared, context.support, current=current, seed=context.seed)
-    )
+    config, current = SearchConfig(seed=context.seed), default_soup(context.prepared.manifest)
+    return context.shared.get("ladder", lambda: search(context.prepared, context.support, config, current=current))
 
 
 def _searched(context: Context, found: Search, soup: Soup) -> Answer:
@@ -175,13 +175,14 @@ def _searched(context: Context, found: Search, soup: Soup) -> Answer:
 
 def _evidence(found: Search) -> Evidence:
     accuracy, patch = found.outcome.accuracy, found.outcome.patch
+    rungs = () if patch is None else patch.rungs
     return Evidence(
         cross_fitted=None if accuracy is None else accuracy.candidate,
         current=None if accuracy is None else accuracy.current,
         p_value=None if accuracy is None else accuracy.p_value,
         recalibrated=0 if patch is None else patch.recalibrated,
-        has_head=patch is not None and patch.head,
-        has_early=patch is not None and patch.early,
+        has_head=LastLayer.name in rungs,
+        has_early=FirstLayers.name in rungs,
         is_promoted=found.outcome.state == "promoted",
     )
 

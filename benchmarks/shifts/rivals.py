@@ -16,10 +16,10 @@ from adapt.evidence.cross_fit import NUM_FOLDS
 from adapt.evidence.scores import TEMPERATURES, choose
 from adapt.images.support import Support
 from adapt.networks.forward import run_soups, score_logits, soup_logits
+from adapt.networks.last_layer import Head
 from adapt.networks.prepared import PreparedBase
 from adapt.networks.recalibration import Recalibrator
 from adapt.rungs.head import PENALTIES, fit_heads
-from adapt.networks.last_layer import Head
 from benchmarks.shifts.context import Answer, Context, Unseen
 from benchmarks.shifts.finetuning import (
     affines_of,
@@ -116,7 +116,7 @@ def recalibrated(prepared: PreparedBase, support: Support, strength: float) -> t
     recalibrator = Recalibrator(prepared.model("raw"), prior_images=(strength, strength))
     logits, statistics = [], []
     for row in np.eye(len(prepared.manifest.ingredients)):
-        found = recalibrator.run(row.tolist(), [inputs_of(prepared, support.images)])
+        found = recalibrator.run(row.tolist(), [inputs_of(prepared, support.images)], len(support))
         assert found is not None, "one batch has its logits"
         logits.append(found)
         statistics.append(recalibrator.statistics())

@@ -15,6 +15,7 @@ from adapt.documents.soup import default_soup
 from adapt.networks.forward import served_logits
 from adapt.networks.prepared import PreparedBase
 from adapt.networks.recalibration import PRIOR_IMAGES
+from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from benchmarks.shifts.context import Answer, Context, Unseen
 from benchmarks.shifts.finetuning import Schedule
@@ -140,7 +141,8 @@ def tune_profile(
             parts = draw(data, n_support=count, n_test=n_test, seed=seed)
             for profile in found:
                 prepared.recalibrator = prepared.recalibrator_with(profile)
-                soup = search(prepared, parts.support, current=default_soup(prepared.manifest), seed=seed).soup
+                config, current = SearchConfig(seed=seed), default_soup(prepared.manifest)
+                soup = search(prepared, parts.support, config, current=current).soup
                 logits = served_logits(prepared, soup, parts.test.images)
                 found[profile][count][shift] = _accuracy(logits, parts.test.labels)
             logger.info("%s, n = %d: %d profiles", shift, count, len(found))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adapt.documents.soup import default_soup
-from adapt.networks.prepared import PreparedBase
 from adapt.networks.devices import thread_count
+from adapt.networks.prepared import PreparedBase
+from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from benchmarks.pictures import jpegs
 from benchmarks.shifts.__main__ import FULL, QUICK, main
@@ -395,7 +396,7 @@ def test_looked_up_soups_are_those_of_a_real_search(
     methods = methods_of(prepared.manifest)
     for name, strategy in (("soup_auto", "auto"), ("soup_grid", "grid")):
         current = default_soup(prepared.manifest)
-        found = search(prepared, context.support, current=current, strategy=strategy, rungs=(), seed=seed)
+        found = search(prepared, context.support, SearchConfig(strategy=strategy, rungs=(), seed=seed), current=current)
         answer = methods[name](context)
         assert answer.coefficients == pytest.approx(found.soup.vector(prepared.manifest))
         assert answer.forwards == found.outcome.search.image_forwards

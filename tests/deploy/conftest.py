@@ -57,10 +57,10 @@ def patches(reference: TorchReference) -> dict[str, Patch]:
         for key in early_keys(reference.base.model().net, "head")
     }
     return {
-        "statistics": make_patch(statistics, recalibrated=64),
-        "head": make_patch(head, head=True),
-        "both": make_patch(statistics | head, recalibrated=64, head=True),
-        "early": make_patch(statistics | early, recalibrated=64, early=True),
+        "statistics": make_patch(statistics, recalibrated=64, rungs=["statistics"]),
+        "head": make_patch(head, rungs=["head"]),
+        "both": make_patch(statistics | head, recalibrated=64, rungs=["statistics", "head"]),
+        "early": make_patch(statistics | early, recalibrated=64, rungs=["statistics", "early"]),
     }
 
 

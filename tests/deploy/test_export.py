@@ -117,7 +117,7 @@ def test_exported_file_carries_the_patch(
         expected = reference.logits(reference.mix(coefficients, bn_mode, patches[kind]), batch(size))
         assert np.abs(run_plain(out, batch(size)) - expected).max() <= 1e-4
     metadata = ort.InferenceSession(out, providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
-    assert json.loads(metadata["patch"]) == patches[kind].summary.model_dump()
+    assert json.loads(metadata["patch"]) == patches[kind].summary.model_dump(mode="json")
     assert read_exported_soup(out).patch == patches[kind]
     assert all(one.holds for one in check_export(out, base))
 
@@ -134,7 +134,7 @@ def test_check_notices_another_patch(base: BaseSet, patches: dict[str, Patch], t
     export(base, make_soup(base.manifest, CONVEX, patch=patches["head"]), path)
     model = onnx.load(path)
     props = {prop.key: prop.value for prop in model.metadata_props}
-    other = make_patch({key: 2 * array for key, array in patches["head"].tensors().items()}, head=True)
+    other = make_patch({key: 2 * array for key, array in patches["head"].tensors().items()}, rungs=["head"])
     tensors = base64.b64encode(other.data).decode()
     onnx.helper.set_model_props(model, props | {"patch_tensors": tensors})
     onnx.save(model, path)
@@ -146,7 +146,7 @@ def test_check_notices_another_patch(base: BaseSet, patches: dict[str, Patch], t
 
 
 def test_patch_that_does_not_fit_is_not_exported(base: BaseSet, tmp_path: Path) -> None:
-    patch = make_patch({"neck.weight": np.zeros(3, dtype=np.float32)}, head=True)
+    patch = make_patch({"neck.weight": np.zeros(3, dtype=np.float32)}, rungs=["head"])
     with pytest.raises(PatchError, match=r"'neck.weight' of shape \(3,\) does not fit"):
         export(base, make_soup(base.manifest, CONVEX, patch=patch), tmp_path / "soup.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ TENSORS = {"head.weight": np.ones((2, 3), dtype=np.float32), "bn.running_mean": 
 
 
 def test_a_soup_comes_back_from_disk_with_its_patch(base: BaseSet, tmp_path: Path) -> None:
-    patch = make_patch(TENSORS, recalibrated=20, head=True)
+    patch = make_patch(TENSORS, recalibrated=20, rungs=["statistics", "head"])
     soup = make_soup(base.manifest, base.manifest.default_coefficients, bn_mode="raw", patch=patch)
     write_soup(tmp_path / "soup.json", soup)
     found = read_soup(tmp_path / "soup.json")
@@ -31,7 +31,9 @@ def test_a_soup_comes_back_from_disk_with_its_patch(base: BaseSet, tmp_path: Pat
 
 def test_writing_a_soup_without_patch_removes_the_old_one(base: BaseSet, tmp_path: Path) -> None:
     path = tmp_path / "site.json"
-    write_soup(path, make_soup(base.manifest, base.manifest.default_coefficients, patch=make_patch(TENSORS, head=True)))
+    write_soup(
+        path, make_soup(base.manifest, base.manifest.default_coefficients, patch=make_patch(TENSORS, rungs=["head"]))
+    )
     assert patch_path(path).exists()
     write_soup(path, default_soup(base.manifest))
     assert not patch_path(path).exists()
@@ -41,7 +43,9 @@ def test_writing_a_soup_without_patch_removes_the_old_one(base: BaseSet, tmp_pat
 @pytest.mark.parametrize("damage", [None, b"", b"other"])
 def test_a_missing_or_other_patch_is_named(base: BaseSet, tmp_path: Path, damage: bytes | None) -> None:
     path = tmp_path / "soup.json"
-    write_soup(path, make_soup(base.manifest, base.manifest.default_coefficients, patch=make_patch(TENSORS, head=True)))
+    write_soup(
+        path, make_soup(base.manifest, base.manifest.default_coefficients, patch=make_patch(TENSORS, rungs=["head"]))
+    )
     if damage is None:
         patch_path(path).unlink()
     else:
@@ -52,7 +56,7 @@ def test_a_missing_or_other_patch_is_named(base: BaseSet, tmp_path: Path, damage
 
 def test_the_same_tensors_have_the_same_digest_in_any_order() -> None:
     backwards = dict(reversed(TENSORS.items()))
-    assert make_patch(TENSORS, head=True).digest == make_patch(backwards, head=True).digest
+    assert make_patch(TENSORS, rungs=["head"]).digest == make_patch(backwards, rungs=["head"]).digest
 
 
 @pytest.mark.parametrize(
@@ -65,23 +69,27 @@ def test_the_same_tensors_have_the_same_digest_in_any_order() -> None:
 )
 def test_unusable_tensors_are_refused(tensors: dict[str, np.ndarray]) -> None:
     with pytest.raises(PatchError, match="patch"):
-        make_patch(tensors, head=True)
+        make_patch(tensors, rungs=["head"])
 
 
 def test_tensors_of_another_dtype_are_refused() -> None:
     data = safetensors.numpy.save({"head.weight": np.ones(2)})
-    patch = Patch(digest=hashlib.sha256(data).hexdigest(), head=True, data=data)
+    patch = Patch(digest=hashlib.sha256(data).hexdigest(), rungs=("head",), data=data)
     with pytest.raises(PatchError, match="float32"):
         patch.tensors()
 
 
 def test_a_patch_changes_something(base: BaseSet) -> None:
-    with pytest.raises(ValidationError, match="none of them"):
-        make_patch(TENSORS)
+    with pytest.raises(ValidationError, match="rungs"):
+        make_patch(TENSORS, rungs=[])
     with pytest.raises(ValidationError, match="SHA-256"):
-        Patch(digest="0" * 64, head=True, data=b"")
+        Patch(digest="0" * 64, rungs=("head",), data=b"")
     with pytest.raises(ValidationError, match="bn_mode raw"):
-        make_soup(base.manifest, base.manifest.default_coefficients, patch=make_patch(TENSORS, recalibrated=1))
+        make_soup(
+            base.manifest,
+            base.manifest.default_coefficients,
+            patch=make_patch(TENSORS, recalibrated=1, rungs=["statistics"]),
+        )
 
 
 def test_patched_tensors_take_the_place_of_mixed_ones_until_the_next_soup(base: BaseSet) -> None:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from adapt.networks.batchnorm import has_batchnorm
 from adapt.networks.folding import (
     FoldError,
     _logits,
@@ -11,7 +12,6 @@ from adapt.networks.folding import (
     folded_state_dicts,
     fuse,
     fused_state_dict,
-    has_batchnorm,
     probe_images,
 )
 from tests.conftest import shake

@@ -8,12 +8,12 @@ import torch
 import adapt.networks.forward
 import adapt.networks.prepared
 from adapt.evidence.scores import TEMPERATURES
+from adapt.networks.devices import pick_device, thread_count
 from adapt.networks.folding import folded_state_dicts
-from adapt.networks.network import Cancelled
 from adapt.networks.forward import evaluate_soups
 from adapt.networks.mixing import mix
+from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
-from adapt.networks.devices import pick_device, thread_count
 from training.bases import BaseSet
 from training.images import to_input
 

@@ -61,14 +61,18 @@ def test_a_patch_is_attacked_too(
     statistics = run_soups(prepared, row, pixels, recalibrate=True).statistics[0]
     assert statistics is not None
     numbers = dict(zip(NAMES, row[0].tolist(), strict=True))
-    soup = make_soup(base.manifest, numbers, bn_mode="raw", patch=make_patch(statistics, recalibrated=40))
+    soup = make_soup(
+        base.manifest, numbers, bn_mode="raw", patch=make_patch(statistics, recalibrated=40, rungs=["statistics"])
+    )
     images = torch.from_numpy(pixels[:5].transpose(0, 3, 1, 2) / np.float32(255))
     with torch.no_grad():
         found = classifier_of(base, soup)(images)
     torch.testing.assert_close(found, served_logits(prepared, soup, pixels[:5]), rtol=1e-4, atol=1e-4)
     # What was found for one patch is not taken for what another survives.
     changed = {key: array + np.float32(1) for key, array in statistics.items()}
-    other = make_soup(base.manifest, numbers, bn_mode="raw", patch=make_patch(changed, recalibrated=40))
+    other = make_soup(
+        base.manifest, numbers, bn_mode="raw", patch=make_patch(changed, recalibrated=40, rungs=["statistics"])
+    )
     path = tmp_path / "soup.json"
     args = [tiny_base_set, "--data", folder, "--n", 6, "--steps", 2, "--state", tmp_path / "state", "--soups", path]
     write_soup(path, soup)

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapt.networks.forward import run_soups
+from adapt.networks.last_layer import Head
 from adapt.networks.prepared import PreparedBase, find_head
 from adapt.rungs.head import PENALTIES, fit_heads
-from adapt.networks.last_layer import Head
 
 
 def problem(n: int, seed: int) -> tuple[torch.Tensor, np.ndarray, Head]:

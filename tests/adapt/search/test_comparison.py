@@ -8,7 +8,7 @@ from adapt.evidence.cross_fit import NUM_FOLDS
 from adapt.images.support import Support
 from adapt.networks.prepared import PreparedBase
 from adapt.search.comparison import compare
-from tests.adapt.search.test_search import HIDDEN, support_for
+from tests.adapt.pictures import HIDDEN, support_for
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.images.support import Reference, Support
 from adapt.networks.forward import served_logits
 from adapt.networks.prepared import PreparedBase
+from adapt.search.config import SearchConfig
 from adapt.search.floor import check_floor
 from adapt.search.search import search
 from training.images import to_input
@@ -49,13 +50,13 @@ def test_what_is_below_the_floor_is_kept_and_what_reaches_it_is_promoted(
     prepared: PreparedBase, upload: Support, trusted: Support
 ) -> None:
     current = default_soup(prepared.manifest)
-    free = search(prepared, upload, current=current, rungs=())
+    free = search(prepared, upload, SearchConfig(rungs=()), current=current)
     assert free.outcome.state == "promoted"
     assert free.outcome.reference is None
     found = accuracy_of(prepared, free.soup, trusted)
     assert found < 0.95
     for floor, state in ((found, "promoted"), (found + 0.01, "kept")):
-        bounded = search(prepared, upload, current=current, rungs=(), reference=Reference(trusted, floor))
+        bounded = search(prepared, upload, SearchConfig(rungs=()), current=current, reference=Reference(trusted, floor))
         assert bounded.outcome.state == state
         assert bounded.soup.evidence == bounded.outcome
         check = bounded.outcome.reference
@@ -70,7 +71,7 @@ def test_always_promotes_and_says_what_the_reference_says(
 ) -> None:
     reference = Reference(trusted, 1.0)
     current = default_soup(prepared.manifest)
-    always = search(prepared, upload, current=current, rungs=(), promote="always", reference=reference)
+    always = search(prepared, upload, SearchConfig(rungs=(), promote="always"), current=current, reference=reference)
     assert always.outcome.state == "promoted"
     assert always.outcome.reference is not None
     assert always.outcome.reference.accuracy < 1

@@ -12,13 +12,14 @@ from adapt.documents.patch import make_patch
 from adapt.documents.soup import default_soup, make_soup
 from adapt.evidence.scores import temp_ce
 from adapt.images.support import Support
-from adapt.networks.network import Cancelled
 from adapt.networks.forward import evaluate_soups
+from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
+from adapt.search.config import SearchConfig
 from adapt.search.search import Search, search
 from adapt.search.surrogate import nodes
 from adapt.search.survey import MAX_MISSING, seen, survey
-from tests.adapt.search.test_search import support_for
+from tests.adapt.pictures import support_for
 from training.bases import load_base_set
 
 
@@ -83,9 +84,9 @@ def test_ingredients_are_those_of_the_outcome(landscape: Landscape, found: Searc
 def test_the_current_soup_with_a_patch_is_not_a_plain_one(prepared: PreparedBase, support: Support):
     key = prepared.head_key
     tensor = prepared.base.state_dicts["l1"][f"{key}.bias"].numpy()
-    patch = make_patch({f"{key}.bias": tensor + 0.1}, recalibrated=0, head=True)
+    patch = make_patch({f"{key}.bias": tensor + 0.1}, rungs=["head"])
     current = make_soup(prepared.manifest, prepared.manifest.default_coefficients, patch=patch)
-    found = search(prepared, support, current=current, rungs=())
+    found = search(prepared, support, SearchConfig(rungs=()), current=current)
     points = survey(prepared, support, found, current=current).points
     assert points[0].kind == "patched"
     assert {point.kind for point in points[1:]} == {"plain"}
@@ -93,7 +94,10 @@ def test_the_current_soup_with_a_patch_is_not_a_plain_one(prepared: PreparedBase
 
 def test_a_large_grid_is_thinned_and_keeps_what_matters(prepared: PreparedBase, support: Support):
     found = search(
-        prepared, support, current=default_soup(prepared.manifest), strategy="grid", grid="simplex", step=0.1
+        prepared,
+        support,
+        SearchConfig(strategy="grid", grid="simplex", step=0.1),
+        current=default_soup(prepared.manifest),
     )
     assert len(found.coefficients) > MAX_POINTS
     landscape = survey(prepared, support, found, current=default_soup(prepared.manifest))

@@ -8,16 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapt.documents.soup import BnMode, Rung, default_soup, make_soup
-from adapt.evidence.scores import cross_fit, temp_ce
+from adapt.documents.soup import default_soup, make_soup
+from adapt.evidence.scores import temp_ce
 from adapt.images.support import Support
 from adapt.networks.forward import evaluate_soups, score_logits, soup_logits
 from adapt.networks.prepared import PreparedBase
+from adapt.rungs.pool import Pool
 from adapt.rungs.task import Task
+from adapt.search.config import SearchConfig
 from adapt.search.grid import affine, lattice
 from adapt.search.search import search
-from adapt.search.surrogate import interpolation, nodes, num_evaluated, search_grid, search_surrogate
-from tests.adapt.search.test_search import HIDDEN, support_for
+from adapt.search.surrogate import PROMISING, interpolation, nodes, num_evaluated, search_grid, search_surrogate
+from tests.adapt.pictures import HIDDEN, support_for
 from training.bases import load_base_set
 
 
@@ -51,32 +53,17 @@ def test_logits_have_the_scores_of_the_soups(prepared: PreparedBase) -> None:
     assert np.array_equal(found.correct, expected.correct)
 
 
-def task_for(
-    prepared: PreparedBase, support: Support, *, bn_mode: BnMode = "folded", recalibrate: bool = False
-) -> Task:
-    return Task(
-        prepared=prepared,
-        support=support,
-        unlabelled=None,
-        current=default_soup(prepared.manifest),
-        bn_mode=bn_mode,
-        recalibrate=recalibrate,
-        folds=support.folds(5, seed=0),
-        weights=None,
-        report=lambda done, message: None,
-        should_stop=None,
-    )
-
-
 @pytest.mark.parametrize("rungs", [(), ("statistics",)])
 def test_the_surrogate_finds_what_the_grid_finds_at_a_sixth_of_the_cost(
-    prepared: PreparedBase, rungs: tuple[Rung, ...]
+    prepared: PreparedBase, rungs: tuple[str, ...]
 ) -> None:
     losses = []
     for seed in range(3):
         support = support_for(prepared, 100, seed=seed)
         found, full = (
-            search(prepared, support, current=default_soup(prepared.manifest), strategy=strategy, rungs=rungs)
+            search(
+                prepared, support, SearchConfig(strategy=strategy, rungs=rungs), current=default_soup(prepared.manifest)
+            )
             for strategy in ("surrogate", "grid")
         )
         assert found.outcome.search.image_forwards <= full.outcome.search.image_forwards / 6
@@ -86,31 +73,33 @@ def test_the_surrogate_finds_what_the_grid_finds_at_a_sixth_of_the_cost(
     assert max(losses) < 0.02
 
 
-def test_a_fold_may_choose_only_what_was_promising_without_it(prepared: PreparedBase) -> None:
+def allowed_without(pool: Pool, fold: int) -> set[tuple[float, ...]]:
+    """Return the candidates that the choice without a fold may fall on."""
+    assert pool.eligible_without is not None
+    return {tuple(row) for row in pool.coefficients[pool.eligible_without[fold]].round(9)}
+
+
+def spoilt(support: Support, held_out: np.ndarray) -> Support:
+    return replace(support, labels=np.where(held_out, (support.labels + 1) % 3, support.labels))
+
+
+def test_a_fold_may_choose_only_what_was_promising_without_it(
+    prepared: PreparedBase, task_for: Callable[..., Task]
+) -> None:
     """Spoil a fold's labels: what the choice without it may fall on stays the same."""
     support = support_for(prepared, 100)
-    before = search_surrogate(task_for(prepared, support), lattice("affine"))
-    folds = support.folds(5, seed=0)
-    labels = np.where(folds == 0, (support.labels + 1) % 3, support.labels)
-    spoilt = Support(support.images, labels, support.hashes, support.class_names)
-    task = replace(task_for(prepared, spoilt), folds=folds)
-    after = search_surrogate(task, lattice("affine"))
-
-    def allowed(pool) -> set[tuple[float, ...]]:
-        assert pool.eligible_without is not None
-        return {tuple(row) for row in pool.coefficients[pool.eligible_without[0]].round(9)}
-
-    # The number of soups per list may differ, as it follows from all lists: the shorter list is part of the longer.
-    ours, theirs = sorted((allowed(before), allowed(after)), key=len)
-    assert ours <= theirs
+    task = task_for(prepared, support)
+    before = search_surrogate(task, lattice("affine"))
+    after = search_surrogate(replace(task, support=spoilt(support, task.folds == 0)), lattice("affine"))
+    assert allowed_without(before, 0) == allowed_without(after, 0)
+    assert before.eligible_without is not None
     assert not before.eligible_without.all()
     assert before.eligible_without[:, 0].all()  # the current soup always competes
-    fit = cross_fit(before.scores, folds, eligible=before.eligible_without)
-    for number, fold in enumerate(np.unique(folds)):
-        assert before.eligible_without[number][fit.chosen[folds == fold]].all()
 
 
-def test_no_soup_is_evaluated_twice_and_the_count_is_honest(prepared: PreparedBase) -> None:
+def test_no_soup_is_evaluated_twice_and_the_count_is_honest(
+    prepared: PreparedBase, task_for: Callable[..., Task]
+) -> None:
     support = support_for(prepared, 50)
     pool = search_surrogate(task_for(prepared, support), lattice("affine"))
     rows = pool.coefficients
@@ -122,7 +111,7 @@ def test_no_soup_is_evaluated_twice_and_the_count_is_honest(prepared: PreparedBa
     assert {tuple(row) for row in np.eye(4)} <= {tuple(row) for row in rows}
 
 
-def test_raw_mode_passes_over_soups_that_cannot_be_mixed(prepared: PreparedBase) -> None:
+def test_raw_mode_passes_over_soups_that_cannot_be_mixed(prepared: PreparedBase, task_for: Callable[..., Task]) -> None:
     pool = search_surrogate(task_for(prepared, support_for(prepared, 60), bn_mode="raw"), lattice("affine"))
     assert np.isfinite(pool.scores.losses).all()
 
@@ -130,7 +119,10 @@ def test_raw_mode_passes_over_soups_that_cannot_be_mixed(prepared: PreparedBase)
 def test_two_images_are_enough_and_one_holds_nothing_out(prepared: PreparedBase) -> None:
     for n in (1, 2):
         found = search(
-            prepared, support_for(prepared, n), current=default_soup(prepared.manifest), strategy="surrogate"
+            prepared,
+            support_for(prepared, n),
+            SearchConfig(strategy="surrogate"),
+            current=default_soup(prepared.manifest),
         )
         assert (found.fit is None) == (n == 1)
 
@@ -142,28 +134,48 @@ def test_pools_of_any_size(tmp_path: Path, base_set_factory: Callable[..., Path]
     hidden = dict.fromkeys(names, 0.0) | {"ingredient0": 0.5, "ingredient1": 0.5}
     support = support_for(prepared, 60, hidden=hidden)
     current = make_soup(prepared.manifest, dict.fromkeys(names, 0.0) | {names[-1]: 1.0})
-    found = search(prepared, support, current=current, rungs=())
+    found = search(prepared, support, SearchConfig(rungs=()), current=current)
     assert found.outcome.search.strategy == ("grid" if num_ingredients == 2 else "surrogate")
-    assert found.outcome.search.candidates <= num_evaluated(num_ingredients)
+    assert found.outcome.search.candidates <= 1 + len(nodes(num_ingredients)) + 6 * PROMISING  # 5 folds, and all
     values, _ = temp_ce(found.scores.losses)
     assert values[found.choice.candidate] < values[0]
 
 
-def test_the_grid_pool_lets_every_choice_fall_on_everything(prepared: PreparedBase) -> None:
+def test_the_grid_pool_lets_every_choice_fall_on_everything(
+    prepared: PreparedBase, task_for: Callable[..., Task]
+) -> None:
     pool = search_grid(task_for(prepared, support_for(prepared, 20)), lattice("affine", 0.5))
     assert pool.eligible.all()
-    assert pool.eligible_without is None
+    assert pool.eligible_without is not None
+    assert pool.eligible_without.all()
     assert HIDDEN.keys() == set(prepared.manifest.ingredient_names)
 
 
-def test_the_descent_of_a_large_pool_stays_on_the_lattice(
-    tmp_path: Path, base_set_factory: Callable[..., Path]
-) -> None:
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory: pytest.TempPathFactory, base_set_factory: Callable[..., Path]) -> PreparedBase:
+    """A pool too large for a grid: it is searched by a descent."""
     names = tuple(f"ingredient{number}" for number in range(9))
-    prepared = PreparedBase(load_base_set(base_set_factory(tmp_path / "pool", names=names)))
+    return PreparedBase(load_base_set(base_set_factory(tmp_path_factory.mktemp("bases") / "nine", names=names)))
+
+
+def test_the_descent_of_a_large_pool_stays_on_the_lattice(nine: PreparedBase, task_for: Callable[..., Task]) -> None:
     points = lattice("affine")
     assert not points.is_small(9)
-    pool = search_surrogate(task_for(prepared, support_for(prepared, 40, hidden=dict.fromkeys(names, 1 / 9))), points)
+    hidden = dict.fromkeys(nine.manifest.ingredient_names, 1 / 9)
+    pool = search_surrogate(task_for(nine, support_for(nine, 40, hidden=hidden)), points)
     assert pool.coefficients.min() >= -0.25 - 1e-9
     assert pool.coefficients.max() <= 1.25 + 1e-9
     assert torch.tensor(pool.coefficients).sum(1).allclose(torch.ones(len(pool.coefficients), dtype=torch.float64))
+
+
+def test_the_descent_without_a_fold_knows_nothing_of_the_walks_of_the_others(
+    nine: PreparedBase, task_for: Callable[..., Task]
+) -> None:
+    hidden = dict.fromkeys(nine.manifest.ingredient_names, 1 / 9)
+    support = support_for(nine, 40, hidden=hidden)
+    task = task_for(nine, support)
+    before = search_surrogate(task, lattice("affine"))
+    for fold in range(5):
+        spoilt_task = replace(task, support=spoilt(support, task.folds == fold))
+        after = search_surrogate(spoilt_task, lattice("affine"))
+        assert allowed_without(before, fold) == allowed_without(after, fold)

@@ -1,0 +1,307 @@
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from adapt.documents.patch import STATISTICS
+from adapt.documents.soup import default_soup
+from adapt.images.support import Support
+from adapt.networks.forward import served_logits
+from adapt.networks.mixing import mix
+from adapt.networks.network import Cancelled
+from adapt.networks.prepared import PreparedBase
+from adapt.rungs import training
+from adapt.rungs.early import MIN_IMAGES, TRAIN_FROM, FirstLayers
+from adapt.rungs.model import Answers
+from adapt.rungs.pool import Library
+from adapt.rungs.task import Task
+from adapt.rungs.training import Start, _moved, _rate, early_keys, train_early
+from adapt.search import selection
+from adapt.search.config import RUNGS, SearchConfig
+from adapt.search.grid import lattice
+from adapt.search.search import Search, search
+from adapt.search.selection import select
+from adapt.search.surrogate import search_grid
+from adapt.search.unlabelled import recalibrate
+from tests.adapt.pictures import coloured, noise, swapped
+from training.bases import BaseSet
+
+FIRST: tuple[str, ...] = ("statistics", "early")
+
+
+@pytest.fixture(scope="module")
+def prepared(tinted: PreparedBase) -> PreparedBase:
+    return tinted
+
+
+@pytest.fixture(scope="module")
+def pictures(prepared: PreparedBase) -> Support:
+    return swapped(coloured(150, prepared.manifest.class_names))
+
+
+@pytest.fixture(scope="module")
+def found(prepared: PreparedBase, pictures: Support) -> Search:
+    return search(
+        prepared, pictures, SearchConfig(train_from=MIN_IMAGES, rungs=FIRST), current=default_soup(prepared.manifest)
+    )
+
+
+def accuracy(prepared: PreparedBase, found: Search, unseen: Support) -> float:
+    return float((served_logits(prepared, found.soup, unseen.images).argmax(1).numpy() == unseen.labels).mean())
+
+
+def test_first_weights_and_all_vectors_are_trained_and_nothing_of_the_last_layer(
+    base: BaseSet, ln_base: BaseSet
+) -> None:
+    for one in (base, ln_base):
+        net = one.model().net
+        head = PreparedBase(one).head_key
+        assert head is not None
+        keys = early_keys(net, head)
+        inner = {name: p for name, p in net.named_parameters() if not name.startswith(head)}
+        assert {name for name, p in inner.items() if p.dim() == 1} <= set(keys) <= set(inner)
+        weights = [name for name, p in inner.items() if p.dim() > 1]
+        trained = [name for name in weights if name in keys]
+        assert trained == weights[: len(trained)]
+        assert sum(inner[name].numel() for name in trained) <= 0.1 * sum(
+            p.numel() for p in net.parameters() if p.dim() > 1
+        )
+
+
+def test_swapped_colours_are_learned_and_what_was_judged_is_what_is_served(
+    prepared: PreparedBase,
+    found: Search,
+    pictures: Support,
+) -> None:
+    assert found.outcome.state == "promoted"
+    assert found.soup.patch is not None
+    assert found.soup.patch.rungs == FIRST
+    assert found.soup.patch.recalibrated == 150
+    assert found.soup.bn_mode == "raw"
+    without = search(
+        prepared,
+        pictures,
+        SearchConfig(train_from=MIN_IMAGES, rungs=("statistics",)),
+        current=default_soup(prepared.manifest),
+    )
+    unseen = swapped(coloured(400, prepared.manifest.class_names, seed=5))
+    after = accuracy(prepared, found, unseen)
+    assert after > accuracy(prepared, without, unseen) + 0.2
+    assert found.outcome.accuracy is not None
+    assert abs(found.outcome.accuracy.candidate - after) < 0.1
+    assert found.outcome.patch == found.soup.patch.summary
+
+
+def test_the_patch_over_mixed_weights_is_the_network_that_was_trained(
+    prepared: PreparedBase,
+    found: Search,
+    pictures: Support,
+) -> None:
+    assert found.soup.patch is not None
+    tensors = found.soup.patch.tensors()
+    weights = mix(
+        list(prepared.base.state_dicts.values()), torch.tensor(found.soup.vector(prepared.manifest)), patch=tensors
+    )
+    net = prepared.base.model().net
+    net.load_state_dict(weights)
+    with torch.no_grad():
+        expected = net.eval()(prepared.normalise(torch.from_numpy(pictures.images).permute(0, 3, 1, 2) / 255))
+    torch.testing.assert_close(served_logits(prepared, found.soup, pictures.images), expected, rtol=1e-3, atol=1e-4)
+    changed = set(early_keys(net, "head")) | {key for key in weights if key.endswith(STATISTICS)}
+    assert set(tensors) == changed
+
+
+def test_a_training_is_repeatable_and_no_worse_on_held_out_images(
+    prepared: PreparedBase,
+    found: Search,
+    pictures: Support,
+) -> None:
+    current = default_soup(prepared.manifest)
+    again = search(prepared, pictures, SearchConfig(train_from=MIN_IMAGES, rungs=FIRST), current=current)
+    assert again.soup.patch == found.soup.patch
+    assert again.outcome.accuracy == found.outcome.accuracy
+    other = search(prepared, pictures, SearchConfig(train_from=MIN_IMAGES, rungs=FIRST, seed=1), current=current)
+    assert other.soup.patch != found.soup.patch
+    clean = coloured(150, prepared.manifest.class_names, seed=2)
+    for support in (pictures, clean):
+        below, above = (
+            search(prepared, support, SearchConfig(train_from=MIN_IMAGES, rungs=r), current=current)
+            for r in (("statistics", "head"), RUNGS)
+        )
+        assert below.fit is not None
+        assert above.fit is not None
+        assert above.fit.candidate_losses.mean() <= below.fit.candidate_losses.mean()
+        assert above.fit.share(above.fit.candidate) >= below.fit.share(below.fit.candidate)
+
+
+def test_few_images_a_missing_class_and_folded_batchnorm_are_not_trained_on(
+    prepared: PreparedBase,
+    pictures: Support,
+) -> None:
+    current = default_soup(prepared.manifest)
+    few = pictures.subset(np.arange(MIN_IMAGES - 1))
+    two = pictures.subset(np.flatnonzero(pictures.labels != 0))
+    for support, rungs, why in (
+        (few, FIRST, f"expected at least {MIN_IMAGES} labelled images, got {MIN_IMAGES - 1}"),
+        (two, FIRST, "expected labelled images of all 3 classes, got 2"),
+        (pictures, ("early",), "BatchNorm is folded"),
+    ):
+        found = search(prepared, support, SearchConfig(train_from=MIN_IMAGES, rungs=rungs), current=current)
+        assert "early" not in found.choice.rungs
+        assert found.outcome.not_tried["early"].startswith(why)
+    raw = SearchConfig(train_from=MIN_IMAGES, rungs=("early",), bn_mode="raw")
+    assert search(prepared, pictures, raw, current=current).choice.rungs == ("early",)
+    at_once = search(prepared, pictures, SearchConfig(rungs=FIRST), current=current)
+    assert len(pictures) < TRAIN_FROM  # from which on images are trained on unless told otherwise
+    assert at_once.outcome.not_tried == {"early": f"expected at least {TRAIN_FROM} labelled images, got 150"}
+
+
+def test_what_a_fold_is_judged_by_never_saw_it(
+    prepared: PreparedBase, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random labels: trainings that fit them must look no better than chance on the images held out."""
+    monkeypatch.setattr(selection, "HOPELESS", 1e9)
+    support = noise(300, prepared.manifest.class_names)
+    current = default_soup(prepared.manifest).model_copy(update={"bn_mode": "raw"})
+    task = task_for(prepared, support, current=current, bn_mode="raw")
+    pool = search_grid(task, lattice("simplex", 1.0))
+    library = Library(task, pool)
+    found = select(library, [FirstLayers(library)])
+    (own,) = found.tried
+    assert library.image_forwards > 0
+    assert found.fit is not None
+    assert not np.array_equal(own.losses, found.fit.candidate_losses)
+    assert abs(own.right.mean() - 1 / 3) < 0.09
+
+
+def test_it_stops_when_told_and_says_how_far_it_is(prepared: PreparedBase, pictures: Support) -> None:
+    said: list[tuple[float, str]] = []
+    watched = partial(
+        search,
+        prepared,
+        pictures,
+        SearchConfig(train_from=MIN_IMAGES, rungs=FIRST),
+        current=default_soup(prepared.manifest),
+        progress=lambda done, message: said.append((done, message)),
+    )
+    watched()
+    assert [done for done, _ in said] == sorted(done for done, _ in said)
+    assert said[-1] == (pytest.approx(1.0), "training first layers on 150 images")
+
+    said.clear()
+    with pytest.raises(Cancelled):
+        watched(should_stop=lambda: bool(said) and said[-1][1].startswith("training"))
+    assert said[-1][0] < 0.5
+
+
+def test_a_trained_soup_is_a_current_soup_like_any_other(
+    prepared: PreparedBase,
+    found: Search,
+) -> None:
+    fresh = swapped(coloured(90, prepared.manifest.class_names, seed=3))
+    again = search(prepared, fresh, SearchConfig(train_from=MIN_IMAGES, rungs=FIRST), current=found.soup)
+    assert again.fit is not None
+    assert again.fit.share(again.fit.candidate) >= 0.9 * again.fit.share(again.fit.current)
+    kept = search(prepared, fresh, SearchConfig(train_from=MIN_IMAGES, rungs=()), current=found.soup)
+    assert kept.soup.patch == found.soup.patch
+    images = swapped(coloured(200, prepared.manifest.class_names, seed=6)).images
+    soup, outcome = recalibrate(prepared, images, current=found.soup)
+    assert outcome.patch is not None
+    assert (outcome.patch.rungs, outcome.patch.recalibrated) == (FIRST, 200)
+    unseen = swapped(coloured(300, prepared.manifest.class_names, seed=7))
+    after = (served_logits(prepared, soup, unseen.images).argmax(1).numpy() == unseen.labels).mean()
+    assert after > accuracy(prepared, found, unseen) - 0.1
+
+
+@pytest.mark.parametrize("with_moments", [False, True])
+def test_a_network_without_batchnorm_is_trained_too(
+    ln_base: BaseSet, prepared_moments: PreparedBase, with_moments: bool
+) -> None:
+    layer_norm = prepared_moments if with_moments else PreparedBase(ln_base)
+    support = coloured(120, layer_norm.manifest.class_names)
+    start = Start([1.0, 0.0, 0.0, 0.0], "folded", None, 1.0)
+    prior = torch.full((120, 3), 1 / 3)
+    trained = train_early(layer_norm, start, support.images, support.labels, prior)
+    assert layer_norm.head_key is not None
+    assert set(trained.tensors) == set(early_keys(layer_norm.base.model().net, layer_norm.head_key))
+    assert all(np.isfinite(array).all() for array in trained.tensors.values())
+    result = search(
+        layer_norm, support, SearchConfig(train_from=MIN_IMAGES, rungs=FIRST), current=default_soup(layer_norm.manifest)
+    )
+    assert result.fit is not None
+    below = search(
+        layer_norm,
+        support,
+        SearchConfig(train_from=MIN_IMAGES, rungs=("statistics",)),
+        current=default_soup(layer_norm.manifest),
+    )
+    assert below.fit is not None
+    assert result.fit.candidate_losses.mean() <= below.fit.candidate_losses.mean()
+    if result.soup.patch is not None and "early" in result.soup.patch.rungs:
+        assert result.soup.patch.recalibrated in (0, 120)
+
+
+def test_the_answers_of_the_rung_below_count_as_images(prepared: PreparedBase, pictures: Support) -> None:
+    """Whatever the labels say, a training leans towards the classes that the prior calls likely."""
+    start = Start([1.0, 0.0, 0.0, 0.0], "raw", None, 1.0)
+    shares = []
+    for label in range(3):
+        prior = torch.full((150, 3), 0.05)
+        prior[:, label] = 0.9
+        trained = train_early(prepared, start, pictures.images, pictures.labels, prior)
+        run = prepared.run(np.eye(4)[[0]], pictures.images, bn_mode="raw", patch=trained.tensors)
+        shares.append(run.logits[0].softmax(dim=1).mean(dim=0))
+    found = torch.stack(shares)
+    assert found.argmax(dim=0).tolist() == [0, 1, 2]
+    assert (found.diagonal() > found.mean(dim=0) + 0.1).all()
+
+
+def test_images_are_moved_each_by_itself_and_by_an_eighth_of_a_side_at_most() -> None:
+    image = torch.arange(3 * 16 * 16, dtype=torch.float32).view(1, 3, 16, 16)
+    moved = _moved(image.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert moved.shape == (200, 3, 16, 16)
+    centre = image[0, :, 8, 8]
+    place = [(found == centre[:, None, None]).all(dim=0).nonzero() for found in moved]
+    offsets = {tuple((spot[0] - 8).tolist()) for spot in place if len(spot)}
+    assert len(offsets) == 25  # every one within two pixels, up and down, left and right
+    assert all(abs(down) <= 2 and abs(right) <= 2 for down, right in offsets)
+
+
+def test_training_sees_moved_images(prepared: PreparedBase, pictures: Support, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, prior = Start([1.0, 0.0, 0.0, 0.0], "raw", None, 1.0), torch.full((150, 3), 1 / 3)
+    moved = train_early(prepared, start, pictures.images, pictures.labels, prior).tensors
+    seen: list[int] = []
+
+    def still(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        seen.append(len(x))
+        return x
+
+    monkeypatch.setattr(training, "_moved", still)
+    unmoved = train_early(prepared, start, pictures.images, pictures.labels, prior).tensors
+    assert len(seen) == math.ceil(150**training.STEPS)
+    assert any(not np.allclose(moved[key], unmoved[key], atol=1e-4) for key in moved)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [_rate((step + 0.5) / 100) for step in range(100)]
+    top = int(np.argmax(rates))
+    assert 5 <= top <= 15
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert max(rates) == pytest.approx(1, abs=0.01)
+    assert max(rates[0], rates[-1]) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("losses", "right", "expected"),
+    [((0.5, 0.5), (True, True), True), ((0.5, 0.5), (True, False), False), ((1.5, 0.6), (True, True), False)],
+)
+def test_first_layers_are_taken_where_losses_are_lower_and_no_fewer_answers_right(
+    losses: tuple[float, float], right: tuple[bool, bool], expected: bool
+) -> None:
+    below = Answers(np.ones(2, dtype=np.float32), np.ones(2, dtype=np.bool_))
+    own = Answers(np.asarray(losses, dtype=np.float32), np.asarray(right))
+    assert FirstLayers.is_better(FirstLayers.__new__(FirstLayers), below, own, None) == expected
