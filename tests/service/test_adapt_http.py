@@ -346,7 +346,8 @@ def test_without_labels_a_candidate_is_stored_and_nothing_is_promoted(
     assert (job["state"], job["version"], job["previous_version"], job["accuracy"]) == ("kept", 1, None, None)
     assert "without" in job["reason"]
     assert job["support"] == {"n": 0, "unlabelled": 30, "per_class": {}}
-    assert (job["patch"]["recalibrated"], job["patch"]["head"]) == (30, False)
+    assert (job["patch"]["recalibrated"], job["patch"]["rungs"]) == (30, ["statistics"])
+    assert (job["attempt"], job["level"]) == (None, None)
     assert job["candidate_version"] > 1
     assert default.post("/adapt", files=list(reversed(sent))).json() == job
 

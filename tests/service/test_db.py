@@ -71,7 +71,7 @@ def test_check_names_the_deployments_that_do_not_load(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SAUCIER_DATABASE_URL", registry_url)
-    unfit = make_patch({"no.such.tensor": np.zeros(3, dtype=np.float32)}, head=True)
+    unfit = make_patch({"no.such.tensor": np.zeros(3, dtype=np.float32)}, rungs=["head"])
     with closing(Database(registry_url)) as database:
         registry = Registry(database)
         for name in ("well", "gone", "unfit"):

@@ -38,7 +38,7 @@ def patch(reference: TorchReference) -> Patch:
         for key, array in like.items()
         if key.endswith((".running_mean", ".running_var")) or key.startswith("head.")
     }
-    return make_patch(tensors, recalibrated=40, head=True)
+    return make_patch(tensors, recalibrated=40, rungs=["statistics", "head"])
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,11 @@ def soup(share: float, *, digest: str = "a" * 64, base_set: str = "tiny", patch:
 
 
 def head(bias: float) -> Patch:
-    return make_patch({"head.bias": np.full(3, bias, dtype=np.float32)}, head=True)
+    return make_patch({"head.bias": np.full(3, bias, dtype=np.float32)}, rungs=["head"])
 
 
-def outcome(found: Soup, state: str = "promoted") -> Outcome:
+def outcome(found: Soup, state: str = "promoted", *, p_value: float | None = 0.001) -> Outcome:
+    accuracy = {"current": 0.5, "candidate": 0.7, "interval": (0.1, 0.3), "p_value": p_value}
     return Outcome.model_validate(
         {
             "state": state,
@@ -41,7 +42,9 @@ def outcome(found: Soup, state: str = "promoted") -> Outcome:
             "bn_mode": found.bn_mode,
             "patch": found.patch and found.patch.summary,
             "support": SUPPORT,
-            "accuracy": None,
+            "accuracy": None if p_value is None else accuracy,
+            "attempt": 1,
+            "level": 0.025,
             "search": SearchSummary(strategy="grid", candidates=3, image_forwards=6, seconds=0.1),
             "ingredients": {"linf": 0.5, "nominal": 0.5},
         }
@@ -173,6 +176,19 @@ def test_promotion_stores_evidence_and_moves_the_pointer(registry: Registry, job
     assert (event.kind, event.job, event.unproven) == ("promoted", "one", False)
 
 
+def test_promotion_without_proof_is_flagged(registry: Registry, jobs: JobQueue) -> None:
+    for share, promote, p_value, unproven in (
+        (0.1, "auto", 0.001, False),
+        (0.2, "likely", 0.02499, False),
+        (0.3, "likely", 0.025, True),
+        (0.4, "likely", None, True),
+        (0.5, "always", 0.001, True),
+    ):
+        add(jobs, f"{promote}-{share}", promote=promote)
+        jobs.finish(claimed(jobs), soup(share), outcome(soup(share), p_value=p_value))
+        assert (events(registry)[0].kind, events(registry)[0].unproven) == ("promoted", unproven), (promote, p_value)
+
+
 def test_kept_candidate_gets_a_version_that_is_not_served(registry: Registry, jobs: JobQueue) -> None:
     add(jobs, "one")
     finished = jobs.finish(claimed(jobs), soup(0.25), outcome(soup(0.25), "kept"))
@@ -216,6 +232,8 @@ def test_same_samples_return_the_earlier_decision(registry: Registry, jobs: JobQ
     assert add(jobs, "three", samples_digest="same").id == "one"
     assert add(jobs, "four", samples_digest="same", strategy="grid").id == "one"
     assert add(jobs, "five", samples_digest="same", promote="never").id == "five"
+    assert add(jobs, "likely", samples_digest="same", promote="likely").id == "likely"
+    assert add(jobs, "more-likely", samples_digest="same", promote="likely", strategy="grid").id == "likely"
     assert add(jobs, "classes", samples_digest="same", balance="class").id == "classes"
     assert add(jobs, "again", samples_digest="same", balance="class").id == "classes"
     registry.dial("default", soup(0.5))
