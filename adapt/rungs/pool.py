@@ -39,7 +39,7 @@ class Standing(NamedTuple):
     """The current soup on the labelled images, as it may be judged.
 
     Attributes:
-        logits: (n, K), divided by the temperature of the version where they are held-out answers.
+        logits: (n, K), of the network; held-out answers times the temperature that they were divided by.
         fresh: (n,) images that it was not fitted on.
         judged: (n,) images for which it has an answer made without them: the fresh ones, and those with an answer kept
             from its own search.
@@ -101,14 +101,12 @@ def _standing(task: Task, logits: Tensor) -> Standing:
         return Standing(logits, fresh, judged)
     known = task.current.held_out.answers()
     place = {digest: position for position, digest in enumerate(known.hashes)}
-    # Both are divided by the version's temperature, so that one temperature fits them all.
-    logits = logits / task.current.temperature
     for image, digest in enumerate(task.support.hashes):
         if (position := place.get(digest)) is not None:
             fresh[image] = False
             judged[image] = bool(np.isfinite(known.logits[position]).all())
             if judged[image]:
-                logits[image] = torch.from_numpy(known.logits[position])
+                logits[image] = torch.from_numpy(known.logits[position]) * task.current.temperature
     return Standing(logits, fresh, judged)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapt.documents.held_out import HeldOut, make_held_out
 from adapt.documents.patch import Patch, make_patch
 from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary
 from service.store.database import Database
@@ -29,6 +30,10 @@ def soup(share: float, *, digest: str = "a" * 64, base_set: str = "tiny", patch:
 
 def head(bias: float) -> Patch:
     return make_patch({"head.bias": np.full(3, bias, dtype=np.float32)}, rungs=["head"])
+
+
+def held_out(logit: float) -> HeldOut:
+    return make_held_out(["a", "b"], np.asarray([0, 1]), np.full((2, 3), logit, dtype=np.float32))
 
 
 def outcome(found: Soup, state: str = "promoted", *, p_value: float | None = 0.001) -> Outcome:
@@ -129,6 +134,28 @@ def test_candidate_with_the_patch_of_the_current_soup_makes_no_version(registry:
         finished = jobs.finish(claimed(jobs), found, outcome(found, "kept"))
         assert finished is not None
         assert finished.candidate_version == version
+
+
+def test_held_out_answers_stand_beside_their_soup(registry: Registry, jobs: JobQueue) -> None:
+    known = held_out(0.5)
+    add(jobs, "one")
+    jobs.finish(claimed(jobs), soup(0.5).model_copy(update={"held_out": known}), outcome(soup(0.5)))
+    assert registry.soup("default", 2, held_out=True).held_out == known
+    assert registry.soup("default", 2) == soup(0.5)
+    (row, _) = registry.soups("default")
+    assert row.soup["held_out"] == known.summary.model_dump(mode="json")
+
+
+def test_other_held_out_answers_of_the_same_network_make_no_version(registry: Registry, jobs: JobQueue) -> None:
+    add(jobs, "one")
+    jobs.finish(claimed(jobs), soup(0.5).model_copy(update={"held_out": held_out(0.5)}), outcome(soup(0.5)))
+    found = outcome(soup(0.5), "kept")
+    again = soup(0.5).model_copy(update={"held_out": held_out(0.25), "evidence": found})
+    add(jobs, "two")
+    finished = jobs.finish(claimed(jobs), again, found)
+    assert finished is not None
+    assert finished.candidate_version == 2
+    assert registry.soup("default", 2, held_out=True).held_out == held_out(0.5)
 
 
 def test_unknown_names_are_said_so(registry: Registry) -> None:
