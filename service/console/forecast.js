@@ -28,12 +28,12 @@ export function predicted(plain, row) {
  * not made from; else predicted.
  */
 function served({ view, landscapeJob: job }, plain) {
-  if (job.accuracy !== null && job.candidate_version === view.version) {
-    return { accuracy: job.accuracy.candidate, how: "held-out images" };
-  }
   const judged = judgedText(job.accuracy?.judged);
   if (judged !== null && (job.previous_version ?? job.version) === view.version) {
     return { accuracy: job.accuracy.current, how: judged };
+  }
+  if (job.accuracy !== null && job.candidate_version === view.version) {
+    return { accuracy: job.accuracy.candidate, how: "held-out images" };
   }
   return view.patch === null ? { ...predicted(plain, Object.values(view.coefficients)), how: "predicted" } : null;
 }

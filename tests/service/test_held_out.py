@@ -236,3 +236,25 @@ def test_watch_keeps_to_the_level_of_the_attempt_and_to_images_that_neither_vers
     rolled_back = site.adapt(range(100, 130), promote="never")
     assert (rolled_back.attempt, rolled_back.version) == (1, version)
     assert "p = 0.02, below 0.025" in str(rolled_back.reason)
+
+
+def test_likely_promotes_unproven_where_the_stated_harm_is_improbable(site: Site) -> None:
+    careful = site.adapt(FIRST, promote="likely")
+    found = accuracy(careful)
+    assert (careful.state, careful.attempt) == ("kept", 1)
+    assert found["p_value"] > 0.025
+    assert found["chance_of_harm"] > 0.05
+    assert "losing more than 2 points" in str(careful.reason)
+    assert site.adapt(FIRST, promote="likely", strategy="grid").id == careful.id
+
+    bold = site.settings.model_copy(update={"harm": 0.1})
+    site.searcher = Searcher(bold, read_catalog(bold.bases, check_files=False))
+    site.registry.dial("default", default_soup(site.manifest))  # the same soup as another version
+    daring = site.adapt(FIRST, promote="likely")
+    assert (daring.state, daring.attempt) == ("promoted", 1), daring.reason
+    assert "losing more than 10 points" in str(daring.reason)
+    assert accuracy(daring)["p_value"] == pytest.approx(found["p_value"])
+    event = site.registry.events("default", limit=1)[0]
+    assert (event.kind, event.job, event.unproven) == ("promoted", daring.id, True)
+    site.registry.point_at("default", 1)
+    assert site.adapt(MORE).attempt == 2
