@@ -89,10 +89,10 @@ export function judgedText(judged) {
   return `on ${parts.filter(Boolean).join(" and ")}${rest}`;
 }
 
-/** How often a version was searched on, and what that asks of the p value; null for a job that was not counted. */
+/** The number of a comparison with the same version, and its level; null for a job that was not counted. */
 export function attemptText({ attempt, level }) {
   if (!attempt || !level) {
     return null;
   }
-  return `Attempt ${attempt} with the version served: a candidate is promoted below p\u00a0=\u00a0${level.toPrecision(2)}.`;
+  return `Attempt ${attempt} against the version served then: it promotes below p\u00a0=\u00a0${level.toPrecision(2)}.`;
 }

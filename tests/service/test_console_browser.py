@@ -139,7 +139,7 @@ def test_it_says_what_judged_a_version_and_how_often_it_was_tried(
         result = page.locator(".result")
         expect(result).to_contain_text("Both soups are judged on 40 new images.")
         expect(result).to_contain_text(
-            "Attempt 2 with the version served: a candidate is promoted below p\u00a0=\u00a00.0083."
+            "Attempt 2 against the version served then: it promotes below p\u00a0=\u00a00.0083."
         )
         latest = server.client.get(f"/deployments/{name}/jobs").json()["jobs"][0]
         assert (latest["attempt"], latest["level"]) == (2, pytest.approx(0.05 / 6))
