@@ -154,8 +154,10 @@ def _open_bundle(base: Base, settings: Settings) -> Bundle | None:
 
 def _load(registry: Registry, found: Deployment, base: Base, bundle: Bundle | None) -> None:
     """Read the current soup of a deployment and, if its bundle is built already, make the session that serves it."""
-    soup = registry.soup(found.name, found.version)
+    soup = registry.soup(found.name, found.version, held_out=True)
     check_soup(soup, base.manifest)
+    if soup.held_out is not None:
+        soup.held_out.answers()
     if bundle is not None:
         patch = None if soup.patch is None else soup.patch.tensors()
         bundle.session(soup.coefficients, bn_mode=soup.bn_mode, patch=patch, device="cpu")

@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from adapt.evidence.levels import FALSE_PROMOTIONS
 from training.documents import first_error
 
 MetricsKey = Literal["auto", "always", "never"]
@@ -109,11 +110,18 @@ class Settings(BaseSettings):
         default=256, gt=0, description="most bytes of the images that one deployment's reservoir keeps, in MB (1e6)"
     )
     promote_p: float = Field(
-        default=0.025,
+        default=FALSE_PROMOTIONS,
         gt=0,
         lt=1,
-        description="promote, and let a watch go back on labelled images, only with a one-sided p value below this "
-        "level",
+        description="chance of any false promotion while a version is current, over all adaptations together: the "
+        "first one promotes with a one-sided p value below half of it, later ones below less. A watch that goes back "
+        "on labelled images keeps to the same levels",
+    )
+    harm: float = Field(
+        default=0.02,
+        gt=0,
+        lt=1,
+        description="loss of accuracy, a fraction, that `promote=likely` risks with a chance of less than 5 %",
     )
     train_from: int = Field(
         default=200,

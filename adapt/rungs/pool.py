@@ -39,7 +39,7 @@ class Standing(NamedTuple):
     """The current soup on the labelled images, as it may be judged.
 
     Attributes:
-        logits: (n, K), not divided by a temperature; held-out answers where there are some.
+        logits: (n, K), of the network; held-out answers times the temperature that they were divided by.
         fresh: (n,) images that it was not fitted on.
         judged: (n,) images for which it has an answer made without them: the fresh ones, and those with an answer kept
             from its own search.
@@ -107,9 +107,7 @@ def _standing(task: Task, logits: Tensor) -> Standing:
             fresh[image] = False
             judged[image] = bool(np.isfinite(known.logits[position]).all())
             if judged[image]:
-                logits[image] = (
-                    torch.from_numpy(known.logits[position]) * task.current.temperature
-                )  # as the network's own
+                logits[image] = torch.from_numpy(known.logits[position]) * task.current.temperature
     return Standing(logits, fresh, judged)
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
+from adapt.documents.soup import Soup
+from adapt.evidence.levels import attempt_level
 from adapt.images.support import Support
 from service.adapter.watch import WatchLoop, tell
 from service.metrics import Metrics
@@ -213,9 +215,10 @@ class AdapterLoop:
         found = searcher.find(
             deployment.base_set,
             material,
-            current=self._registry.soup(job.deployment, job.base_version),
+            current=self._registry.soup(job.deployment, job.base_version, held_out=True),
             strategy=job.strategy,  # type: ignore[arg-type]  # checked before it was stored
             promote=job.promote,  # type: ignore[arg-type]
+            attempt=job.attempt,
             balance=job.balance == "class",
             reference=self._references.load(job.deployment),
             progress=heartbeat.report,
@@ -239,34 +242,42 @@ class AdapterLoop:
     def _doubt(self, searcher: "Searcher", job: Job, deployment: Deployment, support: Support) -> Rollback | None:
         """Say if the version before the current one of a watched deployment does better on a job's labelled images.
 
-        Only those count that came after the version became current: no search that led to it can have used them.
+        Only those count that came after the version became current and that neither version was made from: an image
+        that was deleted and sent again looks new. The level is that of the job's attempt, so that the chance of any
+        false rollback stays below the total, too, however many jobs there are.
         """
         suspect = self._watches.suspect(job.deployment)
-        if suspect is None or suspect.version != job.base_version:
+        if suspect is None or suspect.version != job.base_version or job.attempt is None:
             return None
-        arrived = self._samples.arrived(job.deployment, support.hashes, since=suspect.since)
-        fresh = np.flatnonzero([digest in arrived for digest in support.hashes])
-        if len(fresh) == 0:
-            return None
-        found = searcher.compare(
-            deployment.base_set,
-            support.subset(fresh),
-            soup=self._registry.soup(job.deployment, suspect.against),
-            current=self._registry.soup(job.deployment, suspect.version),
+        current, before = (
+            self._registry.soup(job.deployment, version, held_out=True)
+            for version in (suspect.version, suspect.against)
         )
-        if found.objection is not None or not found.p_value < self._settings.promote_p:
+        fresh = self._samples.arrived(job.deployment, support.hashes, since=suspect.since)
+        fresh -= _made_from(current) | _made_from(before)
+        images = np.flatnonzero([digest in fresh for digest in support.hashes])
+        if len(images) == 0:
+            return None
+        level = attempt_level(job.attempt, total=self._settings.promote_p)
+        found = searcher.compare(deployment.base_set, support.subset(images), soup=before, current=current)
+        if found.objection is not None or not found.p_value < level:
             return None
         return Rollback(
             suspect,
             f"on {found.n} labelled images that came after version {suspect.version}, version {suspect.against} before "
             f"it has accuracy {found.soup:.3f} against {found.current:.3f}, p = {found.p_value:.3g}, below "
-            f"{self._settings.promote_p:g}",
+            f"{level:.3g}",
         )
 
     def _recent_images(self, deployment: Deployment) -> npt.NDArray[np.uint8] | None:
         """Return what the reservoir of a deployment keeps at the moment; no copy is stored with the job."""
         plan, base = plan_of(deployment), self._catalog.get(deployment.base_set)
         return None if plan is None or base is None else read_reservoir(self._settings, plan, base.manifest.input)
+
+
+def _made_from(soup: Soup) -> set[str]:
+    """Return the hashes of the images that a soup was made from."""
+    return set() if soup.held_out is None else set(soup.held_out.answers().hashes)
 
 
 class Heartbeat:

@@ -8,10 +8,11 @@ from typing import NamedTuple, Protocol
 from adapt.documents.landscape import Landscape
 from adapt.documents.soup import Outcome, Promote, Soup, Strategy
 from adapt.images.support import Reference, Support
+from adapt.networks.devices import pick_device
 from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
-from adapt.networks.devices import pick_device
 from adapt.search.comparison import Comparison, compare
+from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from adapt.search.survey import seen, survey
 from adapt.search.unlabelled import recalibrate
@@ -62,6 +63,7 @@ class Searcher:
         current: Soup,
         strategy: Strategy,
         promote: Promote,
+        attempt: int | None,
         balance: bool,
         reference: Reference | None,
         progress: Callable[[float, str], None],
@@ -71,6 +73,18 @@ class Searcher:
 
         Without labels the current soup gets new statistics and there is no evidence: nothing but `promote` "always"
         promotes that.
+
+        Args:
+            base_set: its name.
+            material: the images.
+            current: the soup to beat, with its held-out answers.
+            strategy: of the search.
+            promote: what decides.
+            attempt: number of this comparison with the current version; None if it is not counted.
+            balance: let every class count alike.
+            reference: trusted images on which the candidate must reach a floor.
+            progress: called with the fraction done and what is being done.
+            should_stop: asked again and again.
 
         Raises:
             Cancelled: `should_stop` said so.
@@ -82,22 +96,16 @@ class Searcher:
             found = search(
                 base,
                 material.support,
-                unlabelled=material.unlabelled,
+                self._config(strategy=strategy, promote=promote, attempt=attempt or 1, balance=balance),
                 current=current,
-                strategy=strategy,
-                promote=promote,
-                train_from=self._settings.train_from,
-                balance=balance,
-                p_threshold=self._settings.promote_p,
+                unlabelled=material.unlabelled,
                 reference=reference,
-                device=self._settings.device,
-                num_threads=num_threads,
                 progress=progress,
                 should_stop=should_stop,
             )
             look = partial(survey, base, material.support, found, current=current, num_threads=num_threads)
             landscape = seen(base, material.support, found, current=current)
-            return Found(found.soup, found.outcome, landscape, look)
+            return _counted(Found(found.soup, found.outcome, landscape, look), attempt)
         if material.unlabelled is None:
             raise ValueError("expected images, got none")
         soup, outcome = recalibrate(
@@ -114,6 +122,20 @@ class Searcher:
         reason = f"promote=always: promoted without evidence ({outcome.reason})"
         outcome = outcome.model_copy(update={"state": "promoted", "reason": reason})
         return Found(soup.model_copy(update={"evidence": outcome}), outcome)
+
+    def _config(self, *, strategy: Strategy, promote: Promote, attempt: int, balance: bool) -> SearchConfig:
+        settings = self._settings
+        return SearchConfig(
+            strategy=strategy,
+            train_from=settings.train_from,
+            balance=balance,
+            promote=promote,
+            attempt=attempt,
+            false_promotions=settings.promote_p,
+            harm=settings.harm,
+            device=settings.device,
+            threads=self._num_threads,
+        )
 
     def compare(self, base_set: str, images: Support, *, soup: Soup, current: Soup) -> Comparison:
         """Compare two soups on labelled images that neither was chosen on: see `adapt.search.comparison`.
@@ -132,3 +154,11 @@ class Searcher:
             base = load_base_set(self._catalog[name].folder)
             self._prepared[name] = PreparedBase(base, device=pick_device(self._settings.device))
         return self._prepared[name]
+
+
+def _counted(found: Found, attempt: int | None) -> Found:
+    """Return what was found; without the number and level of an attempt if it is not counted as one."""
+    if attempt is not None:
+        return found
+    outcome = found.outcome.model_copy(update={"attempt": None, "level": None})
+    return found._replace(soup=found.soup.model_copy(update={"evidence": outcome}), outcome=outcome)

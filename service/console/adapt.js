@@ -3,10 +3,13 @@
 import { ApiError, call, follow } from "./api.js";
 import { beforeAfter, miniBar } from "./charts.js";
 import { announce, busy, byId, el, fill, showProblem } from "./dom.js";
-import { duration, mixture, pValue, patchText, percent, plural, range } from "./format.js";
+import { attemptText, duration, judgedText, mixture, pValue, patchText, percent, plural, range } from "./format.js";
 import { createStaging } from "./staging.js";
 
 const ANNOUNCE_MS = 4000; // between two announcements of progress
+const LIKELY =
+  "Promotes a candidate that should gain accuracy and has a chance below 5\u202f% of losing more than SAUCIER_HARM " +
+  "(2 points unless set); the event is marked unproven unless the test proves the gain.";
 const ACTIVE = ["queued", "running"];
 
 export const isActive = (job) => ACTIVE.includes(job.state);
@@ -16,11 +19,13 @@ export function createAdapt({ onFinished, serve }) {
   const staging = createStaging({ onChange: () => (start.disabled = staging.isEmpty()) });
   const promote = el(
     "select",
-    { id: "promote" },
+    { id: "promote", "aria-describedby": "promote-hint", onchange: () => (hint.hidden = promote.value !== "likely") },
     el("option", { value: "auto" }, "only if it is proven better"),
+    el("option", { value: "likely" }, "if it is probably better"),
     el("option", { value: "never" }, "never, keep it as a candidate"),
     el("option", { value: "always" }, "always, even unproven"),
   );
+  const hint = el("p", { id: "promote-hint", class: "hint", hidden: true }, LIKELY);
   const strategy = el(
     "select",
     { id: "strategy" },
@@ -49,6 +54,7 @@ export function createAdapt({ onFinished, serve }) {
       el("div", {}, el("label", { for: "strategy" }, "Search"), strategy),
       start,
     ),
+    hint,
     problem,
     progress,
   );
@@ -158,7 +164,7 @@ export function createAdapt({ onFinished, serve }) {
         el("h3", {}, title),
         el("p", {}, sentence(job.reason)),
         job.accuracy && beforeAfter(job.accuracy, ["Before", isPromoted ? "After" : "Candidate"]),
-        job.accuracy && el("p", { class: "hint" }, gainText(job.accuracy)),
+        job.accuracy && el("p", { class: "hint" }, gainText(job)),
         job.coefficients &&
           el(
             "p",
@@ -191,10 +197,13 @@ export function createAdapt({ onFinished, serve }) {
   return { update };
 }
 
-function gainText({ interval, p_value: p, labels_needed: count }) {
+function gainText(job) {
+  const { interval, p_value: p, labels_needed: count, judged } = job.accuracy;
   const fair = "Every image was held out from the choice that it judges.";
   const more = count === null ? "" : ` About ${count} labelled images would prove a gain of this size.`;
-  return `${range(interval)} points; ${pValue(p)}, one-sided. ${fair}${more}`;
+  const images = judged ? ` Both soups are judged ${judgedText(judged)}.` : "";
+  const attempt = attemptText(job);
+  return `${range(interval)} points; ${pValue(p)}, one-sided.${images} ${fair}${attempt ? ` ${attempt}` : ""}${more}`;
 }
 
 const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");

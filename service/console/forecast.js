@@ -2,7 +2,7 @@
 
 import { el } from "./dom.js";
 import { fit } from "./fit.js";
-import { patchText, percent, plural } from "./format.js";
+import { judgedText, patchText, percent, plural } from "./format.js";
 
 /** Return the points of a kind, and the fits to their accuracies and cross-entropies; fits may be null. */
 export function surface(landscape, kind) {
@@ -23,13 +23,17 @@ export function predicted(plain, row) {
   };
 }
 
-/** Return what is known of the soup that is served: measured where the shown search judged it, else predicted. */
+/**
+ * Return what is known of the soup that is served: by the search on the map, where that judged it on images that it was
+ * not made from; else predicted.
+ */
 function served({ view, landscapeJob: job }, plain) {
+  const judged = judgedText(job.accuracy?.judged);
+  if (judged !== null && (job.previous_version ?? job.version) === view.version) {
+    return { accuracy: job.accuracy.current, how: judged };
+  }
   if (job.accuracy !== null && job.candidate_version === view.version) {
     return { accuracy: job.accuracy.candidate, how: "held-out images" };
-  }
-  if (job.accuracy !== null && (job.previous_version ?? job.version) === view.version) {
-    return { accuracy: job.accuracy.current, how: "measured" };
   }
   return view.patch === null ? { ...predicted(plain, Object.values(view.coefficients)), how: "predicted" } : null;
 }

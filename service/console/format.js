@@ -68,15 +68,31 @@ export function patchText(patch) {
   if (patch === null) {
     return "none";
   }
-  const parts = [];
-  if (patch.recalibrated > 0) {
-    parts.push(`channel statistics of ${plural(patch.recalibrated, "image")}`);
+  const known = {
+    statistics: `channel statistics of ${plural(patch.recalibrated, "image")}`,
+    head: "a fitted last layer",
+    early: "trained first layers",
+  };
+  return patch.rungs.map((rung) => known[rung] ?? rung).join(", ");
+}
+
+/** The images by which a job judged the soup that was served; null where it does not say, as older jobs. */
+export function judgedText(judged) {
+  if (!judged) {
+    return null;
   }
-  if (patch.head) {
-    parts.push("a fitted last layer");
+  const parts = [
+    judged.fresh > 0 && plural(judged.fresh, "new image"),
+    judged.held_out > 0 && plural(judged.held_out, "held-out answer"),
+  ];
+  const rest = judged.left_out > 0 ? `; ${plural(judged.left_out, "image")} cannot judge it` : "";
+  return `on ${parts.filter(Boolean).join(" and ")}${rest}`;
+}
+
+/** The number of a comparison with the same version, and its level; null for a job that was not counted. */
+export function attemptText({ attempt, level }) {
+  if (!attempt || !level) {
+    return null;
   }
-  if (patch.early) {
-    parts.push("trained first layers");
-  }
-  return parts.join(", ") || "some tensors";
+  return `Attempt ${attempt} against the version served then: it promotes below p\u00a0=\u00a0${level.toPrecision(2)}.`;
 }

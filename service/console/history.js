@@ -3,7 +3,7 @@
 import { isActive } from "./adapt.js";
 import { miniBar } from "./charts.js";
 import { busy, byId, el, fill } from "./dom.js";
-import { change, mixture, patchText, percent, plural, points, range, when } from "./format.js";
+import { attemptText, change, judgedText, mixture, patchText, percent, plural, points, range, when } from "./format.js";
 
 const SHOWN = 8; // rows before "Show all"
 const SOURCES = { default: "Default", adapt: "Adaptation", dial: "Dial" };
@@ -75,6 +75,8 @@ export function evidence({ evidence: found, source }) {
     );
   }
   const { accuracy, reason, support, reference } = found;
+  const judged = judgedText(accuracy?.judged);
+  const attempt = attemptText(found);
   return [
     accuracy ? el("span", {}, change(accuracy)) : el("span", { class: "hint" }, "Unproven: no images to judge it on"),
     el(
@@ -84,6 +86,8 @@ export function evidence({ evidence: found, source }) {
       el("p", {}, reason),
       accuracy &&
         el("p", {}, `Gain ${points(accuracy.candidate - accuracy.current)} points, ${range(accuracy.interval)}.`),
+      judged && el("p", {}, `Both were judged ${judged}.`),
+      attempt && el("p", {}, attempt),
       el("p", {}, imagesText(support)),
       reference && el("p", {}, floorText(reference)),
     ),

@@ -174,8 +174,9 @@ def _adapt() -> Json:
             _query("strategy", "how to search", {"enum": ["auto", "grid", "surrogate"], "default": "auto"}),
             _query(
                 "promote",
-                "auto: only what beats the current soup on images it was not chosen on; always: needs the role admin",
-                {"enum": ["auto", "always", "never"], "default": "auto"},
+                "auto: only what is proven to beat the current soup on images it was not chosen on; likely: also what "
+                "is expected to and is unlikely to lose much; always: needs the role admin",
+                {"enum": ["auto", "likely", "always", "never"], "default": "auto"},
             ),
             _query(
                 "samples",

@@ -62,6 +62,11 @@ class JobView(Frozen):
     balance: Balance = Field(description="what counts alike in the search: every image (none), or every class")
     samples: SampleChanges | None = Field(description="what the request changed among the labelled images kept")
     accuracy: AccuracySummary | None
+    attempt: int | None = Field(
+        description="number of this comparison with the same current version; null for a job that makes none, or waits"
+    )
+    level: float | None = Field(description="p-value below which this attempt promotes")
+    not_tried: dict[str, str] | None = Field(description="what the search left out, and why")
     search: SearchSummary | None
     ingredients: dict[str, float] | None = Field(description="accuracy of each ingredient alone")
     reference: FloorCheck | None = Field(description="of what was found on trusted images, where there are some")
@@ -305,6 +310,9 @@ def job_view(job: Job) -> JobView:
         samples=job.samples,
         support=SupportSummary.model_validate(outcome.get("support") or job.support),
         accuracy=outcome.get("accuracy"),
+        attempt=job.attempt,
+        level=outcome.get("level"),
+        not_tried=outcome.get("not_tried"),
         search=outcome.get("search"),
         ingredients=outcome.get("ingredients"),
         reference=outcome.get("reference"),

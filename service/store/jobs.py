@@ -13,7 +13,7 @@ from service.store.database import Database, is_text
 from service.store.keeping import mark_used
 from service.store.material import unpack_selection
 from service.store.registry import add_soup, get_deployment, get_soup, move, soup_of
-from service.store.tables import ACTIVE_STATES, Deployment, Job
+from service.store.tables import ACTIVE_STATES, Deployment, Job, SoupVersion
 from service.store.watches import Rollback, is_still, put_back
 
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
@@ -64,7 +64,8 @@ class JobQueue:
         """Take the oldest queued job for `owner`, or return None.
 
         First, running jobs whose heartbeat is older than `stale_seconds` go back to the queue, or fail if it is not
-        the first time.
+        the first time. A job that compares with its base version gets the number of that comparison, and keeps it if
+        it is put back.
         """
         with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
             if session.scalar(select(Job.seq).where(Job.state.in_(ACTIVE_STATES)).limit(1)) is None:
@@ -95,6 +96,8 @@ class JobQueue:
             job.attempts += 1
             job.started_at = job.started_at or now
             job.progress, job.message = 0.0, ""
+            if job.attempt is None and _compares(job):
+                job.attempt = _next_attempt(session, job)
             return job
 
     def beat(self, job: Job, *, progress: float, message: str) -> bool:
@@ -168,8 +171,8 @@ class JobQueue:
                 mine.reason = SUPERSEDED
             elif outcome.state == "promoted" and is_new:
                 mine.state, mine.previous_version = "promoted", found.version
-                unproven = mine.promote == "always"
-                move(session, found, version, kind="promoted", job=mine.id, who=mine.who, unproven=unproven)
+                proven = mine.promote != "always" and _is_proven(outcome)
+                move(session, found, version, kind="promoted", job=mine.id, who=mine.who, unproven=not proven)
             elif rollback is not None and is_still(session, found, rollback.suspect):
                 put_back(session, found, rollback, job=mine.id)
                 mine.reason = f"rolled back to version {found.version}: {rollback.reason}; the candidate: {mine.reason}"
@@ -212,7 +215,7 @@ def add_job(
     """Queue an adaptation of a locked deployment, or return the one that already answers it.
 
     The same samples against the same version return the earlier decision, so that nobody retries until it
-    promotes; with `promote` other than "auto" only for the same strategy too, as nothing is gained by retrying.
+    promotes; with `promote` "always" or "never" only for the same strategy too, as nothing is gained by retrying.
     Another `balance` asks for something else: who is to be served better.
 
     Returns:
@@ -230,7 +233,7 @@ def add_job(
         Job.state.in_((*ACTIVE_STATES, "kept")),
         (Job.reason.is_(None)) | (Job.reason != SUPERSEDED),
     )
-    if promote != "auto":
+    if promote in ("always", "never"):
         same = same.where(Job.strategy == strategy)
     if earlier := session.scalar(same.order_by(Job.seq).limit(1)):
         return earlier
@@ -263,5 +266,24 @@ def _mine(session: Session, job: Job) -> Job | None:
     return row if owned else None
 
 
+def _compares(job: Job) -> bool:
+    """Say if a job tests its candidate on labelled images. With "always" no test decides, so none is counted."""
+    return job.promote != "always" and job.support.get("n", 0) > 0
+
+
+def _next_attempt(session: Session, job: Job) -> int:
+    """Return the number of the next comparison with a job's base version; no number is given twice."""
+    base = (SoupVersion.deployment == job.deployment) & (SoupVersion.version == job.base_version)
+    count = update(SoupVersion).where(base).values(attempts=SoupVersion.attempts + 1).returning(SoupVersion.attempts)
+    return session.scalars(count, execution_options={"synchronize_session": False}).one()
+
+
+def _is_proven(outcome: Outcome) -> bool:
+    """Say if the test on held-out images, at the level of its attempt, is behind a promotion."""
+    accuracy, level = outcome.accuracy, outcome.level
+    return accuracy is not None and level is not None and accuracy.p_value < level
+
+
 def _serves_the_same(one: Soup, other: Soup) -> bool:
-    return one.model_copy(update={"evidence": None}) == other.model_copy(update={"evidence": None})
+    told = {"evidence": None, "held_out": None}  # about the network, and no part of it
+    return one.model_copy(update=told) == other.model_copy(update=told)

@@ -152,14 +152,19 @@ class Registry:
             session.delete(found)
             return jobs
 
-    def soup(self, deployment: str, version: int) -> Soup:
+    def soup(self, deployment: str, version: int, *, held_out: bool = False) -> Soup:
         """Return one soup version.
+
+        Args:
+            deployment: its name.
+            version: of it.
+            held_out: with its held-out answers, which only a search needs.
 
         Raises:
             UnknownVersion: the deployment has no such version.
         """
         with self._database.read() as session:
-            return soup_of(get_soup(session, deployment, version))
+            return soup_of(get_soup(session, deployment, version), held_out=held_out)
 
     def soups(self, deployment: str) -> Sequence[SoupVersion]:
         """Return all versions, newest first.
@@ -345,9 +350,16 @@ def get_soup(session: Session, deployment: str, version: int) -> SoupVersion:
     return found
 
 
-def soup_of(row: SoupVersion) -> Soup:
-    """Return the soup of a row, within the transaction that read it: the tensors of a patch are read only now."""
-    return soup_from_parts(row.soup, None if row.soup.get("patch") is None else row.patch)
+def soup_of(row: SoupVersion, *, held_out: bool = False) -> Soup:
+    """Return the soup of a row, within the transaction that read it: the bytes beside the document are read only now.
+
+    Args:
+        row: a version.
+        held_out: with its held-out answers.
+    """
+    document = row.soup if held_out else row.soup | {"held_out": None}
+    patch, answers = (None if document.get(part) is None else getattr(row, part) for part in ("patch", "held_out"))
+    return soup_from_parts(document, patch, answers)
 
 
 def add_soup(session: Session, deployment: str, soup: Soup, *, source: str, job: str | None = None) -> int:
@@ -359,6 +371,7 @@ def add_soup(session: Session, deployment: str, soup: Soup, *, source: str, job:
             version=latest + 1,
             soup=soup.model_dump(mode="json"),
             patch=None if soup.patch is None else soup.patch.data,
+            held_out=None if soup.held_out is None else soup.held_out.data,
             source=source,
             job=job,
         )

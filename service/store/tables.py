@@ -78,6 +78,8 @@ class SoupVersion(Table):
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     soup: Mapped[dict[str, Any]]  # adapt.documents.soup.Soup, evidence included
     patch: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)  # its tensors; not read for a list
+    held_out: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)  # answers; read for a search alone
+    attempts: Mapped[int] = mapped_column(default=0)  # searches that were compared with it
     source: Mapped[str] = mapped_column(String(16))  # default, adapt, dial
     job: Mapped[str | None] = mapped_column(String(32))
     created_at: Mapped[float] = mapped_column(default=time.time)
@@ -140,7 +142,8 @@ class Job(Table):
     samples: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # SampleChanges of intake
     selection: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)  # while active: what it searches on
     state: Mapped[str] = mapped_column(String(16), default="queued")
-    attempts: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[int] = mapped_column(default=0)  # adapters that began it
+    attempt: Mapped[int | None]  # number of its comparison with the base version; null if it makes none
     claimed_by: Mapped[str | None] = mapped_column(String(32))
     heartbeat_at: Mapped[float | None]
     progress: Mapped[float] = mapped_column(default=0.0)

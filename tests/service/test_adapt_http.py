@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from adapt.evidence.levels import attempt_level
 from deploy.parity import TorchReference
 from service.store.database import Database
 from service.store.registry import Registry
@@ -34,6 +35,9 @@ JOB_FIELDS = {
     "accuracy",
     "search",
     "reason",
+    "attempt",
+    "level",
+    "not_tried",
 }
 
 
@@ -69,7 +73,9 @@ def test_deserved_promotion_is_served_by_every_worker_at_once(
     assert job["support"]["n"] == sum(job["support"]["per_class"].values()) == 100
     assert job["accuracy"]["candidate"] > job["accuracy"]["current"]
     assert job["accuracy"]["interval"][0] > 0
-    assert 0 <= job["accuracy"]["p_value"] < 0.05
+    assert 0 <= job["accuracy"]["p_value"] < job["level"] == pytest.approx(attempt_level(job["attempt"]))
+    assert job["accuracy"]["judged"] == {"fresh": 100, "held_out": 0, "left_out": 0}
+    assert job["not_tried"]["early"] == "expected at least 200 labelled images, got 100"
     assert set(job["coefficients"]) == {"linf", "nominal", "l2", "l1"}
     assert sum(job["coefficients"].values()) == pytest.approx(1)
     assert set(job["search"]) >= {"strategy", "candidates", "image_forwards", "seconds"}
@@ -183,9 +189,25 @@ def test_promote_never_keeps_what_it_finds(default: httpx.Client, labelled: Labe
     assert job["accuracy"]["p_value"] < 0.05
 
 
+def test_promote_likely_answers_like_auto_and_counts(default: httpx.Client, labelled: Labelled) -> None:
+    job = adapt(default, labelled.request(0, 12), promote="likely").json()
+    assert (job["deployment"], job["support"]["n"]) == ("default", 12)
+    assert job["level"] == pytest.approx(attempt_level(job["attempt"]))
+    assert 0 <= job["accuracy"]["chance_of_harm"] <= 1
+    assert -1 <= job["accuracy"]["expected_gain"] <= 1
+    default.put("/deployments/default/soup", json={"version": 1})
+    few = adapt(default, labelled.request(30, 39), promote="likely").json()
+    assert (few["state"], few["attempt"]) == ("kept", job["attempt"] + 1)
+    assert "got 9, expected 10 or more" in few["reason"]
+    assert adapt(default, labelled.request(30, 39), promote="likely", strategy="grid").json() == few
+
+
 def test_promote_always_promotes_without_evidence(default: httpx.Client, labelled: Labelled) -> None:
     job = adapt(default, labelled.request(0, 7), promote="always").json()
     assert (job["state"], job["previous_version"]) == ("promoted", 1)
+    assert (job["attempt"], job["level"]) == (None, None)
+    event = default.get("/deployments/default/events").json()["events"][0]
+    assert (event["job"], event["unproven"]) == (job["job"], True)
 
 
 def test_of_two_at_once_one_is_superseded(default: httpx.Client, labelled: Labelled) -> None:
@@ -346,7 +368,8 @@ def test_without_labels_a_candidate_is_stored_and_nothing_is_promoted(
     assert (job["state"], job["version"], job["previous_version"], job["accuracy"]) == ("kept", 1, None, None)
     assert "without" in job["reason"]
     assert job["support"] == {"n": 0, "unlabelled": 30, "per_class": {}}
-    assert (job["patch"]["recalibrated"], job["patch"]["head"]) == (30, False)
+    assert (job["patch"]["recalibrated"], job["patch"]["rungs"]) == (30, ["statistics"])
+    assert (job["attempt"], job["level"]) == (None, None)
     assert job["candidate_version"] > 1
     assert default.post("/adapt", files=list(reversed(sent))).json() == job
 

@@ -120,6 +120,35 @@ def test_archive_is_kept_as_a_candidate_and_promoted_by_hand(
         assert current(server, name)["version"] == 2
 
 
+def test_it_says_what_judged_a_version_and_how_often_it_was_tried(
+    browser: Browser, server: Server, name: str, labelled: Labelled, tmp_path: Path
+) -> None:
+    assert adapted(server, name, labelled, 60, "always")["state"] == "promoted"
+    job = adapted(server, name, labelled, 100)
+    assert job["accuracy"]["judged"] == {"fresh": 40, "held_out": 60, "left_out": 0}
+    with console(browser, server, at=f"#/{name}") as page:
+        shown(page, name)
+        now = page.locator("#forecast-now")
+        expect(now).to_contain_text(f"{100 * job['accuracy']['current']:.1f}\u202f%")
+        expect(now).to_contain_text("on 40 new images and 60 held-out answers")
+        expect(page.locator("#promote-hint")).to_be_hidden()
+        page.select_option("#promote", "likely")
+        expect(page.locator("#promote-hint")).to_contain_text("below 5\u202f%")
+        page.set_input_files("#pick-folder", write_folders(labelled, 100, 140, tmp_path / "shop"))
+        page.click("#adapt-start")
+        result = page.locator(".result")
+        expect(result).to_contain_text("Both soups are judged on 40 new images.")
+        expect(result).to_contain_text(
+            "Attempt 2 against the version served then: it promotes below p\u00a0=\u00a00.0083."
+        )
+        latest = server.client.get(f"/deployments/{name}/jobs").json()["jobs"][0]
+        assert (latest["attempt"], latest["level"]) == (2, pytest.approx(0.05 / 6))
+        found = page.locator(f"#versions tr[data-version='{latest['candidate_version']}']")
+        found.locator("summary").click()
+        expect(found).to_contain_text("Both were judged on")
+        expect(found).to_contain_text("Attempt ")
+
+
 def test_single_pictures_want_a_class_and_a_bad_one_is_named(
     browser: Browser, server: Server, name: str, labelled: Labelled, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from adapt.documents.patch import make_patch
 from adapt.documents.soup import Soup, default_soup, make_soup
@@ -20,6 +20,9 @@ from service.__main__ import main
 from service.store.database import Database
 from service.store.migrate import head, upgrade
 from service.store.registry import Registry
+from service.store.tables import SoupVersion
+from tests.service.test_registry import head as head_patch
+from tests.service.test_registry import held_out
 from training.manifest import read_manifest
 
 
@@ -71,20 +74,24 @@ def test_check_names_the_deployments_that_do_not_load(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SAUCIER_DATABASE_URL", registry_url)
-    unfit = make_patch({"no.such.tensor": np.zeros(3, dtype=np.float32)}, head=True)
+    unfit = make_patch({"no.such.tensor": np.zeros(3, dtype=np.float32)}, rungs=["head"])
     with closing(Database(registry_url)) as database:
         registry = Registry(database)
-        for name in ("well", "gone", "unfit"):
+        for name in ("well", "gone", "unfit", "answers"):
             registry.ensure_deployment(name, soup)
         registry.ensure_deployment("other", soup.model_copy(update={"base_set": "nobody"}))
         registry.ensure_deployment("weights", soup.model_copy(update={"base_digest": "0" * 64}))
         manifest = read_manifest(prebuilt_bases / "tiny")
         registry.dial("unfit", make_soup(manifest, soup.coefficients, patch=unfit))
+        registry.dial("answers", soup.model_copy(update={"held_out": held_out(0.5)}))
         with database.write() as session:
             session.execute(text("UPDATE deployments SET version = 7 WHERE name = 'gone'"))
+            session.execute(update(SoupVersion).where(SoupVersion.version == 2).values(held_out=b"damaged"))
     code, found, _ = call(capsys, "check")
-    assert (code, found["deployments"]) == (1, 5)
-    gone, other, unfit_line, weights = found["problems"]
+    assert (code, found["deployments"]) == (1, 6)
+    answers, gone, other, unfit_line, weights = found["problems"]
+    assert answers.startswith("answers: version 2 does not load: ")
+    assert "held_out: expected answers with SHA-256" in answers
     assert gone == "gone: points at version 7, which is not there"
     assert "expected the base set 'nobody'" in other
     assert unfit_line.startswith("unfit: version 2 does not load: ")
@@ -135,6 +142,10 @@ def test_backup_is_one_moment_of_a_registry_that_is_written_to(
     with closing(Database(registry_url)) as database:
         registry = Registry(database)
         registry.ensure_deployment("default", soup)
+        made = soup.model_copy(update={"held_out": held_out(0.5), "patch": head_patch(1)})
+        registry.dial("default", made)
+        with database.write() as session:
+            session.execute(text("UPDATE soups SET attempts = 7 WHERE version = 1"))
 
         def write() -> None:
             while not stop.is_set():
@@ -160,6 +171,8 @@ def test_backup_is_one_moment_of_a_registry_that_is_written_to(
         versions = [row.version for row in registry.soups("default")]
         assert versions == list(range(registry.deployment("default").version, 0, -1))
         assert len(registry.events("default", limit=1000)) == len(versions)
+        assert registry.soup("default", 2, held_out=True) == made
+        assert [row.attempts for row in registry.soups("default")][-2:] == [0, 7]
 
 
 def test_backup_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

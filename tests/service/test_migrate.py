@@ -1,5 +1,6 @@
 """The schema: made, brought up to date, compared, refused; on SQLite and PostgreSQL."""
 
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -7,16 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from alembic import command
 from sqlalchemy import text
 
+from adapt.documents.patch import make_patch
+from service.http.schemas import job_view
 from service.store.confidence import NOTHING
 from service.store.database import Database, SchemaError
 from service.store.jobs import JobQueue
 from service.store.migrate import _config, differences, head, known_revision, upgrade
+from service.store.registry import Registry
 from service.store.tables import Table
 from service.store.watches import Watches
+from tests.service.test_registry import outcome, soup
 
 
 @pytest.fixture
@@ -68,6 +74,89 @@ def test_first_revision_with_rows_in_it_is_brought_up_to_date(empty: Database) -
     status = watches.status("default")
     assert status is not None
     assert (status.plan[1:], status.against, status.recent) == ((50, 0.2), None, NOTHING)
+
+
+def test_patches_and_versions_of_the_previous_revision_are_read(empty: Database) -> None:
+    """Rows as the revision before had them: patches with a boolean for each rung, versions without held-out answers."""
+    with empty.write() as session:
+        config = _config()
+        config.attributes["connection"] = session.connection()
+        command.upgrade(config, "0005")
+    tensors = {"head.bias": np.ones(3, dtype=np.float32)}
+    made = make_patch(tensors, rungs=["head"])
+    flags = {"digest": made.digest, "recalibrated": 40, "head": True, "early": False}
+    found = outcome(soup(1.0)).model_dump(mode="json") | {"patch": flags, "bn_mode": "raw"}
+    for key in ("attempt", "level", "not_tried"):
+        del found[key]
+    plain = soup(1.0).model_dump(mode="json", exclude={"held_out"})
+    versions = {
+        1: (plain, None, "default"),
+        2: (plain | {"patch": flags, "bn_mode": "raw", "evidence": found}, made.data, "adapt"),
+        3: (plain | {"patch": flags | {"recalibrated": 0, "early": True}}, made.data, "dial"),
+    }
+    jobs = {"done": found, "waiting": None, "plain": found | {"patch": None}}
+    with empty.write() as session:
+        run = session.execute
+        run(
+            text("INSERT INTO deployments (name, uid, base_set, version, created_at) VALUES ('default','u','tiny',2,7)")
+        )
+        for version, (document, patch, source) in versions.items():
+            run(
+                text(
+                    "INSERT INTO soups (deployment, version, soup, patch, source, created_at)"
+                    " VALUES ('default', :version, :soup, :patch, :source, 10)"
+                ),
+                {"version": version, "soup": json.dumps(document), "patch": patch, "source": source},
+            )
+        for seq, (name, document) in enumerate(jobs.items(), start=1):
+            run(
+                text(
+                    "INSERT INTO jobs (seq, id, deployment, base_version, strategy, promote, balance, samples_digest,"
+                    " support, state, attempts, progress, message, outcome, created_at)"
+                    " VALUES (:seq, :id, 'default', 1, 'auto', 'auto', 'none', 'd', :support, 'kept', 1, 1, '',"
+                    " :outcome, 7)"
+                ),
+                {
+                    "seq": seq,
+                    "id": name,
+                    "support": json.dumps(found["support"]),
+                    "outcome": json.dumps(document),
+                },
+            )
+        run(
+            text(
+                "INSERT INTO packs (id, owner, height, width, is_stale, created_at) VALUES ('p', 'u', 16, 16, false, 1)"
+            )
+        )
+        for name, added, used in (("b", 9, 30), ("a", 5, 10), ("later", 11, 30), ("unused", 5, None)):
+            run(
+                text("INSERT INTO samples VALUES ('default', :hash, 'cat', 'p', :added, 20, :used)"),
+                {"hash": name, "added": added, "used": used},
+            )
+    assert upgrade(empty) == "0005"
+    assert found_differences(empty) == []
+
+    registry, queue = Registry(empty), JobQueue(empty)
+    first, second, third = (registry.soup("default", version, held_out=True) for version in (1, 2, 3))
+    assert (first.patch, first.held_out, first.evidence) == (None, None, None)
+    assert second.patch is not None
+    assert second.evidence is not None
+    assert second.evidence.patch is not None
+    assert second.patch.rungs == second.evidence.patch.rungs == ("statistics", "head")
+    np.testing.assert_array_equal(second.patch.tensors()["head.bias"], np.ones(3))
+    assert third.patch is not None
+    assert third.patch.rungs == ("head", "early")
+    assert third.held_out is None
+    # The second version may have been made from what was there and used: it is not judged by these images.
+    assert second.held_out is not None
+    assert second.held_out.answered == 0
+    known = second.held_out.answers()
+    assert known.hashes == ("a", "b")
+    assert np.isnan(known.logits).all()
+    patches = {name: (job.outcome or {}).get("patch") for name in jobs if (job := queue.get(name)) is not None}
+    assert patches == {"done": second.patch.summary.model_dump(mode="json"), "waiting": None, "plain": None}
+    assert [row.attempts for row in registry.soups("default")] == [0, 0, 0]
+    assert all(job_view(job).attempt is None for job in queue.latest("default", limit=9))
 
 
 def test_what_differs_is_named(empty: Database) -> None:

@@ -38,7 +38,7 @@ def patch(reference: TorchReference) -> Patch:
         for key, array in like.items()
         if key.endswith((".running_mean", ".running_var")) or key.startswith("head.")
     }
-    return make_patch(tensors, recalibrated=40, head=True)
+    return make_patch(tensors, recalibrated=40, rungs=["statistics", "head"])
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_patched_soup_answers_as_torch_does_and_rollback_takes_the_patch_back(
     default: httpx.Client, server: Server, labelled: Labelled, reference: TorchReference, patched: Soup
 ) -> None:
     assert patched.patch is not None
-    summary = patched.patch.summary.model_dump()
+    summary = patched.patch.summary.model_dump(mode="json")
     before = predict(default, labelled)
     version = serve(server, patched)
     served = predict(default, labelled)

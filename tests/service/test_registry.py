@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapt.documents.held_out import HeldOut, make_held_out
 from adapt.documents.patch import Patch, make_patch
 from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary
 from service.store.database import Database
@@ -28,10 +29,15 @@ def soup(share: float, *, digest: str = "a" * 64, base_set: str = "tiny", patch:
 
 
 def head(bias: float) -> Patch:
-    return make_patch({"head.bias": np.full(3, bias, dtype=np.float32)}, head=True)
+    return make_patch({"head.bias": np.full(3, bias, dtype=np.float32)}, rungs=["head"])
 
 
-def outcome(found: Soup, state: str = "promoted") -> Outcome:
+def held_out(logit: float) -> HeldOut:
+    return make_held_out(["a", "b"], np.asarray([0, 1]), np.full((2, 3), logit, dtype=np.float32))
+
+
+def outcome(found: Soup, state: str = "promoted", *, p_value: float | None = 0.001) -> Outcome:
+    accuracy = {"current": 0.5, "candidate": 0.7, "interval": (0.1, 0.3), "p_value": p_value}
     return Outcome.model_validate(
         {
             "state": state,
@@ -41,7 +47,9 @@ def outcome(found: Soup, state: str = "promoted") -> Outcome:
             "bn_mode": found.bn_mode,
             "patch": found.patch and found.patch.summary,
             "support": SUPPORT,
-            "accuracy": None,
+            "accuracy": None if p_value is None else accuracy,
+            "attempt": 1,
+            "level": 0.025,
             "search": SearchSummary(strategy="grid", candidates=3, image_forwards=6, seconds=0.1),
             "ingredients": {"linf": 0.5, "nominal": 0.5},
         }
@@ -128,6 +136,28 @@ def test_candidate_with_the_patch_of_the_current_soup_makes_no_version(registry:
         assert finished.candidate_version == version
 
 
+def test_held_out_answers_stand_beside_their_soup(registry: Registry, jobs: JobQueue) -> None:
+    known = held_out(0.5)
+    add(jobs, "one")
+    jobs.finish(claimed(jobs), soup(0.5).model_copy(update={"held_out": known}), outcome(soup(0.5)))
+    assert registry.soup("default", 2, held_out=True).held_out == known
+    assert registry.soup("default", 2) == soup(0.5)
+    (row, _) = registry.soups("default")
+    assert row.soup["held_out"] == known.summary.model_dump(mode="json")
+
+
+def test_other_held_out_answers_of_the_same_network_make_no_version(registry: Registry, jobs: JobQueue) -> None:
+    add(jobs, "one")
+    jobs.finish(claimed(jobs), soup(0.5).model_copy(update={"held_out": held_out(0.5)}), outcome(soup(0.5)))
+    found = outcome(soup(0.5), "kept")
+    again = soup(0.5).model_copy(update={"held_out": held_out(0.25), "evidence": found})
+    add(jobs, "two")
+    finished = jobs.finish(claimed(jobs), again, found)
+    assert finished is not None
+    assert finished.candidate_version == 2
+    assert registry.soup("default", 2, held_out=True).held_out == held_out(0.5)
+
+
 def test_unknown_names_are_said_so(registry: Registry) -> None:
     with pytest.raises(UnknownDeployment):
         registry.deployment("nobody")
@@ -173,6 +203,19 @@ def test_promotion_stores_evidence_and_moves_the_pointer(registry: Registry, job
     assert (event.kind, event.job, event.unproven) == ("promoted", "one", False)
 
 
+def test_promotion_without_proof_is_flagged(registry: Registry, jobs: JobQueue) -> None:
+    for share, promote, p_value, unproven in (
+        (0.1, "auto", 0.001, False),
+        (0.2, "likely", 0.02499, False),
+        (0.3, "likely", 0.025, True),
+        (0.4, "likely", None, True),
+        (0.5, "always", 0.001, True),
+    ):
+        add(jobs, f"{promote}-{share}", promote=promote)
+        jobs.finish(claimed(jobs), soup(share), outcome(soup(share), p_value=p_value))
+        assert (events(registry)[0].kind, events(registry)[0].unproven) == ("promoted", unproven), (promote, p_value)
+
+
 def test_kept_candidate_gets_a_version_that_is_not_served(registry: Registry, jobs: JobQueue) -> None:
     add(jobs, "one")
     finished = jobs.finish(claimed(jobs), soup(0.25), outcome(soup(0.25), "kept"))
@@ -216,6 +259,8 @@ def test_same_samples_return_the_earlier_decision(registry: Registry, jobs: JobQ
     assert add(jobs, "three", samples_digest="same").id == "one"
     assert add(jobs, "four", samples_digest="same", strategy="grid").id == "one"
     assert add(jobs, "five", samples_digest="same", promote="never").id == "five"
+    assert add(jobs, "likely", samples_digest="same", promote="likely").id == "likely"
+    assert add(jobs, "more-likely", samples_digest="same", promote="likely", strategy="grid").id == "likely"
     assert add(jobs, "classes", samples_digest="same", balance="class").id == "classes"
     assert add(jobs, "again", samples_digest="same", balance="class").id == "classes"
     registry.dial("default", soup(0.5))

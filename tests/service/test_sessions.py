@@ -365,7 +365,7 @@ def test_version_that_cannot_be_loaded_costs_one_try_and_leaves_others_alone(
     site: Site, pictures: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.make("cold", "warm")
-    broken = make_patch({"none.such": np.zeros(1, np.float32)}, head=True)
+    broken = make_patch({"none.such": np.zeros(1, np.float32)}, rungs=["head"])
 
     async def test() -> None:
         before = await site.predictor.get("warm")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from adapt.search.config import SearchConfig
 from service.settings import PACKAGE_ROOT, Settings, SettingsError
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -45,6 +46,9 @@ def test_environment_overrides_defaults(monkeypatch: pytest.MonkeyPatch, tmp_pat
     [
         ("WORKERS", "0"),
         ("PROMOTE_P", "1.5"),
+        ("HARM", "0"),
+        ("HARM", "1"),
+        ("HARM", "2 points"),
         ("DEVICE", "tpu"),
         ("PORT", "x"),
         ("MAX_UPLOAD_MB", "-1"),
@@ -61,3 +65,9 @@ def test_bad_value_is_one_line_that_names_the_variable(name: str, value: str, mo
     monkeypatch.setenv(f"SAUCIER_{name}", value)
     with pytest.raises(SettingsError, match=rf"^SAUCIER_{name}: [^\n]+$"):
         Settings.load()
+
+
+def test_defaults_are_those_of_a_search() -> None:
+    fields = SearchConfig.model_fields
+    expected = (fields["false_promotions"].default, fields["harm"].default, fields["train_from"].default)
+    assert (Settings().promote_p, Settings().harm, Settings().train_from) == expected
