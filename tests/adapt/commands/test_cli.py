@@ -93,7 +93,7 @@ def test_search_writes_soup_report_and_plot(
     soup, report = read_soup(out / "soup.json"), read_report(out / "report.json")
     assert soup.coefficients == job["coefficients"]
     assert report.outcome == soup.evidence
-    assert len(report.candidates) == job["search"]["candidates"] <= 24
+    assert len(report.candidates) == job["search"]["candidates"] <= 1 + 10 + 4 + 6 * 6
     with Image.open(out / "report.png") as picture:
         assert picture.width > picture.height > 300
     redrawn = run_json(capsys, "plot", out / "report.json", "--out", tmp_path / "again.svg")
