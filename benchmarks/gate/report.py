@@ -113,7 +113,7 @@ def _all(found: Mapping[tuple[str, int], list[Row]]) -> list[Row]:
 
 
 def _looks(records: Records) -> dict[str, Any]:
-    """Return the chance of any false promotion, by plan and pooled over the cases, and that of other ways to spend it."""
+    """Return the chance of any false promotion by series, all cases together, and that of other spendings."""
     pooled: dict[str, list[tuple[int, list[nulls.Look]]]] = {}
     for (name, portion), rows in records.of("looks").items():
         series = name.partition(": ")[0]
@@ -158,21 +158,26 @@ def _served(first: Mapping[tuple[str, int], list[Row]]) -> dict[str, Any]:
     """Return the mean accuracy served under each policy, and the worst loss of any adaptation, by n."""
     found: dict[str, Any] = {}
     for n, rows in _by_n(first).items():
-        takes = {
-            "never": lambda row: False,
-            "auto": lambda row, n=n: "p_value" in row and _is_promoted(row, n),
-            "likely": lambda row, n=n: "p_value" in row and (_is_promoted(row, n) or _is_likely(row)),
-            "always": lambda row: True,
-        }
-        found[str(n)] = {
-            policy: {
-                "accuracy": _mean([row["candidate" if takes[policy](row) else "current"] for row in rows]),
-                "worst": min([0.0, *(row["candidate"] - row["current"] for row in rows if takes[policy](row))]),
-                "promoted": _mean([takes[policy](row) for row in rows]),
-            }
-            for policy in POLICIES
-        } | {"draws": len(rows)}
+        found[str(n)] = {policy: _under(policy, rows, n) for policy in POLICIES} | {"draws": len(rows)}
     return found
+
+
+def _under(policy: str, rows: Sequence[Row], n: int) -> dict[str, float]:
+    taken = [_takes(policy, row, n) for row in rows]
+    return {
+        "accuracy": _mean([row["candidate" if takes else "current"] for row, takes in zip(rows, taken, strict=True)]),
+        "worst": min(
+            [0.0, *(row["candidate"] - row["current"] for row, takes in zip(rows, taken, strict=True) if takes)]
+        ),
+        "promoted": _mean(taken),
+    }
+
+
+def _takes(policy: str, row: Row, n: int) -> bool:
+    """Say whether the candidate of a row would be promoted; where too little could be judged only by "always"."""
+    if policy in ("never", "always") or "p_value" not in row:
+        return policy == "always"
+    return _is_promoted(row, n) or (policy == "likely" and _is_likely(row))
 
 
 def _calibration(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -250,10 +255,10 @@ def _null_section(data: Mapping[str, Any]) -> list[str]:
     return [
         "## False promotions",
         "",
-        "Every draw is a whole search on labelled images for which no candidate is better than the soup that is served. "
-        f"Share promoted at the first attempt (level {100 * data['level']:g} %), with its upper 95 % bound; in brackets, "
-        f"what a threshold of p < {OLD_THRESHOLD:g} on the same draws would promote. Percent. In the last row the base "
-        "set and the shifts are real: the soup that is served was found on as many other pictures of the shift, and a "
+        "Every draw is a whole search on labelled images for which no candidate is better than the soup that is "
+        f"served. Share promoted at the first attempt (level {100 * data['level']:g} %), with its upper 95 % bound; in "
+        f"brackets, what p < {OLD_THRESHOLD:g} would promote of the same draws. Percent. In the last row the base set "
+        "and the shifts are real: the soup that is served was found on as many other pictures of the shift, and a "
         "promotion is false if the candidate is no better on 1,000 unseen pictures.",
         "",
         *table(
@@ -261,12 +266,15 @@ def _null_section(data: Mapping[str, Any]) -> list[str]:
             [[case, *(_level_cell(cells.get(n)) for n in ns)] for case, cells in data["null"].items()],
         ),
         "",
-        "Draws: "
-        + ", ".join(
-            f"{min(cell['draws'] for cell in cells.values())} to {max(cell['draws'] for cell in cells.values())} ({case})"
-            for case, cells in data["null"].items()
-        )
-        + ".",
+        "Draws:",
+        "",
+        *table(
+            ["case", *(f"n = {n}" for n in ns)],
+            [
+                [case, *(str(cells[n]["draws"]) if n in cells else "" for n in ns)]
+                for case, cells in data["null"].items()
+            ],
+        ),
         "",
         "## Bias of the reported accuracy",
         "",
@@ -296,8 +304,8 @@ def _looks_section(data: Mapping[str, Any]) -> list[str]:
     return [
         "## Many looks",
         "",
-        "Labels come in portions, and all that there are are searched each time, against the same soup. Share of series "
-        f"with any false promotion, percent; all null cases together. The total is {100 * data['total']:g} %.",
+        "Labels come in portions, and each time all labels so far are searched on, against the same soup. Share of "
+        f"series with any false promotion, percent; all null cases together. The total is {100 * data['total']:g} %.",
         "",
         *table(
             ["series", "draws", "upper bound", *names],
@@ -330,11 +338,8 @@ def _real_section(data: Mapping[str, Any]) -> list[str]:
         cells = []
         for n in ns:
             cell = next((cell for cell in data["power"][n] if cell["from"] == low), None)
-            cells.append(
-                ""
-                if cell is None
-                else f"{100 * cell['now']:.0f} / {100 * cell['before']:.0f} / {100 * cell['mcnemar']:.0f} ({cell['draws']})"
-            )
+            shares = [] if cell is None else [f"{100 * cell[key]:.0f}" for key in ("now", "before", "mcnemar")]
+            cells.append("" if cell is None else f"{' / '.join(shares)} ({cell['draws']})")
         rows.append([name, *cells])
     lines += [*table(["true gain", *(f"n = {n}" for n in ns)], rows), ""]
     lines += [
@@ -355,8 +360,8 @@ def _real_section(data: Mapping[str, Any]) -> list[str]:
             ],
         ),
         "",
-        f"The chance of losing more than {100 * HARM:g} points, as `promote=likely` estimates it, and how often it came "
-        "true, first and second adaptations together:",
+        f"The chance of losing more than {100 * HARM:g} points, as `promote=likely` estimates it, and how often it "
+        "came true, first and second adaptations together:",
         "",
         *table(
             ["estimated", "mean", "came true", "upper bound", "draws"],
@@ -384,8 +389,8 @@ def _continual_section(data: Mapping[str, Any]) -> list[str]:
     return [
         "## Labels in five portions",
         "",
-        "After each portion all labels so far are searched on. Accuracy on unseen pictures, percent: at the start, served "
-        "after each portion, and after a single adaptation to all labels. `behind`: what the portions lose, points. "
+        "After each portion all labels so far are searched on. Accuracy on unseen pictures, percent: at the start, "
+        "served after each portion, and after a single adaptation to all labels. `behind`: what portions lose, points. "
         "`refused`: candidates that were better and not promoted, per series, and their mean gain in points.",
         "",
         *table(

@@ -20,6 +20,7 @@ from adapt.documents.soup import BnMode
 from adapt.images.support import Support
 from adapt.networks.last_layer import Head
 from adapt.networks.network import Run
+from adapt.rungs.early import MIN_IMAGES
 from adapt.rungs.head import refuse_labels
 from adapt.rungs.model import Answers, Model, total
 from adapt.rungs.pool import Library
@@ -64,7 +65,7 @@ class SimulatedNetwork:
         self.images = np.zeros((num_images, 2, 2, 3), dtype=np.uint8)
         self.images.reshape(num_images, 12)[:, :4] = np.arange(num_images, dtype="<u4").view(np.uint8).reshape(-1, 4)
         self._seed, self._own = tuple(seed), float(np.sqrt(1 - correlation))
-        means = DISTANCE * np.eye(NUM_CLASSES, dtype=np.float32)[self.labels]
+        means = np.float32(DISTANCE) * np.eye(NUM_CLASSES, dtype=np.float32)[self.labels]
         noise = generator.standard_normal((num_images, NUM_CLASSES), dtype=np.float32)
         self._common = means + np.float32(np.sqrt(correlation)) * noise
         self._kept: dict[tuple[object, ...], Floats] = {}
@@ -132,7 +133,7 @@ class SimulatedNetwork:
         key = (row, *kind)
         if key not in self._kept:
             generator = np.random.default_rng([*self._seed, 1, *row, *kind])
-            self._kept[key] = generator.standard_normal(self._common.shape, dtype=np.float32)
+            self._kept[key] = np.asarray(generator.standard_normal(self._common.shape, dtype=np.float32))
         return self._kept[key]
 
 
@@ -147,8 +148,8 @@ class Retrained:
         self._task = library.task
 
     def refuse(self, below: Model, some: Part) -> str | None:
-        """Say so where a class is missing."""
-        return refuse_labels(self._task, some, least=NUM_CLASSES)
+        """Say so where images are few or a class is missing, as the rungs that train do."""
+        return refuse_labels(self._task, some, least=MIN_IMAGES)
 
     def fit(self, below: Model, some: Part) -> Sequence[Model]:
         """Return a model with other noise."""

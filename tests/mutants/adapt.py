@@ -196,7 +196,9 @@ MUTANTS = [
         file="adapt/search/surrogate.py",
         old="value[subset] if point in walk else np.inf",
         new="value[subset]",
-        tests=(f"{SEARCH}/test_surrogate.py::test_the_descent_without_a_fold_knows_nothing_of_the_walks_of_the_others",),
+        tests=(
+            f"{SEARCH}/test_surrogate.py::test_the_descent_without_a_fold_knows_nothing_of_the_walks_of_the_others",
+        ),
         why="in large pools a fold's choice depends on the fold",
     ),
     Mutant(
