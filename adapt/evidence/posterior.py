@@ -16,8 +16,8 @@ class Component(NamedTuple):
     deviation: float
 
 
-# True gains in accuracy of candidates over the default soup, over the shifts of the suite: see benchmarks/gate. Some
-# candidates are as good as the current soup, most gain several points, few lose.
+# A guess in round numbers, made before it was held against draws (benchmarks/gate): some candidates are as good as the
+# soup that is served, most gain several points, few lose.
 PRIOR: tuple[Component, ...] = (
     Component(0.40, 0.0, 0.01),
     Component(0.15, -0.01, 0.03),
