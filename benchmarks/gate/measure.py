@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 20  # draws of a null case that a process does at a time
 LOOKED_AT = tuple(case for case in nulls.CASES if case.num_ingredients == 4 and not case.is_second)
+KNOWN = {case.name: case for case in (*nulls.CASES, nulls.BETTER)}
 
 
 class Plan(NamedTuple):
@@ -48,7 +49,7 @@ def wanted(plan: Plan, records: Records, parts: Sequence[str]) -> Iterator[Job]:
             for n, case in itertools.product(plan.n, nulls.CASES):
                 yield from _missing(records, "null", case.name, n, [turn for turn in chunk if turn < plan.draws])
         if "looks" in parts:
-            for series, case in itertools.product(nulls.PLANS, LOOKED_AT):
+            for series, case in itertools.product(nulls.PLANS, (nulls.BETTER, *LOOKED_AT)):
                 turns = [turn for turn in chunk if turn < plan.looks]
                 yield from _missing(records, "looks", f"{series.name}: {case.name}", series.portion, turns)
         if "real" in parts:
@@ -115,13 +116,11 @@ def work(job: Job, base: Path, data: Path, seed: int) -> list[tuple[Key, Row]]:
 def _draw(job: Job, turn: int, base: Path, data: Path, seed: int) -> Iterator[tuple[Key, Row]]:
     key = Key(job.part, job.case, job.n, turn)
     if job.part == "null":
-        case = next(case for case in nulls.CASES if case.name == job.case)
-        yield key, nulls.draw(case, job.n, turn, seed=seed)._asdict()
+        yield key, nulls.draw(KNOWN[job.case], job.n, turn, seed=seed)._asdict()
     elif job.part == "looks":
         series, _, name = job.case.partition(": ")
         plan = next(plan for plan in nulls.PLANS if plan.name == series)
-        case = next(case for case in nulls.CASES if case.name == name)
-        yield key, {"looks": [list(look) for look in nulls.look(case, plan, turn, seed=seed)]}
+        yield key, {"looks": [list(look) for look in nulls.look(KNOWN[name], plan, turn, seed=seed)]}
     elif job.part == "first":
         rows = real.adapt_twice(*real.world(base, data), job.case, job.n, turn)
         for part, row in rows.items():

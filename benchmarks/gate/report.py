@@ -21,6 +21,7 @@ OLD_THRESHOLD = 0.025  # p-value below which earlier versions promoted
 MAX_BIAS = 0.5  # points
 EDGES = (0.0, 0.01, 0.02, 0.04, 0.08)  # of true gains, for the power
 REAL_NULL = "an adapted soup served, other pictures of the shift"
+BETS = "bets on fresh images"
 POLICIES = ("never", "auto", "before", "likely", "always")
 
 
@@ -113,22 +114,30 @@ def _all(found: Mapping[tuple[str, int], list[Row]]) -> list[Row]:
 
 
 def _looks(records: Records) -> dict[str, Any]:
-    """Return the chance of any false promotion by series, all cases together, and that of other spendings."""
-    pooled: dict[str, list[tuple[int, list[nulls.Look]]]] = {}
+    """Return the chance of any promotion by series: false ones, all null cases together, and right ones."""
+    null: dict[str, list[tuple[int, list[nulls.Look]]]] = {}
+    better: dict[str, list[tuple[int, list[nulls.Look]]]] = {}
     for (name, portion), rows in records.of("looks").items():
-        series = name.partition(": ")[0]
+        series, _, case = name.partition(": ")
+        found = better if case == nulls.BETTER.name else null
         for row in rows:
-            pooled.setdefault(series, []).append((portion, [nulls.Look(*look) for look in row["looks"]]))
+            looks = [nulls.Look(look[0], look[1], tuple(look[2]) if len(look) > 2 else ()) for look in row["looks"]]
+            found.setdefault(series, []).append((portion, looks))
     return {
         series: _share([nulls.is_promoted(looks, nulls.OURS, portion=portion) for portion, looks in found])
-        | {
-            "spending": {
-                name: _mean([nulls.is_promoted(looks, name, portion=portion) for portion, looks in found])
-                for name in nulls.SPENDING
-            }
-        }
-        for series, found in pooled.items()
+        | {"spending": _spent(found), "power": _spent(better[series]) if series in better else {}}
+        for series, found in null.items()
     }
+
+
+def _spent(found: Sequence[tuple[int, list[nulls.Look]]]) -> dict[str, float]:
+    """Return the share of series with any promotion, by how the level is spent, and with bets."""
+    shares = {
+        name: _mean([nulls.is_promoted(looks, name, portion=portion) for portion, looks in found])
+        for name in nulls.SPENDING
+    }
+    bet = [looks for _, looks in found if looks[1].fresh]
+    return shares | ({BETS: _mean([nulls.is_bet_won(looks) for looks in bet])} if bet else {})
 
 
 def _power(first: Mapping[tuple[str, int], list[Row]]) -> dict[str, Any]:
@@ -302,7 +311,7 @@ def _bias_cell(points: float | None, error: float | None) -> str:
 
 
 def _looks_section(data: Mapping[str, Any]) -> list[str]:
-    names = list(nulls.SPENDING)
+    names = [*nulls.SPENDING, BETS]
     return [
         "## Many looks",
         "",
@@ -316,13 +325,27 @@ def _looks_section(data: Mapping[str, Any]) -> list[str]:
                     series,
                     str(cell["draws"]),
                     f"{100 * cell['high']:.1f}",
-                    *(f"{100 * cell['spending'][name]:.1f}" for name in names),
+                    *(_percent(cell["spending"].get(name)) for name in names),
                 ]
                 for series, cell in data["looks"].items()
             ],
         ),
         "",
+        "Share of series that promote a soup which is about five points better, percent:",
+        "",
+        *table(
+            ["series", *names],
+            [
+                [series, *(_percent(cell["power"].get(name)) for name in names)]
+                for series, cell in data["looks"].items()
+            ],
+        ),
+        "",
     ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
 
 
 def _real_section(data: Mapping[str, Any]) -> list[str]:

@@ -50,7 +50,9 @@ class SimulatedNetwork:
 
     has_batchnorm, can_recalibrate, head_key = True, True, HEAD
 
-    def __init__(self, num_ingredients: int, num_images: int, *, correlation: float, seed: Sequence[int]) -> None:
+    def __init__(
+        self, num_ingredients: int, num_images: int, *, correlation: float, seed: Sequence[int], advantage: float = 0.0
+    ) -> None:
         """Draw the images.
 
         Args:
@@ -58,6 +60,8 @@ class SimulatedNetwork:
             num_images: N.
             correlation: of two soups' noise, from 0 to 1.
             seed: of everything.
+            advantage: how much farther apart the classes are, as a share, for each unit of the second coefficient; 0
+                for equally good soups.
         """
         generator = np.random.default_rng([*seed, 0])
         self.manifest = simulated_manifest(num_ingredients)
@@ -67,6 +71,7 @@ class SimulatedNetwork:
         self._seed, self._own = tuple(seed), float(np.sqrt(1 - correlation))
         means = np.float32(DISTANCE) * np.eye(NUM_CLASSES, dtype=np.float32)[self.labels]
         noise = generator.standard_normal((num_images, NUM_CLASSES), dtype=np.float32)
+        self._extra = np.float32(advantage) * means
         self._common = means + np.float32(np.sqrt(correlation)) * noise
         self._kept: dict[tuple[object, ...], Floats] = {}
 
@@ -127,7 +132,8 @@ class SimulatedNetwork:
             own = _blend(self._noise(key, 1), self._noise(key, 2, int(tensors[STATISTICS][0])), OF_SUBSET)
         else:
             own = self._noise(key, 0)
-        return np.asarray(self._common + np.float32(self._own) * own, dtype=np.float32)
+        better = np.float32(row[1]) * self._extra
+        return np.asarray(self._common + better + np.float32(self._own) * own, dtype=np.float32)
 
     def _noise(self, row: tuple[int, ...], *kind: int) -> Floats:
         key = (row, *kind)
