@@ -186,7 +186,8 @@ class Retrained:
 
     def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
         """Say whether held-out images have a lower cross-entropy, and no fewer right answers."""
-        return total(own.losses, weights) < total(below.losses, weights) and own.right.sum() >= below.right.sum()
+        has_lower_loss = total(own.losses, weights) < total(below.losses, weights)
+        return has_lower_loss and int(own.right.sum()) >= int(below.right.sum())
 
 
 def simulated_manifest(num_ingredients: int) -> Manifest:
