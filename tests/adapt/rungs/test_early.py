@@ -256,7 +256,7 @@ def test_the_answers_of_the_rung_below_count_as_images(prepared: PreparedBase, p
         shares.append(run.logits[0].softmax(dim=1).mean(dim=0))
     found = torch.stack(shares)
     assert found.argmax(dim=0).tolist() == [0, 1, 2]
-    assert (found.diagonal() > found.mean(dim=0) + 0.1).all()
+    assert (found.diagonal() > found.mean(dim=0) + 0.05).all()
 
 
 def test_images_are_moved_each_by_itself_and_by_an_eighth_of_a_side_at_most() -> None:

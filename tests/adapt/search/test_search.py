@@ -232,21 +232,21 @@ def test_the_table_says_what_was_decided_and_names_every_ingredient(found: Searc
     assert "best soup 5" in text
 
 
-def test_the_p_value_allows_for_folds_that_share_images(prepared: PreparedBase, support: Support):
-    """Half of the labels are random: the soups are hard to tell apart, and all folds fall for the same luck."""
-    generator = np.random.default_rng(8)
-    labels = np.where(generator.random(120) < 0.5, generator.integers(0, 3, 120), support.labels)
-    images = replace(support, labels=labels)
-    current = default_soup(prepared.manifest)
-    found = search(prepared, images, SearchConfig(strategy="grid", rungs=()), current=current)
+def test_the_p_value_allows_for_folds_that_share_images(prepared: PreparedBase):
+    """Most labels are random: the soups are hard to tell apart, and all folds fall for the same luck."""
+    images, generator = support_for(prepared, 80, seed=9), np.random.default_rng(9)
+    labels = np.where(generator.random(80) < 0.7, generator.integers(0, 3, 80), images.labels)
+    images = replace(images, labels=labels)
+    config = SearchConfig(strategy="grid", grid="simplex", step=0.25, rungs=())
+    found = search(prepared, images, config, current=default_soup(prepared.manifest))
     dependence = fold_dependence(found.scores, images.folds(5, seed=0), seed=0)
-    assert dependence > 1.02
+    assert dependence > 1.1
     assert found.fit is not None
     assert found.outcome.accuracy is not None
     plain, said = paired_p(found.fit.gains), found.outcome.accuracy.p_value
-    assert 2**-100 < plain < 0.4
+    assert 0.1 < plain < 0.4
     assert said == pytest.approx(paired_p(found.fit.gains, dependence=dependence))
-    assert said > 1.05 * plain
+    assert said > 1.1 * plain
 
 
 def test_rungs_that_were_tried_count_as_rivals(tinted: PreparedBase):
