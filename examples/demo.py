@@ -27,7 +27,6 @@ import tyro
 from pydantic import Field
 
 from adapt.commands.default import DefaultCommand
-from adapt.networks.devices import thread_count
 from benchmarks.client import Load, hammer, post_request
 from benchmarks.server import Server, serve
 from examples.camera import CAMERAS, DEMO_CAMERA
@@ -35,6 +34,7 @@ from examples.picture import draw
 from examples.story import Pictures, Story, table
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.data import balanced_indices, load_digits
+from training.devices import thread_count
 from training.recipe import load_recipe
 from training.train import train
 

@@ -19,7 +19,6 @@ from pydantic import Field
 
 from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.images.support import check_disjoint, from_folder
-from adapt.networks.devices import thread_count
 from adapt.networks.forward import served_logits
 from adapt.networks.prepared import PreparedBase
 from adapt.reporting.plots import plot_report
@@ -32,6 +31,7 @@ from examples.demo import photograph_digits, train_digits
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.data import ImageSet, load_folder
+from training.devices import thread_count
 from training.images import to_input
 
 logger = logging.getLogger("walkthrough")

@@ -39,6 +39,18 @@ def exact_floats() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
+@contextmanager
+def thread_count(num_threads: int | None) -> Iterator[None]:
+    """Run torch on this many CPU threads; None leaves it alone."""
+    before = torch.get_num_threads()
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Return how long some work takes on a device. A GPU only queues work: it is waited for before and after."""
     _wait_for(device)

@@ -9,7 +9,6 @@ from adapt.commands.common import BasesArgument, measure, progress_bar
 from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.evidence.scores import TEMPERATURES, choose
 from adapt.images.support import Support
-from adapt.networks.devices import pick_device, thread_count
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.early import TRAIN_FROM
 from adapt.rungs.task import Progress, Task
@@ -19,6 +18,7 @@ from adapt.search.surrogate import search_surrogate
 from training.bases import load_base_set, rewrite_manifest
 from training.cli import Command, Result
 from training.data import DataSpec, ImageSet, load_splits
+from training.devices import pick_device, thread_count
 from training.manifest import Manifest, check_mixable
 
 

@@ -7,11 +7,11 @@ from pydantic import Field
 
 from adapt.commands.common import BasesArgument, FolderArgument, alone, load_images, measure
 from adapt.documents.soup import check_soup, default_soup, make_soup, read_soup
-from adapt.networks.devices import pick_device, thread_count
 from adapt.networks.prepared import PreparedBase
 from adapt.search.config import Device
 from training.bases import load_base_set
 from training.cli import Command, Result
+from training.devices import pick_device, thread_count
 
 
 class EvaluateCommand(Command):

@@ -8,7 +8,6 @@ from pydantic import Field
 from adapt.commands.common import BasesArgument, FolderArgument, alone, load_images, measure, progress_bar
 from adapt.documents.soup import Soup, check_soup, default_soup, read_soup
 from adapt.images import support as supports
-from adapt.networks.devices import pick_device, thread_count
 from adapt.networks.prepared import PreparedBase
 from adapt.reporting import report as reports
 from adapt.reporting.plots import plot_report
@@ -17,6 +16,7 @@ from adapt.search.search import Search, search
 from training.bases import load_base_set
 from training.cli import Command, Result
 from training.data import ImageSet, balanced_indices
+from training.devices import pick_device, thread_count
 from training.manifest import Manifest
 
 

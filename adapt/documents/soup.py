@@ -1,7 +1,7 @@
 """The soup: coefficients by ingredient name, the base set they belong to, and the evidence. Imports no torch."""
 
-import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from adapt.documents.held_out import HeldOut
 from adapt.documents.patch import Patch, PatchSummary
 from training.documents import Frozen, one_line, read_document
+from training.files import replace_file
 from training.manifest import Manifest, check_coefficients
 
 FORMAT_VERSION = 1
@@ -245,17 +246,12 @@ def write_soup(path: Path, soup: Soup) -> None:
     parts = ((patch_path(path), soup.patch), (held_out_path(path), soup.held_out))
     for place, part in parts:
         if part is not None:
-            _replace(place, part.data)
-    _replace(path, (soup.model_dump_json(indent=2) + "\n").encode())
+            replace_file(place, partial(_fill, part.data))
+    replace_file(path, partial(_fill, (soup.model_dump_json(indent=2) + "\n").encode()))
     for place, part in parts:
         if part is None:
             place.unlink(missing_ok=True)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.parent / f".{path.name}.{os.getpid()}"
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _fill(content: bytes, path: Path) -> None:
+    path.write_bytes(content)

@@ -11,6 +11,7 @@ from scipy import optimize, stats
 from adapt.evidence.scores import Bools, Floats, Ints, Scores, temp_ce
 
 TAIL = 0.05  # of the swaps, for `fold_dependence`: further out, 400 of them are too few
+MIN_SPREAD = 0.05  # of the evidence; that of two soups which answer differently is 0.3 and more
 LARGE = 1e6  # a cross-entropy in place of an infinite one: two unusable soups are equally good
 POWER = 0.8  # chance to prove the gain seen with as many images as `labels_needed` says
 MAX_NEEDED = 100  # times the images there are: a gain that would need more is too close to none for a number
@@ -94,7 +95,8 @@ def fold_dependence(
 def paired_p(gains: Floats, *, dependence: float = 1.0) -> float:
     """Return the one-sided p-value of `the mean gain is not positive`: Student's paired t-test.
 
-    Never below 2^-n, the least that n gains, each as likely to be the opposite, can prove.
+    Never below 2^-n, the least that n gains, each as likely to be the opposite, can prove. Gains that hardly differ, as
+    those of one network at two temperatures, count as if they spread by `MIN_SPREAD`: rounding proves nothing.
 
     Args:
         gains: (n,) of the held-out images, such as `CrossFit.evidence`.
@@ -103,7 +105,7 @@ def paired_p(gains: Floats, *, dependence: float = 1.0) -> float:
     n = len(gains)
     if n < 2 or not gains.any():
         return 1.0
-    error = max(float(gains.std(ddof=1, dtype=np.float64)), 1e-9) / math.sqrt(n)
+    error = max(float(gains.std(ddof=1, dtype=np.float64)), MIN_SPREAD) / math.sqrt(n)
     p_value = float(stats.t.sf(gains.mean(dtype=np.float64) / error, n - 1))
     if p_value < 0.5:
         p_value = float(stats.norm.sf(stats.norm.isf(p_value) / dependence))

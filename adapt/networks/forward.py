@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from adapt.documents.patch import Tensors
 from adapt.documents.soup import BnMode, Soup
 from adapt.evidence.scores import TEMPERATURES, Scores
-from adapt.networks.devices import exact_convolutions
 from adapt.networks.network import Network, Run, check_stop
+from training.devices import exact_floats
 
 if TYPE_CHECKING:
     from adapt.networks.prepared import PreparedBase
@@ -225,7 +225,7 @@ def _pass(
     # Statistics of a patch take the place of mixed ones, whatever these are.
     usable = [True] * len(coefficients) if patch else model.usable(torch.from_numpy(coefficients))
     blocks = _blocks(images)
-    with torch.inference_mode(), exact_convolutions():
+    with torch.inference_mode(), exact_floats():
         for number, block in enumerate(blocks):
             batches = _batches(prepared, images, block, batch_size)
             for soup, row in enumerate(coefficients):
@@ -259,7 +259,7 @@ def _recalibrated_pass(
     recalibrator, model = prepared.recalibrator, prepared.model("raw")
     batches = _Inputs(prepared, pool, batch_size)
     parts = _batches(prepared, pool, slice(0, n), None) if n and len(batches) > 1 else []
-    with torch.inference_mode(), exact_convolutions():
+    with torch.inference_mode(), exact_floats():
         for soup, row in enumerate(coefficients):
             check_stop(should_stop)
             logits = recalibrator.run(row.tolist(), batches, len(pool), patch=patch)

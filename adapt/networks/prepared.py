@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from adapt.documents.patch import Tensors
 from adapt.documents.soup import BnMode
 from adapt.networks.batchnorm import has_batchnorm
-from adapt.networks.devices import exact_convolutions
 from adapt.networks.folding import (
     Folded,
     check_same_logits,
@@ -26,6 +25,7 @@ from adapt.networks.mixing import FlatModel
 from adapt.networks.network import Run
 from adapt.networks.recalibration import PRIOR_IMAGES, Recalibrator
 from training.bases import BaseSet
+from training.devices import exact_floats
 from training.images import to_input
 from training.manifest import Manifest
 
@@ -126,7 +126,7 @@ class PreparedBase:
         for position, state_dict in enumerate(folded.state_dicts.values()):
             self._classifier.net.load_state_dict(state_dict)
             model.set([float(position == other) for other in range(len(folded.state_dicts))])
-            with exact_convolutions():
+            with exact_floats():
                 found = model.net(self.normalise(probe.to(self.device))).cpu()
             check_same_logits(self._classifier(probe), found, "the network with its BatchNorm layers taken out")
 

@@ -12,7 +12,6 @@ from pydantic import Field
 from tqdm import tqdm
 
 from adapt.documents.soup import BnMode
-from adapt.networks.devices import pick_device
 from adapt.networks.prepared import PreparedBase
 from adapt.reporting.plots import plot_fronts, plot_triangle
 from adapt.robustness.robust import (
@@ -34,6 +33,7 @@ from adapt.robustness.robust import (
 from training.bases import BaseSet, load_base_set
 from training.cli import Command, Result
 from training.data import ImageSet
+from training.devices import pick_device
 from training.evaluate import APGD_LOSSES, evaluation_threats, load_images
 from training.manifest import NORMS, Manifest, check_mixable
 

@@ -1,6 +1,5 @@
 """Many soups under attack: which ones a picture needs, their accuracy, and the file that keeps the numbers."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,14 +12,15 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.documents.soup import BnMode
-from adapt.networks.devices import exact_convolutions
 from adapt.networks.forward import BATCH_PIXELS, MIN_BATCH
 from adapt.networks.prepared import PreparedBase
 from adapt.search.grid import simplex
 from training.attacks import apgd
 from training.data import ImageSet
+from training.devices import exact_floats
 from training.documents import Frozen
 from training.evaluate import APGD_LOSSES
+from training.files import replace_file
 from training.images import to_input
 from training.manifest import NORMS, Manifest, Norm, ThreatModel
 from training.models import Classifier
@@ -144,12 +144,7 @@ def read_fronts(path: Path, settings: FrontSettings) -> tuple[BaseFronts, ...]:
 def write_fronts(path: Path, fronts: Fronts) -> None:
     """Write `fronts.json`; an older one stays intact until the new one is whole on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(fronts.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, lambda partial: partial.write_text(fronts.model_dump_json(indent=1) + "\n", encoding="utf-8"))
 
 
 def measure_soups(
@@ -186,7 +181,7 @@ def measure_soups(
     attack = partial(_attacked, classifier, settings)
     with (
         ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        exact_convolutions(),
+        exact_floats(),
     ):
         for coefficients in wanted:
             if _key(coefficients) in seen:

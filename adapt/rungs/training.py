@@ -26,10 +26,10 @@ from torch.nn.functional import cross_entropy, one_hot, pad
 from adapt.documents.patch import STATISTICS, Floats, Tensors
 from adapt.documents.soup import BnMode
 from adapt.networks.batchnorm import batchnorms
-from adapt.networks.devices import exact_convolutions
 from adapt.networks.forward import recalibration_batch
 from adapt.networks.network import check_stop
 from adapt.networks.prepared import PreparedBase
+from training.devices import exact_floats
 
 # Of the network's weights in matrices and filters, the share that is trained, from the input on; and their most.
 SHARE, MAX_WEIGHTS = 0.1, 2**16
@@ -136,7 +136,7 @@ def train_early(
     counts = torch.ones(n) if weights is None else torch.from_numpy(weights)
     optimiser = torch.optim.Adam([net.get_parameter(key).requires_grad_(True) for key in keys])
     num_steps, seen = math.ceil(n**STEPS), 0
-    with exact_convolutions(), _batch_statistics(net):
+    with exact_floats(), _batch_statistics(net):
         for step, batch in zip(range(num_steps), _endless(n, generator), strict=False):
             check_stop(should_stop)
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * _rate((step + 0.5) / num_steps)
@@ -208,7 +208,7 @@ def _estimate_statistics(prepared: PreparedBase, net: nn.Module, pool: Pixels) -
     for layer in layers.values():
         layer.reset_running_stats()
         layer.training, layer.momentum = True, None  # None: the mean over all batches
-    with exact_convolutions():
+    with exact_floats():
         for part in np.array_split(pool, -(-len(pool) // recalibration_batch(pool))):
             net(prepared.inputs(part))
     net.eval()

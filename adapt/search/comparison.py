@@ -10,9 +10,9 @@ from adapt.evidence.decision import too_little
 from adapt.evidence.scores import Bools, Floats
 from adapt.evidence.significance import LARGE, evidence, paired_p
 from adapt.images.support import Support
-from adapt.networks.devices import thread_count
 from adapt.networks.forward import served_logits
 from adapt.networks.network import Network
+from training.devices import thread_count
 
 
 class Comparison(NamedTuple):

@@ -26,7 +26,6 @@ from adapt.evidence.posterior import Posterior, posterior_of_gain
 from adapt.evidence.scores import Scores, balanced_weights, part
 from adapt.evidence.significance import fold_dependence
 from adapt.images.support import Reference, Support
-from adapt.networks.devices import pick_device, thread_count
 from adapt.networks.network import Network
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.model import Model
@@ -40,6 +39,7 @@ from adapt.search.selection import Selected, select
 from adapt.search.surrogate import num_evaluated, search_grid, search_surrogate
 from adapt.search.unlabelled import Images, check_unlabelled
 from training.bases import BaseSet
+from training.devices import pick_device, thread_count
 from training.manifest import check_mixable
 
 TRAINED_FROM = 0.3  # of the progress, where weights may be trained

@@ -7,7 +7,6 @@ from adapt.documents.landscape import MAX_POINTS, Kind, Landscape, LandscapePoin
 from adapt.documents.soup import Soup
 from adapt.evidence.scores import Bools, Scores, temp_ce
 from adapt.images.support import Support
-from adapt.networks.devices import thread_count
 from adapt.networks.forward import evaluate_soups
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.pool import is_among
@@ -15,6 +14,7 @@ from adapt.rungs.task import ShouldStop
 from adapt.search.grid import Grid
 from adapt.search.search import Search
 from adapt.search.surrogate import nodes
+from training.devices import thread_count
 
 MAX_MISSING = 10  # soups evaluated for the map alone, all pairs of five ingredients; with more it does without them
 DIGITS = 6

@@ -8,13 +8,13 @@ import numpy.typing as npt
 from adapt.documents.held_out import HeldOut, make_held_out
 from adapt.documents.patch import make_patch
 from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary, check_soup, make_soup
-from adapt.networks.devices import pick_device, thread_count
 from adapt.networks.network import Network
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.early import FirstLayers
 from adapt.rungs.statistics import Statistics
 from adapt.rungs.task import Progress, ShouldStop
 from training.bases import BaseSet
+from training.devices import pick_device, thread_count
 from training.manifest import Manifest
 
 NO_LABELS = "no labelled images: without them nothing can be shown to be better"

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.images.support import Support, from_images
-from adapt.networks.devices import thread_count
 from adapt.networks.forward import served_logits
 from adapt.networks.prepared import PreparedBase
 from adapt.search.config import SearchConfig
@@ -21,6 +20,7 @@ from examples.demo import photograph_digits, train_digits
 from examples.story import Pictures
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
+from training.devices import thread_count
 from training.images import decode
 
 

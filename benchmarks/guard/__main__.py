@@ -13,7 +13,6 @@ import tyro
 from pydantic import Field
 
 from adapt.evidence.levels import attempt_level
-from adapt.networks.devices import thread_count
 from adapt.networks.prepared import PreparedBase
 from adapt.reporting.plots import COLOURS
 from benchmarks.guard.trials import (
@@ -36,6 +35,7 @@ from benchmarks.tables import table
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.data import ImageSet
+from training.devices import thread_count
 from training.manifest import check_mixable
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ import numpy as np
 import tyro
 from pydantic import Field
 
-from adapt.networks.devices import thread_count
 from adapt.networks.prepared import PreparedBase
 from benchmarks.shifts.attacked import Attack
 from benchmarks.shifts.harness import known_methods, run_methods
@@ -25,6 +24,7 @@ from benchmarks.shifts.tuning import SHIFTS as TUNED_SHIFTS
 from benchmarks.shifts.tuning import TUNED_N, describe, tune, tune_profile
 from training.bases import load_base_set
 from training.cli import Command, Result, run
+from training.devices import thread_count
 from training.manifest import InputSpec, check_mixable
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from pydantic import Field
 
 from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.images.support import Support
-from adapt.networks.devices import thread_count
 from adapt.networks.prepared import PreparedBase
 from adapt.robustness.attack import classifier_of
 from adapt.search.config import SearchConfig
@@ -28,6 +27,7 @@ from benchmarks.shifts.sets import as_support
 from benchmarks.shifts.sources import Sources, find_sources
 from training.bases import BaseSet, load_base_set
 from training.cli import Command, Result
+from training.devices import thread_count
 from training.evaluate import evaluation_threats
 from training.images import to_input
 from training.manifest import Manifest

@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 from adapt.documents.landscape import Landscape
 from adapt.documents.soup import Outcome, Promote, Soup, Strategy
 from adapt.images.support import Reference, Support
-from adapt.networks.devices import pick_device
 from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
 from adapt.search.comparison import Comparison, compare
@@ -20,6 +19,7 @@ from service.prediction.catalog import Base
 from service.settings import Settings
 from service.store.material import Material
 from training.bases import load_base_set
+from training.devices import pick_device
 
 __all__ = ["Cancelled", "Searcher", "Survey"]
 

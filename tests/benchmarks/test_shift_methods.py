@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adapt.documents.soup import default_soup
-from adapt.networks.devices import thread_count
 from adapt.networks.prepared import PreparedBase
 from adapt.search.config import SearchConfig
 from adapt.search.search import search
@@ -29,6 +28,7 @@ from tests.conftest import CLASSES
 from training.bases import load_base_set
 from training.cli import EXIT_BAD_INPUT, EXIT_DONE
 from training.data import ImageSet
+from training.devices import thread_count
 from training.images import decode
 
 PER_CLASS = 24

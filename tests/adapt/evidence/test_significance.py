@@ -169,3 +169,10 @@ def test_equal_weights_change_nothing():
     generator = np.random.default_rng(5)
     scores, folds = draw(generator, 8, 60, alike=0.9), deal(generator, 60)
     assert fold_dependence(scores, folds, weights=np.ones(60, dtype=np.float32)) == fold_dependence(scores, folds)
+
+
+def test_differences_of_rounding_prove_nothing():
+    generator = np.random.default_rng(0)
+    gains = (1e-4 + 1e-6 * generator.standard_normal(1000)).astype(np.float32)
+    assert paired_p(gains) > 0.4
+    assert paired_p(np.ones(30, dtype=np.float32)) == 2.0**-30

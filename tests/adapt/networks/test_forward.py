@@ -8,13 +8,13 @@ import torch
 import adapt.networks.forward
 import adapt.networks.prepared
 from adapt.evidence.scores import TEMPERATURES
-from adapt.networks.devices import pick_device, thread_count
 from adapt.networks.folding import folded_state_dicts
 from adapt.networks.forward import evaluate_soups
 from adapt.networks.mixing import mix
 from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
 from training.bases import BaseSet
+from training.devices import pick_device, thread_count
 from training.images import to_input
 
 SOUPS = np.asarray([[1.0, 0, 0, 0], [0, 0, 0, 1.0], [0.25] * 4, [1.25, -0.25, 0.25, -0.25]])

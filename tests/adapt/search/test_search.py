@@ -201,7 +201,7 @@ def test_a_soup_of_another_base_set_is_refused(prepared: PreparedBase, support: 
     ("options", "message"),
     [
         ({"step": 0.3}, "1 divided by a whole number"),
-        ({"false_promotions": 1.5}, "less than or equal to 1"),
+        ({"false_promotions": 1.5}, "less than 1"),
         ({"attempt": 0}, "greater than or equal to 1"),
         ({"train_from": 79}, "greater than or equal to 80"),
         ({"device": "tpu"}, "'auto', 'cpu' or 'cuda'"),
