@@ -59,6 +59,17 @@ def test_mutants_are_killed_survive_or_break(tree: Path) -> None:
     assert (tree / "training" / "area.py").read_bytes() == before
 
 
+def die(*args: object) -> None:
+    raise SystemExit(1)
+
+
+def test_a_process_that_dies_before_the_tests_kills_nothing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / ".output").write_text("FAILED tests/test_area.py::test_double - assert 1 == 2")  # of the mutant before
+    monkeypatch.setattr(running, "_test", die)
+    code, output = running._pytest(tree, ["tests/test_area.py"], timeout=60)
+    assert (code, output) == (125, "the process ended before pytest began")
+
+
 def test_tests_that_fail_by_themselves_prove_nothing(tree: Path) -> None:
     (tree / "tests" / "test_area.py").write_text("def test_double():\n    assert False\n")
     with pytest.raises(ValueError, match="expected the tests to pass without a fault, got"):

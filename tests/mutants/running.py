@@ -109,6 +109,7 @@ def _pytest(tree: Path, tests: Sequence[str], *, timeout: float) -> tuple[int, s
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LIBRARIES))
     log = tree / ".output"
+    log.unlink(missing_ok=True)
     process = context.Process(target=_test, args=(tree, list(tests), log, dict(os.environ)))
     process.start()
     process.join(timeout)
@@ -116,6 +117,8 @@ def _pytest(tree: Path, tests: Sequence[str], *, timeout: float) -> tuple[int, s
         process.kill()
         process.join()
         return 124, f"no end after {timeout:g} seconds"
+    if not log.exists():
+        return 125, "the process ended before pytest began"
     return process.exitcode, log.read_text(encoding="utf-8", errors="replace")
 
 

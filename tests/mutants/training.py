@@ -453,7 +453,7 @@ MUTANTS = [
         "training/threat.py",
         "    size = torch.minimum(size * scale, room)\n    shrink = (eps / _nonzero(size.square()",
         "    size = size * scale\n    shrink = (eps / _nonzero(size.square()",
-        _in("threat", "no_feasible_point_is_nearer_than_the_projection"),
+        _in("threat", "projections_solve_the_quadratic_programme"),
         "the L2 attack is weaker than it could be",
     ),
     Mutant(
@@ -525,7 +525,7 @@ MUTANTS = [
         "training/attacks.py",
         'if rules.norm == "L1" and rules.is_adaptive and rules.stops:',
         'if rules.norm == "L2" and rules.is_adaptive and rules.stops:',
-        _in("attacks", "l1_goes_on_as_sparse_as_it_was_in_the_larger_ball"),
+        _in("attacks", "an_l1_evaluation_begins_in_balls_of_three_and_two_radii"),
         "the L1 evaluation is weaker than the published one",
     ),
     Mutant(
@@ -537,11 +537,11 @@ MUTANTS = [
         "accuracies on a GPU are those of other logits than the service's",
     ),
     Mutant(
-        "training/attacked-wrong-images-survive",
+        "training/attacks-that-fail-count",
         "training/robustness.py",
-        "    survived = clean.clone()\n",
-        "    survived = torch.ones_like(clean)\n",
-        _in("evaluate", "attacks_lower_accuracy_and_union_is_the_worst_case_per_image"),
-        "images that are wrong without an attack count as robust",
+        "wrong = _logits(run.model, x_adv).argmax(1) != y",
+        "wrong = _logits(run.model, x_adv).argmax(1) == y",
+        _in("evaluate", "a_larger_radius_breaks_more"),
+        "robust accuracy is the share that the attack breaks",
     ),
 ]

@@ -243,6 +243,22 @@ def test_l1_goes_on_as_sparse_as_it_was_in_the_larger_ball(trained: Trained, mon
     assert asked[12].float().mean() < asked[6].float().mean()  # and in that of eps
 
 
+def test_an_l1_evaluation_begins_in_balls_of_three_and_two_radii(trained: Trained) -> None:
+    right = stand(trained, trained.images)
+    images, labels = trained.images[right][:1], trained.labels[right][:1]
+    lengths: list[float] = []
+
+    def model(x: Tensor) -> Tensor:
+        lengths.append(float(norm_of(x.detach() - images, "L1")))
+        return torch.nn.functional.one_hot(labels, 10) + 0 * trained.model(x)  # never wrong: the attack goes to the end
+
+    threat = ThreatModel(norm="L1", eps=8)
+    apgd(model, images, labels, threat, num_steps=20, generator=seeded())
+    assert len(lengths) == 1 + 7 + 7 + 9  # the clean image; 6, 6 and 8 steps, each with the point it starts from
+    for radius, phase in ((24, lengths[1:8]), (16, lengths[8:15]), (8, lengths[15:])):
+        assert max(phase) == pytest.approx(radius, rel=0.01)
+
+
 def test_checkpoints_are_those_of_the_paper() -> None:
     rules = Rules("ce", "Linf", 0.1, 100, 0.2, is_adaptive=True, stops=True)
     assert _checkpoints(rules) == {22: 22, 41: 19, 57: 16, 70: 13, 80: 10, 87: 7, 93: 6, 99: 6}
