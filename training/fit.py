@@ -25,7 +25,7 @@ from training.compute import Compute, part_of
 from training.data import ImageSet, Splits
 from training.images import to_input
 from training.measure import accuracy_of
-from training.models import Classifier
+from training.models import Classifier, head_keys
 from training.objectives import OBJECTIVES, Step
 from training.recipe import IngredientSpec
 from training.threat import union
@@ -163,7 +163,8 @@ class Fit:
         """Take one optimiser step on this process's share of a batch, and return the loss over all of it."""
         spec, accelerator, step = self.spec, self.place.accelerator, self.progress.step
         for group in self.optimizer.param_groups:
-            group["lr"] = spec.lr * learning_rate(step, self.num_steps, spec.warmup_fraction, spec.milestones)
+            rate = learning_rate(step, self.num_steps, spec.warmup_fraction, spec.milestones)
+            group["lr"] = spec.lr * rate * group["lr_factor"]
         noise = seeded(self.seed, step, 1 + self.part.number, device=images.device)
         draws = seeded(self.seed, step, 0)
         self.optimizer.zero_grad(set_to_none=True)
@@ -308,9 +309,17 @@ def _robust_accuracy(
 
 
 def _optimizer(spec: IngredientSpec, classifier: Classifier) -> torch.optim.Optimizer:
-    matrices = [parameter for parameter in classifier.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in classifier.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    named = {key.removeprefix("net."): parameter for key, parameter in classifier.named_parameters()}
+    head = head_keys(classifier.net) if spec.head_lr_factor != 1 else set()
+    groups = []
+    for factor, keys in ((1.0, named.keys() - head), (spec.head_lr_factor, named.keys() & head)):
+        own = [parameter for key, parameter in named.items() if key in keys]
+        for params, decay in (
+            ([parameter for parameter in own if parameter.ndim > 1], spec.weight_decay),
+            ([parameter for parameter in own if parameter.ndim <= 1], 0.0),
+        ):
+            if params:
+                groups.append({"params": params, "weight_decay": decay, "lr_factor": factor})
     if spec.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, spec.second_moment))
     return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0)
