@@ -72,11 +72,11 @@ def load_weights(
 
     Args:
         path: `.safetensors`, or what `torch.save` writes (`.pt`, `.pth`, `.ckpt`, `.bin`, `.tar`).
-        net: tells the keys, shapes and dtypes; its own weights are not used, but for a new head.
+        net: tells the keys, shapes and dtypes; its own weights are not used.
         key: dotted path to the weights inside, where the checkpoint has several ("model_ema").
         match: name: by timm's keys; order: the n-th tensor of the file is the n-th of the network, whatever it is
             called. Two tensors of one shape that changed places go unnoticed, so measure the accuracy afterwards.
-        head: new: the last layer stays that of `net`, and the checkpoint's may have another number of classes.
+        head: new: the last layer is zeros, and the checkpoint's may have another number of classes.
 
     Raises:
         CheckpointError: not a checkpoint, truncated, with code in it, or of another network.
@@ -184,7 +184,7 @@ def fit_weights(tensors: Mapping[str, Tensor], net: nn.Module, where: str = "", 
         tensors: a flat state dict, perhaps with a prefix before every key.
         net: tells keys, shapes and dtypes.
         where: path of the state dict in its file.
-        head: new: the last layer is that of `net`.
+        head: new: the last layer is zeros.
 
     Raises:
         ValueError: the weights of another network; names the first five keys that differ.
@@ -201,7 +201,7 @@ def fit_weights(tensors: Mapping[str, Tensor], net: nn.Module, where: str = "", 
     weights |= {name.removeprefix(prefix): tensor for name, tensor in others.items()}
     weights |= {name: expected[name] for name in expected.keys() - weights.keys() if _last(name) in COUNTERS}
     if head == "new":
-        weights |= {name: expected[name] for name in head_keys(net)}
+        weights |= {name: torch.zeros_like(expected[name]) for name in head_keys(net)}
     found = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     _check(found, expected, net)
     ordered = {name: found[name].detach().clone() for name in expected}

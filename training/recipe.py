@@ -44,7 +44,7 @@ class IngredientSpec(Frozen):
     epochs: float = Field(gt=0, description="passes over the training images; may be a fraction")
     lr: float = Field(gt=0, description="peak learning rate")
     head_lr_factor: float = Field(
-        default=1.0, gt=0, description="multiplies the learning rate of the last layer, which starts from nothing"
+        default=1.0, gt=0, description="multiplies the learning rate of the last layer, for one that is new"
     )
     warmup_fraction: float = Field(default=0.2, ge=0, lt=1, description="share of the steps in which lr rises linearly")
     milestones: tuple[Share, ...] = Field(

@@ -28,7 +28,7 @@ class Start(Frozen):
         "relative to the working directory",
     )
     head: Literal["new", "keep"] = Field(
-        default="new", description="new: a random last layer for the recipe's classes; keep: that of the weights"
+        default="new", description="new: a last layer of zeros for the recipe's classes; keep: that of the weights"
     )
 
     def file(self, override: Path | None = None) -> Path | None:
@@ -51,7 +51,10 @@ class Start(Frozen):
 def load_start(
     start: Start, classifier: Classifier, architecture: Architecture, spec: InputSpec, *, file: Path | None = None
 ) -> None:
-    """Put the starting weights into a classifier; with `head: new` its last layer stays as it is.
+    """Put the starting weights into a classifier.
+
+    A new last layer is zeros: some of timm's networks give it values made for thousands of classes, and a loss three
+    times that of guessing would pull the backbone away before the layer has learnt anything.
 
     Args:
         start: which weights, and what becomes of their last layer.
