@@ -1,4 +1,4 @@
-"""Command line of the offline stage: `python -m training run|import|convert|evaluate|moments|list`."""
+"""Command line of the offline stage: `python -m training run|import|convert|evaluate|moments|compress|list`."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,7 @@ from pydantic import Field
 
 from training.bases import add_moments, list_base_sets, load_base_set
 from training.cli import EXIT_DONE, Command, Result, run
+from training.compress import Compress
 from training.compute import Compute, Tracker
 from training.convert import Convert
 from training.estimate import estimate
@@ -156,7 +157,7 @@ def _table(manifests: list[Manifest]) -> str:
     return "\n".join(rows)
 
 
-COMMANDS = (Run, Import, Convert, Evaluate, AddMoments, List)
+COMMANDS = (Run, Import, Convert, Evaluate, AddMoments, Compress, List)
 
 if __name__ == "__main__":
     sys.exit(run(COMMANDS, prog="python -m training", description="Make base sets: the offline stage."))
