@@ -1,4 +1,4 @@
-"""Command line of the offline stage: `python -m training run|import|evaluate|list`."""
+"""Command line of the offline stage: `python -m training run|import|convert|evaluate|moments|compress|list`."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,9 @@ from pydantic import Field
 
 from training.bases import add_moments, list_base_sets, load_base_set
 from training.cli import EXIT_DONE, Command, Result, run
+from training.compress import Compress
 from training.compute import Compute, Tracker
+from training.convert import Convert
 from training.estimate import estimate
 from training.evaluate import Evaluate, load_images
 from training.importing import Import
@@ -33,6 +35,9 @@ class Run(Command):
     data: Path | None = Field(default=None, description="data folder; default: the recipe's")
     start: Annotated[Path | None, tyro.conf.arg(name="from")] = Field(
         default=None, description="base set whose ingredients come first and may be parents of the recipe's"
+    )
+    weights: Path | None = Field(
+        default=None, description="file of the weights to start from; default: that of the recipe's start"
     )
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
         default=False, description="train nothing; print parameters, memory and time, measured on a few steps"
@@ -71,7 +76,15 @@ class Run(Command):
             return Result(plan.data(), plan.text())
         if self.out is None:
             raise ValueError("--out: expected a folder for the new base set")
-        manifest = train(recipe, self.out, seed=self.seed, data_path=self.data, start=self.start, compute=compute)
+        manifest = train(
+            recipe,
+            self.out,
+            seed=self.seed,
+            data_path=self.data,
+            start=self.start,
+            weights=self.weights,
+            compute=compute,
+        )
         if manifest is None:  # this process is not the first of several
             sys.exit(EXIT_DONE)
         text = f"{_table([manifest])}\nwrote {self.out}; next: python -m adapt default {self.out}"
@@ -144,7 +157,7 @@ def _table(manifests: list[Manifest]) -> str:
     return "\n".join(rows)
 
 
-COMMANDS = (Run, Import, Evaluate, AddMoments, List)
+COMMANDS = (Run, Import, Convert, Evaluate, AddMoments, Compress, List)
 
 if __name__ == "__main__":
     sys.exit(run(COMMANDS, prog="python -m training", description="Make base sets: the offline stage."))

@@ -1,4 +1,7 @@
-"""The base set on disk: a folder with `manifest.json` and one safetensors file per ingredient."""
+"""The base set on disk: a folder with `manifest.json` and one safetensors file per ingredient.
+
+Whoever loads a base set gets float32 weights, in whatever way the files hold them (training/storage.py).
+"""
 
 import hashlib
 import math
@@ -19,6 +22,7 @@ from training.files import replace_file
 from training.manifest import MANIFEST_NAME, BaseSetError, Ingredient, Manifest, MomentsFile, read_manifest
 from training.models import Classifier, create_classifier
 from training.moments import LayerMoments, Moments, movable_layers
+from training.storage import halve, restore, subtract
 
 StateDict = dict[str, Tensor]
 
@@ -65,25 +69,25 @@ def load_base_set(folder: Path) -> BaseSet:
         net = create_classifier(manifest.architecture, manifest.input, len(manifest.class_names)).net
     except ValueError as error:
         raise BaseSetError(f"{folder / MANIFEST_NAME}: {error}") from None
-    expected, state_dicts = net.state_dict(), {}
-    for ingredient in manifest.ingredients:
+    expected, state_dicts = net.state_dict(), dict[str, StateDict]()
+    for ingredient in _parents_first(manifest):
         path = folder / ingredient.file
+        parent = None if ingredient.delta_parent is None else state_dicts[ingredient.delta_parent]
         try:
-            state_dict = _read(path)
+            state_dict = restore(safetensors.torch.load_file(path), parent)
             check_like(expected, state_dict)
-        except (StateDictMismatch, safetensors.SafetensorError, OSError) as error:
+        except (ValueError, safetensors.SafetensorError, OSError) as error:
             raise BaseSetError(f"{path}: expected the weights of {manifest.architecture.name}: {error}") from None
         if bad := [key for key, tensor in state_dict.items() if not torch.isfinite(tensor).all()]:
             raise BaseSetError(f"{path}: expected finite weights, found NaN or infinity in {bad[0]}")
         state_dicts[ingredient.name] = state_dict
     moments = None if manifest.moments is None else _read_moments(folder / manifest.moments.file, net, manifest)
-    return BaseSet(folder, manifest, state_dicts, moments)
+    return BaseSet(folder, manifest, {name: state_dicts[name] for name in manifest.ingredient_names}, moments)
 
 
-def _read(path: Path) -> StateDict:
-    """Read one ingredient; floating-point tensors stored in half precision are widened to float32."""
-    tensors = safetensors.torch.load_file(path)
-    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+def _parents_first(manifest: Manifest) -> list[Ingredient]:
+    """Return the ingredients, those that are stored as a difference last."""
+    return sorted(manifest.ingredients, key=lambda ingredient: ingredient.delta_parent is not None)
 
 
 def _read_moments(path: Path, net: nn.Module, manifest: Manifest) -> dict[str, LayerMoments]:
@@ -142,6 +146,8 @@ def save_base_set(
 ) -> Manifest:
     """Write a base set atomically and return its signed manifest.
 
+    An ingredient whose manifest entry has `storage` is rounded as that says.
+
     Args:
         folder: where it goes; must not exist or be empty.
         manifest: complete but for the ingredients' SHA-256 (any value) and the digest, which are filled in here.
@@ -157,8 +163,8 @@ def save_base_set(
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        ingredients = [_write(staging, ingredient, state_dicts[ingredient.name]) for ingredient in manifest.ingredients]
-        update: dict[str, object] = {"ingredients": tuple(ingredients)}
+        written = _write_ingredients(staging, manifest, state_dicts)
+        update: dict[str, object] = {"ingredients": tuple(written[name] for name in manifest.ingredient_names)}
         if manifest.moments is not None and moments is not None:
             update["moments"] = _write_moments(staging, manifest.moments, moments)
         done = signed(manifest.model_copy(update=update))
@@ -173,11 +179,23 @@ def save_base_set(
     return done
 
 
-def _write(folder: Path, ingredient: Ingredient, state_dict: Mapping[str, Tensor]) -> Ingredient:
-    path = folder / ingredient.file
-    safetensors.torch.save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}, path)
-    path.chmod(0o644)
-    return ingredient.model_copy(update={"sha256": file_sha256(path)})
+def _write_ingredients(
+    folder: Path, manifest: Manifest, state_dicts: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Ingredient]:
+    """Write every ingredient in the way its `storage` says; return them by name, with their SHA-256."""
+    written: dict[str, Ingredient] = {}
+    for ingredient in _parents_first(manifest):
+        path = folder / ingredient.file
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state_dicts[ingredient.name].items()}
+        if ingredient.delta_parent is not None:
+            parent = folder / written[ingredient.delta_parent].file  # as it was rounded
+            tensors = subtract(tensors, restore(safetensors.torch.load_file(parent)))
+        elif ingredient.storage is not None:
+            tensors = halve(tensors)
+        safetensors.torch.save_file(tensors, path)
+        path.chmod(0o644)
+        written[ingredient.name] = ingredient.model_copy(update={"sha256": file_sha256(path)})
+    return written
 
 
 def add_moments(base: BaseSet, moments: Mapping[str, LayerMoments], described: MomentsFile) -> Manifest:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from training.documents import Frozen
+from training.documents import Frozen, file_sha256
 from training.images import Pixels, decode, pixel_hash, prepare
 from training.manifest import InputSpec
 
@@ -20,8 +20,12 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TEST_FOLDERS = ("test", "val")
 DIGITS_SIZE = 16
 DIGITS_TEST = 600
+
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataSpec(Frozen):
@@ -29,8 +33,8 @@ class DataSpec(Frozen):
 
     source: Literal["folder", "cifar10", "digits"] = Field(
         description="folder: PATH/train/<class>/<file>, PATH/test/... (or val/...) and, if there is one, "
-        "PATH/validation/...; cifar10: the same layout, or torchvision's download into PATH; digits: scikit-learn's, "
-        "embedded"
+        "PATH/validation/...; or, with test_fraction, PATH/<class>/<file>; cifar10: the same layout, or torchvision's "
+        "download into PATH; digits: scikit-learn's, embedded"
     )
     path: str | None = Field(default=None, description="folder of the images; relative to the working directory")
     num_validation: int = Field(
@@ -38,9 +42,22 @@ class DataSpec(Frozen):
         ge=0,
         description="training images held out, balanced over classes, where there is no validation folder",
     )
+    validation_fraction: Fraction = Field(
+        default=0.0, description="the same as a share of every class's training images; instead of num_validation"
+    )
+    test_fraction: Fraction = Field(
+        default=0.0, description="share of every class's images held out for tests, where there is no test folder"
+    )
+    split_seed: int = Field(default=0, ge=0, description="decides which images are held out; the run's seed does not")
     in_memory: bool = Field(
         default=True, description="false: decode training images when they are needed, for sets larger than memory"
     )
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> "DataSpec":
+        if self.num_validation and self.validation_fraction:
+            raise ValueError("expected num_validation or validation_fraction, got both")
+        return self
 
 
 @dataclass(frozen=True)
@@ -159,14 +176,18 @@ def load_splits(spec: DataSpec, input_spec: InputSpec, path: Path | None = None)
         if spec.source == "cifar10" and not (root / "train").is_dir():
             parts = _torchvision_cifar10(root)
         else:
-            parts = _find_parts(root, input_spec)
+            parts = _find_parts(root, input_spec, needs_test=spec.test_fraction == 0)
     train: Images = parts["train"]
-    validation = parts.get("validation")
-    if validation is None:
+    test, validation = parts.get("test"), parts.get("validation")
+    if test is None:
+        train, test = _hold_out_fraction(train, spec.test_fraction, seed=spec.split_seed)
+    if validation is None and spec.validation_fraction:
+        train, validation = _hold_out_fraction(train, spec.validation_fraction, seed=spec.split_seed)
+    elif validation is None:
         train, validation = _hold_out(train, spec.num_validation)
     if spec.in_memory:
         train = _loaded(train)
-    return Splits(train, _loaded(validation), _loaded(parts["test"]))
+    return Splits(train, _loaded(validation), _loaded(test))
 
 
 def _loaded(data: Images) -> ImageSet:
@@ -183,17 +204,62 @@ def _hold_out(train: Images, n: int) -> tuple[Images, Images]:
     return train.subset(rest), train.subset(held)
 
 
-def _find_parts(root: Path, input_spec: InputSpec) -> dict[str, ImageFiles]:
+def _hold_out_fraction(train: Images, fraction: float, *, seed: int) -> tuple[Images, Images]:
+    """Hold out a share of every class, drawn by the seed. Copies of a held-out image go with it, into no other part.
+
+    Raises:
+        ValueError: a class would be left without images in one of the parts.
+    """
+    contents = np.asarray(_contents(train))
+    generator = np.random.default_rng(seed)
+    held = np.zeros(len(train), dtype=bool)
+    for label, name in enumerate(train.class_names):
+        members = np.flatnonzero(train.labels == label)
+        held[generator.permutation(members)[: max(1, round(fraction * len(members)))]] = True
+        held[members] |= np.isin(contents[members], contents[members[held[members]]])
+        if held[members].all():
+            raise ValueError(
+                f"class {name!r}: expected enough different images to hold {fraction:g} of them out, got {len(members)}"
+            )
+    held |= np.isin(contents, contents[held])  # a copy under another label
+    return train.subset(np.flatnonzero(~held)), train.subset(np.flatnonzero(held))
+
+
+def _contents(data: Images) -> tuple[str, ...]:
+    """Return a text per image that is equal for copies: the digest of pixels, or that of the file."""
+    if isinstance(data, ImageSet):
+        return data.hashes
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return tuple(pool.map(file_sha256, data.files))
+
+
+def find_test_folder(root: Path) -> Path | None:
+    """Return the test part of a folder that has train/ and either test/ or val/; None for any other folder."""
+    if not (root / "train").is_dir():
+        return None
+    return next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+
+
+def _find_parts(root: Path, input_spec: InputSpec, *, needs_test: bool) -> dict[str, ImageFiles]:
     if not root.is_dir():
         raise ValueError(f"{root}: expected a folder with train/ and test/, found no such folder")
+    if not needs_test and not (root / "train").is_dir():
+        return {"train": find_files(root, input_spec)}
     parts: dict[str, ImageFiles] = {}
-    names = {"train": "train", "validation": "validation", "test": "test" if (root / "test").is_dir() else "val"}
-    for part, name in names.items():
-        if not (root / name).is_dir():
-            if part == "validation":
+    folders = {
+        "train": root / "train",
+        "validation": root / "validation",
+        "test": find_test_folder(root) or root / "test",
+    }
+    for part, folder in folders.items():
+        if not folder.is_dir():
+            if part == "validation" or (part == "test" and not needs_test):
                 continue
-            raise ValueError(f"{root}: expected folders train/ and test/ with one folder per class, found no {part}/")
-        parts[part] = find_files(root / name, input_spec)
+            raise ValueError(
+                f"{root}: expected folders train/ and test/ (or val/) with one folder per class, found no {part}/; "
+                "where all images lie together, set data.test_fraction"
+            )
+        parts[part] = find_files(folder, input_spec)
         if parts[part].class_names != parts["train"].class_names:
             ours, theirs = set(parts["train"].class_names), set(parts[part].class_names)
             raise ValueError(f"{root}: train/ and {part}/ differ in the classes {sorted(ours ^ theirs)}")

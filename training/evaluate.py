@@ -12,7 +12,7 @@ from torch import nn
 
 from training.bases import BaseSet, load_base_set
 from training.cli import Command, Result
-from training.data import DataSpec, ImageSet, balanced_indices, load_folder, load_splits
+from training.data import DataSpec, ImageSet, Splits, balanced_indices, find_test_folder, load_folder, load_splits
 from training.devices import pick_device
 from training.documents import first_error
 from training.journal import Journal
@@ -30,7 +30,7 @@ from training.robustness import (
     as_input,
     evaluate_classifier,
 )
-from training.threat import DEFAULT_THREATS, NORMS, Norm, ThreatModel
+from training.threat import NORMS, Norm, ThreatModel, default_threats
 
 __all__ = ["APGD_LOSSES", "Evaluate", "evaluate_classifier", "evaluation_threats", "load_images"]
 
@@ -150,14 +150,14 @@ def _overridden(threats: Sequence[ThreatModel], given: Sequence[str]) -> tuple[T
             raise ValueError(f"--threats: {threat.norm} is given twice: the union is over one radius of each norm")
         seen.add(threat.norm)
         by_norm[threat.norm] = threat
-    return tuple(by_norm[norm] for norm in NORMS)
+    return tuple(by_norm[norm] for norm in NORMS if norm in by_norm)
 
 
 def evaluation_threats(manifest: Manifest) -> tuple[ThreatModel, ...]:
     """Return what a base set is measured against: the threat models of its recipe's evaluation.
 
-    A norm that the recipe does not name (a set that was imported, say) has the usual radius for small images: Linf
-    8/255, L2 0.5, L1 12. The radii that ingredients were *trained* with are often smaller, and do not count.
+    A norm that the recipe does not name is not attacked. Where it names none, all three have the usual radii for the
+    input size. The radii that ingredients were *trained* with are often smaller, and do not count.
     """
     section = manifest.provenance.recipe.get("evaluation")
     given = section.get("threat_models") if isinstance(section, dict) else None
@@ -165,8 +165,10 @@ def evaluation_threats(manifest: Manifest) -> tuple[ThreatModel, ...]:
         named = [ThreatModel.model_validate(entry) for entry in given] if isinstance(given, list) else []
     except ValidationError as error:
         raise ValueError(f"provenance.recipe.evaluation.threat_models: {first_error(error)}") from None
-    by_norm = {threat.norm: threat for threat in (*DEFAULT_THREATS, *named)}
-    return tuple(by_norm[norm] for norm in NORMS)
+    by_norm = {threat.norm: threat for threat in named}
+    if not by_norm:
+        return default_threats(manifest.input.height, manifest.input.width)
+    return tuple(by_norm[norm] for norm in NORMS if norm in by_norm)
 
 
 def load_images(manifest: Manifest, data: Path | None, *, part: Literal["test", "validation"] = "test") -> ImageSet:
@@ -186,7 +188,9 @@ def load_images(manifest: Manifest, data: Path | None, *, part: Literal["test", 
         spec = DataSpec.model_validate(recipe) if recipe is not None else DataSpec(source="folder")
     except ValidationError as error:
         raise ValueError(f"provenance.recipe.data: {first_error(error)}") from None
-    if data is not None and not _has_parts(data) and not _is_torchvision(spec, data):
+    if data is not None and find_test_folder(data) is None and not _is_torchvision(spec, data):
+        if (own := _own_splits(spec, manifest, data)) is not None:
+            return own.validation if part == "validation" else own.test
         return load_folder(data, manifest.input, manifest.class_names)
     if spec.source == "digits" and data is None:
         found = getattr(load_splits(spec, manifest.input), part)
@@ -194,8 +198,8 @@ def load_images(manifest: Manifest, data: Path | None, *, part: Literal["test", 
         root = data or (Path(spec.path) if spec.path else None)
         if root is None or not root.is_dir():
             raise ValueError(f"{root or manifest.name}: found no such data folder; give the images with --data PATH")
-        if part == "test" and _has_parts(root):  # the training part is not needed
-            found = load_folder(root / "test", manifest.input, manifest.class_names)
+        if part == "test" and (folder := find_test_folder(root)) is not None:  # the training part is not needed
+            found = load_folder(folder, manifest.input, manifest.class_names)
         else:
             found = getattr(load_splits(spec, manifest.input, root), part)
     images: ImageSet = found
@@ -204,8 +208,19 @@ def load_images(manifest: Manifest, data: Path | None, *, part: Literal["test", 
     return images
 
 
-def _has_parts(root: Path) -> bool:
-    return (root / "test").is_dir() and (root / "train").is_dir()
+def _own_splits(spec: DataSpec, manifest: Manifest, data: Path) -> Splits | None:
+    """Return the parts of a folder that the recipe split itself; None where these are other images.
+
+    The digest of the training images tells: without it, a folder with one folder per class would be tested as a whole,
+    training images included.
+    """
+    if spec.test_fraction == 0:
+        return None
+    try:
+        splits = load_splits(spec, manifest.input, data)
+    except ValueError:  # too few images to split, or a class that is absent: not what the recipe was trained on
+        return None
+    return splits if splits.train.digest == manifest.provenance.data_hash else None
 
 
 def _is_torchvision(spec: DataSpec, root: Path) -> bool:

@@ -162,7 +162,8 @@ class Fit:
         """Take one optimiser step on this process's share of a batch, and return the loss over all of it."""
         spec, accelerator, step = self.spec, self.place.accelerator, self.progress.step
         for group in self.optimizer.param_groups:
-            group["lr"] = spec.lr * learning_rate(step, self.num_steps, spec.warmup_fraction, spec.milestones)
+            rate = learning_rate(step, self.num_steps, spec.warmup_fraction, spec.milestones)
+            group["lr"] = spec.lr * rate * group["lr_factor"]
         # Layers that draw, such as drop path, draw from torch's global generators.
         torch.manual_seed(stream(self.seed, step, self.part.number, 0))
         noise = seeded(self.seed, step, 1 + self.part.number, device=images.device)

@@ -5,10 +5,10 @@ import codecs
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import safetensors
@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from training.bases import StateDict, StateDictMismatch, check_like
+from training.models import head_keys
 
 Channels = tuple[float, float, float]
+Head = Literal["new", "keep"]
+Match = Literal["name", "order"]
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 # What training scripts nest weights under, and what wrappers of a network put before its keys.
@@ -62,20 +65,29 @@ class Fitted(NamedTuple):
     path: str
 
 
-def load_weights(path: Path, net: nn.Module, *, key: str | None = None) -> Fitted:
+def load_weights(
+    path: Path, net: nn.Module, *, key: str | None = None, match: Match = "name", head: Head = "keep"
+) -> Fitted:
     """Read a checkpoint and fit its weights to a network.
 
     Args:
         path: `.safetensors`, or what `torch.save` writes (`.pt`, `.pth`, `.ckpt`, `.bin`, `.tar`).
         net: tells the keys, shapes and dtypes; its own weights are not used.
         key: dotted path to the weights inside, where the checkpoint has several ("model_ema").
+        match: name: by timm's keys; order: the n-th tensor of the file is the n-th of the network, whatever it is
+            called. Two tensors of one shape that changed places go unnoticed, so measure the accuracy afterwards.
+        head: new: the last layer is zeros, and the checkpoint's may have another number of classes.
 
     Raises:
         CheckpointError: not a checkpoint, truncated, with code in it, or of another network.
     """
     try:
+        if match == "order" and path.suffix == ".safetensors":
+            raise ValueError("safetensors files do not keep the order of their tensors: match by name")
         tensors, where = unwrap(_read(path), key)
-        return _fit(tensors, net, where)
+        if match == "order":
+            tensors = _renamed_in_order(tensors, net, head)
+        return fit_weights(tensors, net, where, head=head)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from None
 
@@ -144,8 +156,39 @@ def _names(content: object) -> str:
     return f"the keys {[str(name) for name in content][:5]}"
 
 
-def _fit(tensors: Mapping[str, Tensor], net: nn.Module, where: str) -> Fitted:
-    """Give the tensors the network's own keys; take out the normalisation, repeats and counters."""
+def _renamed_in_order(tensors: Mapping[str, Tensor], net: nn.Module, head: Head) -> dict[str, Tensor]:
+    """Give the tensors the network's keys in the network's order; shapes must agree one to one.
+
+    Step counters are left out on both sides: some files have them, some do not.
+    """
+    theirs = {name: tensor for name, tensor in tensors.items() if _last(name) not in COUNTERS}
+    ours = {name: tensor for name, tensor in net.state_dict().items() if _last(name) not in COUNTERS}
+    free = head_keys(net) if head == "new" else set()
+    if len(theirs) != len(ours):
+        raise ValueError(f"of another architecture: expected {len(ours)} tensors in order, found {len(theirs)}")
+    problems = [
+        f"{name} {list(tensor.shape)} stands where {own} {list(expected.shape)} is expected"
+        for (name, tensor), (own, expected) in zip(theirs.items(), ours.items(), strict=True)
+        if tensor.shape != expected.shape and own not in free
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"of another architecture, or in another order: {'; '.join(problems[:5])}{more}")
+    return dict(zip(ours, theirs.values(), strict=True))
+
+
+def fit_weights(tensors: Mapping[str, Tensor], net: nn.Module, where: str = "", *, head: Head = "keep") -> Fitted:
+    """Give the tensors the network's own keys; take out the normalisation, repeats and counters.
+
+    Args:
+        tensors: a flat state dict, perhaps with a prefix before every key.
+        net: tells keys, shapes and dtypes.
+        where: path of the state dict in its file.
+        head: new: the last layer is zeros.
+
+    Raises:
+        ValueError: the weights of another network; names the first five keys that differ.
+    """
     expected = net.state_dict()
     prefix = _best_prefix(tensors, expected)
     weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -157,6 +200,8 @@ def _fit(tensors: Mapping[str, Tensor], net: nn.Module, where: str) -> Fitted:
     others = {name: tensor for name, tensor in rest.items() if not _may_go(name, tensor, weights)}
     weights |= {name.removeprefix(prefix): tensor for name, tensor in others.items()}
     weights |= {name: expected[name] for name in expected.keys() - weights.keys() if _last(name) in COUNTERS}
+    if head == "new":
+        weights |= {name: torch.zeros_like(expected[name]) for name in head_keys(net)}
     found = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     _check(found, expected, net)
     ordered = {name: found[name].detach().clone() for name in expected}
@@ -220,19 +265,11 @@ def _check(found: StateDict, expected: Mapping[str, Tensor], net: nn.Module) -> 
     try:
         check_like(expected, found)
     except StateDictMismatch as error:
-        head = _head(net)
+        head = head_keys(net)
         try:
             check_like(*({name: state[name] for name in state if name not in head} for state in (expected, found)))
         except StateDictMismatch:
             raise ValueError(f"of another architecture: {error}") from None
-        raise ValueError(f"another number of classes than --classes names: {error}") from None
+        raise ValueError(f"of another number of classes: {error}; name as many, or start with a new head") from None
     if bad := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
         raise ValueError(f"expected finite weights, found NaN or infinity in {bad[0]}")
-
-
-def _head(net: nn.Module) -> set[str]:
-    """Return the keys of the last layer, as timm names it; none where it does not say."""
-    get_classifier: Callable[[], object] = getattr(net, "get_classifier", lambda: None)
-    head = get_classifier()
-    names = [name for name, module in net.named_modules() if module is head]
-    return {f"{name}.{part}" for name in names for part in ("weight", "bias")}

@@ -11,7 +11,7 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from training.bases import save_base_set
 from training.cli import Command, Result
-from training.data import ImageSet, balanced_indices, find_files
+from training.data import ImageSet, balanced_indices, find_files, find_test_folder
 from training.devices import pick_device
 from training.documents import Frozen, file_sha256
 from training.foreign import Channels, Fitted, load_weights
@@ -30,7 +30,7 @@ from training.measure import accuracy_of, metrics_of
 from training.models import Classifier, create_classifier
 from training.provenance import provenance
 from training.recipe import EvaluationSpec
-from training.threat import DEFAULT_THREATS
+from training.threat import default_threats
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Import(Command):
     classes: tuple[str, ...] = Field(
         default=(), description="names in the order of the logits, or a file with one a line; default: data's, sorted"
     )
-    data: Path = Field(description="test images: one folder per class, or test/ and train/ with such folders")
+    data: Path = Field(description="test images: one folder per class, or train/ and test/ (or val/) with such folders")
     out: Path = Field(description="folder of the new base set")
     base_set: str | None = Field(default=None, description="name of the base set; default: that of the folder")
     key: str | None = Field(default=None, description="where in the checkpoint the weights are, e.g. model_ema")
@@ -85,7 +85,8 @@ class Import(Command):
     license: str | None = Field(default=None, description="of the weights, for the manifest")
     evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(default=False, description="attack it as well")
     threat_models: tuple[str, ...] = Field(
-        default=(), description="what it is evaluated against; default: Linf:8/255 L2:0.5 L1:12"
+        default=(),
+        description="what it is evaluated against; default: by input size, at 32 pixels Linf:8/255 L2:0.5 L1:12",
     )
     num_images: int | None = Field(
         default=None, ge=1, description="use only so many test images, balanced over classes; default: all"
@@ -128,8 +129,8 @@ def import_checkpoint(options: Import) -> Manifest:
     logger.info("weights from %r, mean %s, std %s", fitted.path, spec.mean, spec.std)
     classifier.net.load_state_dict(fitted.state_dict)
     classifier = Classifier(classifier.net, spec).eval()
-    recipe = _recipe(options, fitted)
-    files = find_files(_test_part(options.data), spec, class_names)
+    recipe = _recipe(options, fitted, spec)
+    files = find_files(find_test_folder(options.data) or options.data, spec, class_names)
     test = files.subset(balanced_indices(files.labels, options.num_images or len(files), seed=options.seed)).load()
     metrics = _measure(classifier, test, recipe.evaluation, options, device)
     name = options.ingredient
@@ -189,17 +190,13 @@ def _class_names(options: Import) -> tuple[str, ...]:
     if len(names) == 1 and Path(names[0]).is_file():
         names = tuple(line.strip() for line in Path(names[0]).read_text(encoding="utf-8").splitlines() if line.strip())
     if not names:
-        root = _test_part(options.data)
+        root = find_test_folder(options.data) or options.data
         if not root.is_dir():
             raise ValueError(f"{root}: expected a folder with one folder per class, found no such folder")
         names = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"expected the different names of at least 2 classes, got {list(names)[:5]}")
     return names
-
-
-def _test_part(data: Path) -> Path:
-    return data / "test" if (data / "test").is_dir() and (data / "train").is_dir() else data
 
 
 def _input(options: Import, mean: Channels, std: Channels) -> InputSpec:
@@ -226,8 +223,8 @@ def _channels(options: Import, which: Literal["mean", "std"], found: Channels | 
     return channels
 
 
-def _recipe(options: Import, fitted: Fitted) -> ImportRecipe:
-    threats = tuple(map(parse_threat, options.threat_models)) or DEFAULT_THREATS
+def _recipe(options: Import, fitted: Fitted, spec: InputSpec) -> ImportRecipe:
+    threats = tuple(map(parse_threat, options.threat_models)) or default_threats(spec.height, spec.width)
     if len({threat.norm for threat in threats}) < len(threats):
         raise ValueError(f"--threat-models: expected at most one of each norm, got {list(options.threat_models)}")
     imported = ImportedFile(

@@ -124,6 +124,29 @@ class Metric(Frozen):
     attack: str | None = Field(default=None, description="attack, loss and steps; null for clean accuracy")
 
 
+class Storage(Frozen):
+    """How an ingredient's file holds its weights, where that is not float32: see training/storage.py."""
+
+    kind: Literal["half", "delta"] = Field(
+        description="half: float16; delta: the difference to another ingredient in int8"
+    )
+    parent: Name | None = Field(
+        default=None, description="delta: the ingredient it is added to, which is not stored as a difference itself"
+    )
+    original_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="of the file in float32; `metrics` are of its weights unless they were measured again"
+    )
+    before: Metric = Field(description="clean accuracy of the weights before they were rounded")
+    after: Metric = Field(description="the same images, the weights as stored")
+
+    @model_validator(mode="after")
+    def _check_parent(self) -> "Storage":
+        if (self.kind == "delta") != (self.parent is not None):
+            wanted = "the name of an ingredient" if self.kind == "delta" else "no parent"
+            raise ValueError(f"storage: {self.kind} expects {wanted}, got parent {self.parent!r}")
+        return self
+
+
 class Ingredient(Frozen):
     """One trained classifier of the set."""
 
@@ -136,6 +159,16 @@ class Ingredient(Frozen):
     objective: str
     parent: str | None = Field(description="ingredient it was fine-tuned from")
     metrics: dict[str, Metric] = Field(default_factory=dict)
+    storage: Storage | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,  # base sets in float32 keep the digest they have
+        description="null: the file holds the weights in float32",
+    )
+
+    @property
+    def delta_parent(self) -> str | None:
+        """The ingredient that the file's content is added to; None where the file holds the weights themselves."""
+        return None if self.storage is None else self.storage.parent
 
 
 class MomentsFile(Frozen):
@@ -192,7 +225,19 @@ class Manifest(Signed):
         if any(not name.strip() for name in self.class_names):
             raise ValueError("class_names: a name is empty")
         check_coefficients(self.default_coefficients, self.ingredient_names)
+        self._check_deltas()
         return self
+
+    def _check_deltas(self) -> None:
+        parents = {ingredient.name: ingredient.delta_parent for ingredient in self.ingredients}
+        for name, parent in parents.items():
+            if parent is not None and parent not in parents:
+                raise ValueError(f"ingredients: {name} is stored as the difference to {parent!r}, which is not here")
+            if parent is not None and parents[parent] is not None:
+                raise ValueError(
+                    f"ingredients: {name} is stored as the difference to {parent!r}: expected one that is stored in "
+                    "float32 or half precision"
+                )
 
     @property
     def ingredient_names(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -46,6 +47,7 @@ def measure(
     state_dicts: Mapping[str, StateDict],
     *,
     base: BaseSet | None = None,
+    begin: dict[str, Any] | None = None,
     seed: int,
     seconds: float,
     device: str,
@@ -56,7 +58,8 @@ def measure(
         recipe: what was trained.
         splits: accuracy on `test` goes into the metrics; the best on `validation` becomes the default.
         state_dicts: one per ingredient, those of `base` first.
-        base: what the run started from; its ingredients keep the metrics they have.
+        base: the base set that the run added to; its ingredients keep the metrics they have.
+        begin: the weights that the run started from, as provenance records them.
         seed: of the run.
         seconds: training time.
         device: torch device.
@@ -67,7 +70,7 @@ def measure(
     for ingredient in ingredients:
         classifier.net.load_state_dict(state_dicts[ingredient.name])
         validation[ingredient.name] = accuracy_of(classifier, splits.validation, device=device)
-    for spec in recipe.ingredients:
+    for spec in recipe.kept:
         classifier.net.load_state_dict(state_dicts[spec.name])
         validation[spec.name] = accuracy_of(classifier, splits.validation, device=device)
         ingredients.append(
@@ -77,7 +80,7 @@ def measure(
                 sha256="0" * 64,
                 threat_model=spec.threat_models[0] if len(spec.threat_models) == 1 else None,
                 objective=spec.objective,
-                parent=spec.parent,
+                parent=recipe.kept_parent(spec),
                 metrics=metrics_of(classifier, recipe.evaluation, splits.test, seed=seed, device=device),
             )
         )
@@ -85,8 +88,10 @@ def measure(
     logger.info("clean validation accuracy: %s", validation)
     origin = provenance(recipe, splits.train, seed=seed, seconds=seconds, device=device)
     if base is not None:
-        start = {"name": base.manifest.name, "provenance": base.manifest.provenance.model_dump(mode="json")}
-        origin = origin.model_copy(update={"recipe": origin.recipe | {"start": start}})
+        added = {"name": base.manifest.name, "provenance": base.manifest.provenance.model_dump(mode="json")}
+        origin = origin.model_copy(update={"recipe": origin.recipe | {"from": added}})
+    if begin is not None:
+        origin = origin.model_copy(update={"recipe": origin.recipe | {"start": begin}})
     return Manifest(
         name=recipe.name,
         architecture=recipe.architecture,

@@ -1,6 +1,6 @@
 """Networks: any timm model by name, ours registered beside them, normalisation as the first layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
@@ -51,7 +51,7 @@ def create_classifier(architecture: Architecture, spec: InputSpec, num_classes: 
         raise ValueError(f"architecture.name: timm knows no model {architecture.name!r}; similar: {close}")
     try:
         net = timm.create_model(
-            architecture.name, pretrained=False, num_classes=num_classes, **_with_size(architecture, spec)
+            architecture.name, pretrained=False, num_classes=num_classes, **timm_arguments(architecture, spec)
         )
         classifier = Classifier(net, spec).eval()
         with torch.no_grad():
@@ -72,8 +72,24 @@ def batch_norms(net: nn.Module) -> dict[str, _BatchNorm]:
     return {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
 
 
-def _with_size(architecture: Architecture, spec: InputSpec) -> dict[str, Any]:
-    """Vision transformers fix their position grid at creation: tell them the size unless the recipe did."""
+def head_keys(net: nn.Module) -> set[str]:
+    """Return the state-dict keys of the last layer (or layers), as timm names it; none where it does not say."""
+    get_classifier: Callable[[], object] = getattr(net, "get_classifier", lambda: None)
+    head = get_classifier()
+    heads = head if isinstance(head, tuple) else (head,)
+    return {
+        f"{name}.{key}"
+        for name, module in net.named_modules()
+        if any(module is one for one in heads)
+        for key in module.state_dict()
+    }
+
+
+def timm_arguments(architecture: Architecture, spec: InputSpec) -> dict[str, Any]:
+    """Return the arguments of timm.create_model.
+
+    Vision transformers fix their position grid at creation: tell them the size unless the recipe did.
+    """
     kwargs: dict[str, Any] = dict(architecture.kwargs)
     takes_size = ("vit", "deit", "swin", "mixer", "eva", "beit", "cait", "xcit", "volo")
     if architecture.name.startswith(takes_size) and "img_size" not in kwargs:

@@ -9,17 +9,25 @@ from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training.models import Classifier
+from training.models import Classifier, head_keys
 from training.recipe import IngredientSpec
 
 
 def make_optimizer(spec: IngredientSpec, net: nn.Module) -> torch.optim.Optimizer:
     """Return the recipe's optimiser. Biases, norm layers and what the network itself exempts have no weight decay.
 
-    timm's networks exempt their position embeddings and class tokens, for example.
+    timm's networks exempt their position embeddings and class tokens, for example. Each group has an `lr_factor`; that of
+    the last layer is the recipe's.
     """
     exempt: Collection[str] = getattr(net, "no_weight_decay", tuple)()
-    groups: list[dict[str, Any]] = param_groups_weight_decay(net, spec.weight_decay, no_weight_decay_list=exempt)
+    decayed: list[dict[str, Any]] = param_groups_weight_decay(net, spec.weight_decay, no_weight_decay_list=exempt)
+    keys = head_keys(net) if spec.head_lr_factor != 1 else set()
+    head = {id(parameter) for key, parameter in net.named_parameters() if key in keys}
+    groups = []
+    for group in decayed:
+        for factor, is_head in ((1.0, False), (spec.head_lr_factor, True)):
+            if params := [parameter for parameter in group["params"] if (id(parameter) in head) == is_head]:
+                groups.append({**group, "params": params, "lr_factor": factor})
     if spec.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, spec.second_moment))
     return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0)

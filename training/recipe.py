@@ -12,6 +12,7 @@ from training.data import DataSpec
 from training.documents import Frozen, first_error
 from training.manifest import Architecture, InputSpec, Name, ThreatModel
 from training.objectives import OBJECTIVES, AttackSpec, Objective
+from training.start import Start
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -30,7 +31,10 @@ class IngredientSpec(Frozen):
 
     name: Name
     parent: str | None = Field(
-        default=None, description="earlier ingredient to start from; null: random initialisation"
+        default=None, description="earlier ingredient to start from; null: the recipe's start, or random weights"
+    )
+    keep: bool = Field(
+        default=True, description="false: a stage that others start from, and that is left out of the base set"
     )
     objective: str = Field(description=f"one of {', '.join(sorted(OBJECTIVES))}")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="of the objective, such as beta of trades")
@@ -40,6 +44,9 @@ class IngredientSpec(Frozen):
     attack: AttackSpec | None = None
     epochs: float = Field(gt=0, description="passes over the training images; may be a fraction")
     lr: float = Field(gt=0, description="peak learning rate")
+    head_lr_factor: float = Field(
+        default=1.0, gt=0, description="multiplies the learning rate of the last layer, for one that is new"
+    )
     warmup_fraction: float = Field(default=0.2, ge=0, lt=1, description="share of the steps in which lr rises linearly")
     milestones: tuple[Share, ...] = Field(
         default=(), description="shares of the steps at which lr is divided by 10; none: half a cosine down to zero"
@@ -133,6 +140,7 @@ class Recipe(Frozen):
     data: DataSpec
     architecture: Architecture
     input: InputSpec
+    start: Start | None = Field(default=None, description="weights to start from; null: random ones")
     augmentation: Augmentation = Augmentation()
     ingredients: tuple[IngredientSpec, ...] = Field(min_length=1, max_length=64)
     evaluation: EvaluationSpec
@@ -155,7 +163,24 @@ class Recipe(Frozen):
             if ingredient.parent is not None and ingredient.parent not in seen:
                 raise ValueError(f"{ingredient.name}: its parent {ingredient.parent!r} is not an earlier ingredient")
             seen.add(ingredient.name)
+        if not any(ingredient.keep for ingredient in self.ingredients):
+            raise ValueError("ingredients: all of them have keep: false, so there is nothing to write")
+        if self.start is not None and all(ingredient.parent is not None for ingredient in self.ingredients):
+            raise ValueError("start: every ingredient has a parent, so nothing starts from these weights")
         return self
+
+    @property
+    def kept(self) -> tuple[IngredientSpec, ...]:
+        """The ingredients that the base set has."""
+        return tuple(ingredient for ingredient in self.ingredients if ingredient.keep)
+
+    def kept_parent(self, spec: IngredientSpec) -> str | None:
+        """Return the nearest ancestor that the base set has; None where there is none."""
+        by_name = {ingredient.name: ingredient for ingredient in self.ingredients}
+        name = spec.parent
+        while name in by_name and not by_name[name].keep:
+            name = by_name[name].parent
+        return name
 
 
 def load_recipe(source: Path) -> Recipe:

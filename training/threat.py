@@ -12,7 +12,18 @@ from torch import Tensor
 
 from training.manifest import NORMS, Norm, ThreatModel
 
-__all__ = ["DEFAULT_THREATS", "NORMS", "PROJECT", "RANDOM_START", "STEEPEST", "Norm", "ThreatModel", "norm_of", "union"]
+__all__ = [
+    "DEFAULT_THREATS",
+    "NORMS",
+    "PROJECT",
+    "RANDOM_START",
+    "STEEPEST",
+    "Norm",
+    "ThreatModel",
+    "default_threats",
+    "norm_of",
+    "union",
+]
 
 # What CIFAR-sized images are usually evaluated against (Croce & Hein 2022, arXiv:2105.12508).
 DEFAULT_THREATS = (
@@ -21,8 +32,30 @@ DEFAULT_THREATS = (
     ThreatModel(norm="L1", eps=12),
 )
 
+# The same for ImageNet at 224 x 224 pixels (the same paper).
+_LARGE_SIDE = 224
+_LARGE = {"Linf": 4 / 255, "L2": 2.0, "L1": 255.0}
+_SMALL_SIDE = 64  # up to this side images count as CIFAR-sized
+
 _MAX_ITERATIONS = 50  # of the root search
 _PIXELS = (1, 2, 3)
+
+
+def default_threats(height: int, width: int) -> tuple[ThreatModel, ...]:
+    """Return the threat models that images of this size are evaluated against where nobody says otherwise.
+
+    Up to 64 x 64 pixels those of CIFAR-10. Beyond, those of ImageNet, with the mean change of a pixel kept: of d
+    pixels, the L2 radius grows with sqrt(d) and the L1 radius with d, while the Linf radius stays.
+
+    Args:
+        height: rows, in pixels.
+        width: columns, in pixels.
+    """
+    if max(height, width) <= _SMALL_SIDE:
+        return DEFAULT_THREATS
+    share = height * width / _LARGE_SIDE**2
+    scale: dict[Norm, float] = {"Linf": 1.0, "L2": share**0.5, "L1": share}
+    return tuple(ThreatModel(norm=norm, eps=_LARGE[norm] * scale[norm]) for norm in NORMS)
 
 
 def project_linf(x: Float[Tensor, "B C H W"], images: Float[Tensor, "B C H W"], eps: float) -> Float[Tensor, "B C H W"]:

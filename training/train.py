@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,6 +19,7 @@ from training.manifest import Manifest
 from training.measure import measure, moments_of
 from training.models import create_classifier
 from training.recipe import Recipe
+from training.start import load_start, start_record
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ def train(
     seed: int = 0,
     data_path: Path | None = None,
     start: Path | None = None,
+    weights: Path | None = None,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
 ) -> Manifest | None:
     """Train every ingredient of a recipe and write the base set to `out`.
@@ -45,22 +48,28 @@ def train(
         seed: of initialisation, order, augmentation and attacks.
         data_path: overrides the recipe's data folder.
         start: a base set whose ingredients come first in the new one, and may be parents.
+        weights: overrides the file of the recipe's `start`.
         compute: device, precision, memory.
 
     Returns:
         The manifest of the base set written; None in all but the main process.
 
     Raises:
-        ValueError: data or `start` do not fit the recipe, or `out` has the unfinished run of another recipe.
+        ValueError: data, `start` or `weights` do not fit the recipe, or `out` has the unfinished run of another recipe.
         FileExistsError: `out` already holds something.
         FloatingPointError: the loss became NaN or infinite.
     """
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out}: already exists; choose another --out or remove it")
+    if weights is not None and recipe.start is None:
+        raise ValueError("--weights: the recipe has no start, so nothing begins with these weights")
+    file = recipe.start.file(weights) if recipe.start is not None else None
+    begin = None if recipe.start is None else start_record(recipe.start, file)
     splits = load_splits(recipe.data, recipe.input, data_path)
-    base = _load_start(recipe, start, splits)
+    base = _load_base(recipe, start, splits)
     accelerator = compute.accelerator()
-    work = _open_work_folder(recipe, seed, out, splits.train, base, is_main=accelerator.is_main_process)
+    is_main = accelerator.is_main_process
+    work = _open_work_folder(recipe, seed, out, splits.train, base, begin, is_main=is_main)
     if compute.tracker is not None:
         accelerator.init_trackers(recipe.name, config={"seed": seed})
     logger.info(
@@ -74,6 +83,8 @@ def train(
             classifier = create_classifier(recipe.architecture, recipe.input, len(splits.train.class_names))
             if spec.parent is not None:
                 classifier.net.load_state_dict(state_dicts[spec.parent])
+            elif recipe.start is not None:
+                load_start(recipe.start, classifier, recipe.architecture, recipe.input, file=file)
             place = Place(accelerator, compute, work)
             fit = Fit(spec, classifier, splits, recipe.augmentation, seed=seed + 1000 * position, place=place)
             trained = fit.fit()
@@ -87,7 +98,9 @@ def train(
     if not accelerator.is_main_process:
         return None
     device = str(accelerator.device)
-    manifest = measure(recipe, splits, state_dicts, base=base, seed=seed, seconds=_logged_seconds(work), device=device)
+    manifest = measure(
+        recipe, splits, state_dicts, base=base, begin=begin, seed=seed, seconds=_logged_seconds(work), device=device
+    )
     moments = None
     if (found := moments_of(manifest, state_dicts, splits.validation, seed=seed, device=device)) is not None:
         moments, described = found
@@ -99,7 +112,7 @@ def train(
     return written
 
 
-def _load_start(recipe: Recipe, start: Path | None, splits: Splits) -> BaseSet | None:
+def _load_base(recipe: Recipe, start: Path | None, splits: Splits) -> BaseSet | None:
     """Load the base set to start from and compare it with the recipe."""
     if start is None:
         if recipe.inherits:
@@ -127,7 +140,14 @@ def _short(value: object) -> str:
 
 
 def _open_work_folder(
-    recipe: Recipe, seed: int, out: Path, data: Images, base: BaseSet | None, *, is_main: bool
+    recipe: Recipe,
+    seed: int,
+    out: Path,
+    data: Images,
+    base: BaseSet | None,
+    begin: dict[str, Any] | None,
+    *,
+    is_main: bool,
 ) -> Path:
     """Return the folder of the unfinished run. Every process compares it with the run, the main one marks it."""
     work = out.parent / f".{out.name}.partial"
@@ -135,7 +155,8 @@ def _open_work_folder(
         "recipe": recipe.model_dump(mode="json"),
         "seed": seed,
         "data": data.digest,
-        "start": None if base is None else base.manifest.digest,
+        "from": None if base is None else base.manifest.digest,
+        "start": begin,
     }
     marker = work / MARKER
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != identity:

@@ -21,8 +21,8 @@ from deploy.layout import ALIGNMENT, BUNDLE_NAME, MODES, WEIGHTS_LOCATION
 from deploy.parity import ParityError, TorchReference, compare, parity_cases
 from deploy.runtime import Bundle, BundleError, UnusableSoup, find_bundle
 from deploy.skeleton import ExportError, Skeleton, make_skeleton
-from training.bases import load_base_set, rewrite_manifest
-from training.manifest import Architecture, BaseSetError, read_manifest
+from training.bases import load_base_set, rewrite_manifest, save_base_set
+from training.manifest import Architecture, BaseSetError, Metric, Storage, read_manifest
 from training.models import Classifier
 
 BATCHNORMS = 6  # of the tiny network
@@ -356,3 +356,27 @@ def test_one_ingredient_is_nothing_to_bundle(base_set_factory: Callable[..., Pat
     with pytest.raises(BaseSetError, match="expected at least 2 ingredients to mix"):
         build_bundle(base, tmp_path / "bundles")
     assert not (tmp_path / "bundles").exists()
+
+
+def test_a_compressed_base_set_gives_a_bundle_of_the_weights_as_stored(tiny_base_set: Path, tmp_path: Path) -> None:
+    base = load_base_set(tiny_base_set)
+    accuracy = Metric(value=0.5, n=2)
+    entries = tuple(
+        entry.model_copy(
+            update={
+                "storage": Storage(
+                    kind="delta" if position else "half",
+                    parent=base.manifest.ingredient_names[0] if position else None,
+                    original_sha256=entry.sha256,
+                    before=accuracy,
+                    after=accuracy,
+                )
+            }
+        )
+        for position, entry in enumerate(base.manifest.ingredients)
+    )
+    manifest = base.manifest.model_copy(update={"ingredients": entries})
+    manifest = save_base_set(tmp_path / "compressed", manifest, base.state_dicts)
+    bundle = Bundle.open(build_bundle(tmp_path / "compressed", tmp_path / "bundles"), base_digest=manifest.digest)
+    reference = TorchReference(load_base_set(tmp_path / "compressed"))
+    assert all(comparison.holds for comparison in check_bundle(bundle, reference, seed=5))

@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from PIL import Image
 from tests.conftest import INPUT
 from training.data import (
     DataSpec,
+    ImageFiles,
     balanced_indices,
+    find_test_folder,
     from_arrays,
     load_digits,
     load_folder,
@@ -83,6 +86,57 @@ def test_impossible_validation_sizes_are_refused(tmp_path: Path, n: int) -> None
     write_folder(tmp_path / "test", {"cat": 1, "dog": 1})
     with pytest.raises(ValueError, match=f"fewer than the 12 training images, got {n}"):
         load_splits(DataSpec(source="folder", num_validation=n), INPUT, tmp_path)
+
+
+FRACTIONS = DataSpec(source="folder", test_fraction=0.2, validation_fraction=0.25)
+
+
+def test_a_folder_of_classes_is_split_by_fractions_of_every_class(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"cat": 20, "dog": 10})
+    splits = load_splits(FRACTIONS, INPUT, tmp_path)
+    assert [Counter(part.labels.tolist()) for part in splits] == [{0: 12, 1: 6}, {0: 4, 1: 2}, {0: 4, 1: 2}]
+    hashes = [set(part.hashes) for part in splits if not isinstance(part, ImageFiles)]
+    assert len(set.union(*hashes)) == 30
+    again, files = load_splits(FRACTIONS, INPUT, tmp_path), FRACTIONS.model_copy(update={"in_memory": False})
+    assert again.test.hashes == splits.test.hashes
+    lazy = load_splits(files, INPUT, tmp_path)
+    assert isinstance(lazy.train, ImageFiles)
+    assert lazy.train.load().hashes == splits.train.hashes
+    other = load_splits(FRACTIONS.model_copy(update={"split_seed": 1}), INPUT, tmp_path)
+    assert other.test.hashes != splits.test.hashes
+
+
+def test_copies_of_an_image_are_never_on_both_sides_of_a_split(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"cat": 12, "dog": 12})
+    for index in range(12):
+        shutil.copy(tmp_path / "cat" / f"{index}.png", tmp_path / "cat" / f"copy{index}.png")
+    shutil.copy(tmp_path / "cat" / "0.png", tmp_path / "dog" / "0-again.png")
+    for seed in range(5):
+        splits = load_splits(FRACTIONS.model_copy(update={"split_seed": seed}), INPUT, tmp_path)
+        train, validation, test = (set(part.hashes) for part in splits if not isinstance(part, ImageFiles))
+        assert not train & validation
+        assert not (train | validation) & test
+
+
+def test_a_class_too_small_to_split_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"cat": 12, "dog": 1})
+    with pytest.raises(ValueError, match=r"class .dog.: expected enough different images to hold 0\.2 .* got 1"):
+        load_splits(FRACTIONS, INPUT, tmp_path)
+
+
+def test_fractions_do_not_touch_the_parts_that_have_folders(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", {"cat": 8, "dog": 8})
+    write_folder(tmp_path / "val", {"cat": 3, "dog": 1}, seed=1)
+    splits = load_splits(FRACTIONS, INPUT, tmp_path)
+    assert [len(part) for part in splits] == [12, 4, 4]
+    assert Counter(splits.test.labels.tolist()) == {0: 3, 1: 1}
+    assert find_test_folder(tmp_path) == tmp_path / "val"
+    assert find_test_folder(tmp_path / "train") is None
+
+
+def test_one_rule_for_validation_is_enough() -> None:
+    with pytest.raises(ValueError, match="expected num_validation or validation_fraction, got both"):
+        DataSpec(source="folder", num_validation=3, validation_fraction=0.1)
 
 
 def test_cifar10_that_is_neither_there_nor_downloadable_is_one_clear_error(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from tests.conftest import CLASSES
 from tests.training.conftest import Trained
 from training.cli import run
+from training.data import DataSpec, load_splits
 from training.evaluate import Evaluate, evaluate_classifier, evaluation_threats, load_images
 from training.manifest import Manifest, ThreatModel, read_manifest
 
@@ -145,15 +147,33 @@ def test_the_seed_chooses_the_same_images_every_time(
     assert outputs[0] != outputs[2]
 
 
-def test_a_data_folder_with_parts_gives_its_test_part(tiny_base_set: Path, image_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_a_data_folder_with_parts_gives_its_test_part(
+    name: str, tiny_base_set: Path, image_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "train").mkdir()  # need not hold anything: it is not read
-    (tmp_path / "test").symlink_to(image_folder)
+    (tmp_path / name).symlink_to(image_folder)
     manifest = read_manifest(tiny_base_set)
     whole, part = load_images(manifest, image_folder), load_images(manifest, tmp_path)
     assert len(part) == 36
     assert part.hashes == whole.hashes
     relative = with_recipe(tiny_base_set, data={"source": "folder", "path": str(tmp_path), "num_validation": 3})
     assert load_images(relative, None).hashes == whole.hashes
+
+
+def test_a_folder_that_the_recipe_split_gives_the_part_it_was_not_trained_on(
+    tiny_base_set: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    data = {"source": "folder", "path": "elsewhere", "test_fraction": 0.25, "validation_fraction": 0.25}
+    manifest = with_recipe(tiny_base_set, data=data)
+    splits = load_splits(DataSpec.model_validate(data), manifest.input, image_folder)
+    origin = manifest.provenance.model_copy(update={"data_hash": splits.train.digest})
+    manifest = manifest.model_copy(update={"provenance": origin})
+    assert load_images(manifest, image_folder).hashes == splits.test.hashes
+    assert load_images(manifest, image_folder, part="validation").hashes == splits.validation.hashes
+    shutil.copytree(image_folder, tmp_path / "other")
+    (tmp_path / "other" / CLASSES[0] / "0.png").unlink()
+    assert len(load_images(manifest, tmp_path / "other")) == 35, "other images are tested as a whole"
 
 
 def test_a_folder_may_lack_classes_and_keeps_their_indices(
@@ -196,7 +216,19 @@ def test_radii_come_from_the_recipe_and_else_are_the_usual_ones(tiny_base_set: P
     assert {threat.norm: threat.eps for threat in usual} == {"Linf": 8 / 255, "L2": 0.5, "L1": 12}
     evaluation = {"n": 10, "threat_models": [{"norm": "L2", "eps": 2}]}
     named = evaluation_threats(with_recipe(tiny_base_set, evaluation=evaluation))
-    assert {threat.norm: threat.eps for threat in named} == {"Linf": 8 / 255, "L2": 2, "L1": 12}
+    assert {threat.norm: threat.eps for threat in named} == {"L2": 2}, "a norm that the recipe omits is attacked"
+
+
+def test_usual_radii_follow_the_input_size(tiny_base_set: Path) -> None:
+    manifest = with_recipe(tiny_base_set)
+    radii = {}
+    for side in (64, 160, 224):
+        size = manifest.input.model_copy(update={"height": side, "width": side})
+        threats = evaluation_threats(manifest.model_copy(update={"input": size}))
+        radii[side] = [threat.eps for threat in threats]
+    assert radii[64] == pytest.approx([8 / 255, 0.5, 12])
+    assert radii[224] == pytest.approx([4 / 255, 2, 255])
+    assert radii[160] == pytest.approx([4 / 255, 2 * 160 / 224, 255 * (160 / 224) ** 2])
 
 
 BAD_INPUT: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {

@@ -369,7 +369,7 @@ def test_another_number_of_classes_is_refused(
 ) -> None:
     torch.save(make_classifier(num_classes=5).net.state_dict(), tmp_path / "net.pt")
     message = failure(capsys, tmp_path / "net.pt", data, *GIVEN)
-    assert "another number of classes than --classes names: head.bias is float32[5], expected float32[3]" in message
+    assert "of another number of classes: head.bias is float32[5], expected float32[3]" in message
     torch.save(weights, tmp_path / "net.pt")
     message = failure(capsys, tmp_path / "net.pt", data, *GIVEN, "--classes", "cat", "dog")
     assert "expected float32[2]" in message
