@@ -16,8 +16,8 @@ from training.recipe import IngredientSpec
 def make_optimizer(spec: IngredientSpec, net: nn.Module) -> torch.optim.Optimizer:
     """Return the recipe's optimiser. Biases, norm layers and what the network itself exempts have no weight decay.
 
-    timm's networks exempt their position embeddings and class tokens, for example. Each group has an `lr_factor`; that of
-    the last layer is the recipe's.
+    timm's networks exempt their position embeddings and class tokens, for example. Each group has an `lr_factor`, which
+    is that of the recipe for the last layer, else 1.
     """
     exempt: Collection[str] = getattr(net, "no_weight_decay", tuple)()
     decayed: list[dict[str, Any]] = param_groups_weight_decay(net, spec.weight_decay, no_weight_decay_list=exempt)

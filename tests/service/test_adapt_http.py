@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from adapt.evidence.levels import attempt_level
+from adapt.evidence.levels import attempt_level, p_threshold
 from deploy.parity import TorchReference
 from service.store.database import Database
 from service.store.registry import Registry
@@ -73,7 +73,9 @@ def test_deserved_promotion_is_served_by_every_worker_at_once(
     assert job["support"]["n"] == sum(job["support"]["per_class"].values()) == 100
     assert job["accuracy"]["candidate"] > job["accuracy"]["current"]
     assert job["accuracy"]["interval"][0] > 0
-    assert 0 <= job["accuracy"]["p_value"] < job["level"] == pytest.approx(attempt_level(job["attempt"]))
+    assert (
+        0 <= job["accuracy"]["p_value"] < job["level"] == pytest.approx(p_threshold(attempt_level(job["attempt"]), 100))
+    )
     assert job["accuracy"]["judged"] == {"fresh": 100, "held_out": 0, "left_out": 0}
     assert job["not_tried"]["early"] == "expected at least 200 labelled images, got 100"
     assert set(job["coefficients"]) == {"linf", "nominal", "l2", "l1"}
@@ -192,7 +194,7 @@ def test_promote_never_keeps_what_it_finds(default: httpx.Client, labelled: Labe
 def test_promote_likely_answers_like_auto_and_counts(default: httpx.Client, labelled: Labelled) -> None:
     job = adapt(default, labelled.request(0, 12), promote="likely").json()
     assert (job["deployment"], job["support"]["n"]) == ("default", 12)
-    assert job["level"] == pytest.approx(attempt_level(job["attempt"]))
+    assert job["level"] == pytest.approx(p_threshold(attempt_level(job["attempt"]), 12))
     assert 0 <= job["accuracy"]["chance_of_harm"] <= 1
     assert -1 <= job["accuracy"]["expected_gain"] <= 1
     default.put("/deployments/default/soup", json={"version": 1})

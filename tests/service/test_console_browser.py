@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from adapt.evidence.levels import p_threshold
 from tests.service.conftest import Labelled, Server, as_parts
 from tests.service.console import agree, console, current, drop, shown, write_folders
 from tests.service.test_console_http import landscape_of
@@ -139,10 +140,10 @@ def test_it_says_what_judged_a_version_and_how_often_it_was_tried(
         result = page.locator(".result")
         expect(result).to_contain_text("Both soups are judged on 40 new images.")
         expect(result).to_contain_text(
-            "Attempt 2 against the version served then: it promotes below p\u00a0=\u00a00.0083."
+            f"Attempt 2 against the version served then: it promotes below p\u00a0=\u00a0{p_threshold(0.05 / 6, 40):.2g}."
         )
         latest = server.client.get(f"/deployments/{name}/jobs").json()["jobs"][0]
-        assert (latest["attempt"], latest["level"]) == (2, pytest.approx(0.05 / 6))
+        assert (latest["attempt"], latest["level"]) == (2, pytest.approx(p_threshold(0.05 / 6, 40)))
         found = page.locator(f"#versions tr[data-version='{latest['candidate_version']}']")
         found.locator("summary").click()
         expect(found).to_contain_text("Both were judged on")

@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from adapt.documents.held_out import Answered, make_held_out
 from adapt.documents.soup import Soup, default_soup, make_soup
+from adapt.evidence.levels import p_threshold
 from adapt.images.support import Support
 from adapt.networks.forward import served_logits
 from adapt.search.comparison import Comparison
@@ -142,7 +143,7 @@ def test_later_adaptations_judge_a_version_by_answers_made_without_the_image(sit
     assert accuracy(more)["current"] == pytest.approx(right.mean())
     assert (same.attempt, more.attempt) == (1, 2)
     assert more.outcome is not None
-    assert more.outcome["level"] == pytest.approx(0.05 / 6)
+    assert more.outcome["level"] == pytest.approx(p_threshold(0.05 / 6, 100))
 
 
 def test_deleted_images_break_nothing_and_are_no_fresh_ones_when_they_come_back(site: Site) -> None:

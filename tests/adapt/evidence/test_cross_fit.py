@@ -25,7 +25,7 @@ def compared(fit: CrossFit, **options: object) -> Comparison:
     everything: dict[str, object] = {
         "fresh": np.ones(len(fit.judged), dtype=np.bool_),
         "dependence": 1.0,
-        "level": LEVEL,
+        "threshold": LEVEL,
     }
     found = compare_answers(fit, **(everything | options))  # type: ignore[arg-type]
     assert found is not None
@@ -45,7 +45,7 @@ def test_accuracies_are_those_of_the_judged_images() -> None:
 
 def test_nothing_is_said_where_no_image_can_judge() -> None:
     fit = fit_of(10, judged=np.zeros(10, dtype=np.bool_))
-    assert compare_answers(fit, fresh=np.ones(10, dtype=np.bool_), dependence=1.0, level=LEVEL) is None
+    assert compare_answers(fit, fresh=np.ones(10, dtype=np.bool_), dependence=1.0, threshold=LEVEL) is None
 
 
 def test_dependent_folds_make_it_less_sure() -> None:
@@ -76,8 +76,8 @@ def test_balanced_accuracy_is_the_mean_over_classes_and_equal_weights_change_not
 def test_labels_needed_are_named_where_a_gain_is_seen_but_not_proven() -> None:
     found = compared(fit_of(100))
     assert found.labels_needed is None if found.p_value < LEVEL else found.labels_needed is not None
-    assert compared(fit_of(100), level=found.p_value / 2).labels_needed is not None
-    assert compared(fit_of(100), level=found.p_value * 1.01).labels_needed is None
+    assert compared(fit_of(100), threshold=found.p_value / 2).labels_needed is not None
+    assert compared(fit_of(100), threshold=found.p_value * 1.01).labels_needed is None
 
 
 def test_the_interval_is_of_wins_and_losses() -> None:

@@ -17,7 +17,7 @@ SAFE = Posterior(mean=0.01, harm=0.02, chance_of_harm=HARM_CHANCE / 2)
     [
         (WIN, {}, "promoted", r"better on held-out images: accuracy 0\.300 against 0\.020, p = 0\.001, below 0\.025"),
         (DRAW, {}, "kept", r"not shown to be better.*about 4,321 labelled images would show a gain of this size"),
-        (WIN, {"level": 0.001}, "kept", r"not below 0\.001"),
+        (WIN, {"threshold": 0.001}, "kept", r"not below 0\.001"),
         (WIN, {"promote": "never"}, "kept", "promote=never"),
         (DRAW, {"promote": "always"}, "promoted", "promote=always"),
         (None, {"promote": "always", "counts": [1]}, "promoted", "nothing could be held out"),
@@ -40,7 +40,7 @@ SAFE = Posterior(mean=0.01, harm=0.02, chance_of_harm=HARM_CHANCE / 2)
     ],
 )
 def test_decisions(comparison: Comparison | None, options: dict[str, Any], state: str, reason: str) -> None:
-    usual: dict[str, Any] = {"promote": "auto", "same": False, "counts": [50, 50], "level": 0.025}
+    usual: dict[str, Any] = {"promote": "auto", "same": False, "counts": [50, 50], "threshold": 0.025}
     decision = decide(comparison, **(usual | options))
     assert decision.state == state
     assert re.search(reason, decision.reason), decision.reason

@@ -10,7 +10,7 @@ from timm.models import register_model
 from torch import nn
 
 from adapt.documents.soup import SoupError, default_soup, make_soup
-from adapt.evidence.levels import attempt_level
+from adapt.evidence.levels import attempt_level, p_threshold
 from adapt.evidence.scores import temp_ce
 from adapt.evidence.significance import fold_dependence, paired_p
 from adapt.images.support import Support
@@ -261,10 +261,11 @@ def test_a_later_attempt_is_stricter(prepared: PreparedBase, support: Support, f
     current = default_soup(prepared.manifest)
     assert found.outcome.accuracy is not None
     p_value = found.outcome.accuracy.p_value
-    attempt = next(k for k in range(1, 1000) if attempt_level(k) <= p_value)
+    n = len(support)
+    attempt = next(k for k in range(1, 1000) if p_threshold(attempt_level(k), n) <= p_value)
     late = search(prepared, support, SearchConfig(strategy="grid", rungs=(), attempt=attempt), current=current).outcome
-    assert (found.outcome.attempt, found.outcome.level) == (1, attempt_level(1))
-    assert (late.state, late.attempt, late.level) == ("kept", attempt, attempt_level(attempt))
+    assert (found.outcome.attempt, found.outcome.level) == (1, p_threshold(attempt_level(1), n))
+    assert (late.state, late.attempt, late.level) == ("kept", attempt, p_threshold(attempt_level(attempt), n))
 
 
 def test_report_table_and_job_say_what_was_not_tried_and_why(prepared: PreparedBase):
