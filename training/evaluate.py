@@ -1,5 +1,6 @@
 """`python -m training evaluate`: attack every ingredient of a base set on its test images."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,13 @@ from training.robustness import (
 from training.threat import NORMS, Norm, ThreatModel, default_threats
 
 __all__ = ["APGD_LOSSES", "Evaluate", "evaluate_classifier", "evaluation_threats", "load_images"]
+
+logger = logging.getLogger(__name__)
+
+_CHANGED = (
+    "{}: expected the files that the recipe split into training and test images, found that some were added, removed "
+    "or edited since, so that training images would be tested: bring back the folder as it was"
+)
 
 
 class Evaluate(Command):
@@ -181,7 +189,8 @@ def load_images(manifest: Manifest, data: Path | None, *, part: Literal["test", 
         part: of the recipe's data; neither was trained on.
 
     Raises:
-        ValueError: no such data, or images of unknown classes.
+        ValueError: no such data, images of unknown classes, or the recipe's own folder with other files than it had
+            at training time: which of them were trained on is then unknown.
     """
     recipe = manifest.provenance.recipe.get("data")
     try:
@@ -191,6 +200,8 @@ def load_images(manifest: Manifest, data: Path | None, *, part: Literal["test", 
     if data is not None and find_test_folder(data) is None and not _is_torchvision(spec, data):
         if (own := _own_splits(spec, manifest, data)) is not None:
             return own.validation if part == "validation" else own.test
+        if spec.test_fraction:
+            _check_others(data, spec)
         return load_folder(data, manifest.input, manifest.class_names)
     if spec.source == "digits" and data is None:
         found = getattr(load_splits(spec, manifest.input), part)
@@ -201,7 +212,10 @@ def load_images(manifest: Manifest, data: Path | None, *, part: Literal["test", 
         if part == "test" and (folder := find_test_folder(root)) is not None:  # the training part is not needed
             found = load_folder(folder, manifest.input, manifest.class_names)
         else:
-            found = getattr(load_splits(spec, manifest.input, root), part)
+            splits = load_splits(spec, manifest.input, root)
+            if spec.test_fraction and splits.train.digest != manifest.provenance.data_hash:
+                raise ValueError(_CHANGED.format(root))
+            found = getattr(splits, part)
     images: ImageSet = found
     if images.class_names != manifest.class_names:
         raise ValueError(f"expected images of the classes {list(manifest.class_names)}, got {list(images.class_names)}")
@@ -221,6 +235,17 @@ def _own_splits(spec: DataSpec, manifest: Manifest, data: Path) -> Splits | None
     except ValueError:  # too few images to split, or a class that is absent: not what the recipe was trained on
         return None
     return splits if splits.train.digest == manifest.provenance.data_hash else None
+
+
+def _check_others(data: Path, spec: DataSpec) -> None:
+    """Refuse the recipe's own folder after it changed, as its name tells; say that any other is tested as a whole."""
+    if spec.path is not None and data.resolve().name == Path(spec.path).name:
+        raise ValueError(f"{_CHANGED.format(data)}, or rename a folder of other images")
+    logger.warning(
+        "%s: all images are tested: this is not the folder that the recipe split, or files in it were added, removed "
+        "or edited since; in that case the accuracy counts images that were trained on",
+        data,
+    )
 
 
 def _is_torchvision(spec: DataSpec, root: Path) -> bool:

@@ -9,7 +9,7 @@ import torch
 from tests.conftest import CLASSES
 from tests.training.conftest import Trained
 from training.cli import run
-from training.data import DataSpec, load_splits
+from training.data import DataSpec, Splits, load_splits
 from training.evaluate import Evaluate, evaluate_classifier, evaluation_threats, load_images
 from training.manifest import Manifest, ThreatModel, read_manifest
 
@@ -161,19 +161,45 @@ def test_a_data_folder_with_parts_gives_its_test_part(
     assert load_images(relative, None).hashes == whole.hashes
 
 
-def test_a_folder_that_the_recipe_split_gives_the_part_it_was_not_trained_on(
-    tiny_base_set: Path, image_folder: Path, tmp_path: Path
-) -> None:
-    data = {"source": "folder", "path": "elsewhere", "test_fraction": 0.25, "validation_fraction": 0.25}
-    manifest = with_recipe(tiny_base_set, data=data)
+def split_by_recipe(base_set: Path, image_folder: Path, path: Path | str) -> tuple[Manifest, Splits]:
+    """Return the manifest of a base set trained on a part of a folder, which its recipe calls `path`; the parts."""
+    data = {"source": "folder", "path": str(path), "test_fraction": 0.25, "validation_fraction": 0.25}
+    manifest = with_recipe(base_set, data=data)
     splits = load_splits(DataSpec.model_validate(data), manifest.input, image_folder)
     origin = manifest.provenance.model_copy(update={"data_hash": splits.train.digest})
-    manifest = manifest.model_copy(update={"provenance": origin})
+    return manifest.model_copy(update={"provenance": origin}), splits
+
+
+def test_a_folder_that_the_recipe_split_gives_the_part_it_was_not_trained_on(
+    tiny_base_set: Path, image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, splits = split_by_recipe(tiny_base_set, image_folder, "elsewhere")
     assert load_images(manifest, image_folder).hashes == splits.test.hashes
     assert load_images(manifest, image_folder, part="validation").hashes == splits.validation.hashes
+    assert not caplog.messages
     shutil.copytree(image_folder, tmp_path / "other")
     (tmp_path / "other" / CLASSES[0] / "0.png").unlink()
     assert len(load_images(manifest, tmp_path / "other")) == 35, "other images are tested as a whole"
+    (said,) = caplog.messages
+    assert "other: all images are tested: this is not the folder that the recipe split" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("change", ["removed", "added"])
+def test_the_recipes_own_folder_is_refused_after_it_changed(
+    change: str, tiny_base_set: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photographs"
+    shutil.copytree(image_folder, folder)
+    manifest, splits = split_by_recipe(tiny_base_set, image_folder, folder)
+    assert load_images(manifest, None).hashes == load_images(manifest, folder).hashes == splits.test.hashes
+    if change == "removed":
+        (folder / CLASSES[0] / "0.png").unlink()
+    else:
+        shutil.copy(folder / CLASSES[1] / "3.png", folder / CLASSES[0] / "more.png")
+    for given in (None, folder):
+        with pytest.raises(ValueError, match=r"photographs: expected the files that the recipe split .* were added"):
+            load_images(manifest, given)
 
 
 def test_a_folder_may_lack_classes_and_keeps_their_indices(
