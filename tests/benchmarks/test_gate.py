@@ -12,7 +12,7 @@ from adapt.networks.network import Network
 from adapt.networks.prepared import PreparedBase
 from adapt.search.config import SearchConfig
 from adapt.search.search import search
-from benchmarks.gate import measure, nulls, real
+from benchmarks.gate import measure, nulls, real, spread
 from benchmarks.gate.__main__ import Gate
 from benchmarks.gate.records import Key, Records
 from benchmarks.gate.report import claims, markdown, summary
@@ -176,3 +176,14 @@ def test_a_soup_by_hand_has_the_accuracy_of_its_soup(network: SimulatedNetwork):
     soup = make_soup(network.manifest, dict(zip(names, (0.0, 1.0, 0.0, 0.0), strict=True)))
     positions = np.arange(2000)
     assert nulls._accuracy(network, soup, positions) == pytest.approx(accuracy(network, [0, 1, 0, 0]), abs=0.04)
+
+
+def test_the_spread_of_the_paired_test_is_counted_by_factor(capsys: pytest.CaptureFixture[str]):
+    assert run([spread.Spread], prog="spread", description="", args=["--draws", "40", "--json"]) == EXIT_DONE
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["cases"]) == len(spread.CASES)
+    for shares in found["cases"].values():
+        alone, ours, constant = (shares[name] for name in spread.FACTORS)
+        assert all(later <= earlier for earlier, later in zip(alone, ours, strict=True))
+        assert alone == sorted(alone, reverse=True)
+        assert all(0 <= share <= 0.5 for share in constant)
