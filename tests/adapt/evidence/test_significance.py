@@ -157,12 +157,21 @@ def test_a_rung_that_was_tried_is_one_more_rival():
     assert alone > 1.05
 
 
+def test_dependence_divides_the_normal_score() -> None:
+    gains = (0.2 + np.random.default_rng(0).standard_normal(60)).astype(np.float32)
+    plain = paired_p(gains)
+    assert 0.001 < plain < 0.4
+    assert paired_p(gains, dependence=1.2) == pytest.approx(stats.norm.sf(stats.norm.isf(plain) / 1.2))
+    assert paired_p(-gains, dependence=1.2) == paired_p(-gains)
+
+
 def test_soups_clearly_worse_than_the_current_one_are_no_rivals():
+    """Among them a swap of their answers for the current soup's would often find one that looks better."""
     generator = np.random.default_rng(0)
-    many, folds = draw(generator, 60, 100), deal(generator, 100)
-    worse = scores_of(np.concatenate([[np.full(100, 3.0)], -5 + generator.standard_normal((59, 100))]))
-    assert fold_dependence(worse, folds) == pytest.approx(1, abs=0.02)
-    assert fold_dependence(many, folds) > 1.05
+    noise = 3 * generator.standard_normal((61, 100))
+    folds, behind = deal(generator, 100), 4.5 * (np.arange(61) > 0)[:, None]
+    assert fold_dependence(scores_of(3 + noise), folds) > 1.03
+    assert fold_dependence(scores_of(3 + noise - behind), folds) == 1
 
 
 def test_equal_weights_change_nothing():

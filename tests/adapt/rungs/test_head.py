@@ -101,3 +101,26 @@ def test_a_weight_of_two_is_an_image_twice() -> None:
         assert value < own_value, penalty
     unweighted = fit_heads(features, labels, own)
     assert (heads[0].weight - unweighted[0].weight).abs().max() > 1e-6
+
+
+def test_no_other_layer_has_a_lower_weighted_objective() -> None:
+    features, labels, own = problem(60, 4)
+    weights = np.where(np.arange(60) < 15, 3.0, 1 / 3).astype(np.float32)
+    targets, counts = torch.from_numpy(labels), torch.from_numpy(weights).double()
+    centre = features.double().mean(0)
+    scale = (features.double() - centre).square().mean()
+
+    def value(head: Head, penalty: float) -> float:
+        change = head.weight - own.weight
+        loss = torch.nn.functional.cross_entropy(head(features), targets, reduction="none") @ counts
+        shifted = head.bias - own.bias + change @ centre
+        return float(loss + penalty * (scale * change.square().sum() + shifted.square().sum()))
+
+    fitted, plain = fit_heads(features, labels, own, weights=weights), fit_heads(features, labels, own)
+    generator = torch.Generator().manual_seed(0)
+    for penalty, head, other in zip(PENALTIES, fitted, plain, strict=True):
+        least = value(head, penalty)
+        assert least < value(other, penalty) - 1e-3
+        for _ in range(20):
+            moved = Head(head.weight + 0.01 * torch.randn(head.weight.shape, generator=generator), head.bias)
+            assert least <= value(moved, penalty) + 1e-4

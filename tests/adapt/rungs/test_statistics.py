@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +10,15 @@ from adapt.images.support import Support
 from adapt.networks.forward import run_soups, served_logits
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.head import MIN_IMAGES
+from adapt.rungs.mixture import Mixture
 from adapt.rungs.model import Answers
+from adapt.rungs.pool import Library
 from adapt.rungs.statistics import DOUBT, Statistics
+from adapt.rungs.task import Part, Task
 from adapt.search.config import RUNGS, SearchConfig
+from adapt.search.grid import lattice
 from adapt.search.search import Search, search
-from adapt.search.surrogate import num_evaluated
+from adapt.search.surrogate import num_evaluated, search_grid
 from adapt.search.unlabelled import recalibrate
 from tests.adapt.pictures import coloured, noise, support_for, turned
 from training.bases import BaseSet
@@ -226,3 +233,22 @@ def test_an_unusable_soup_gives_way_to_a_recalibrated_one_and_not_the_other_way_
     rung = Statistics.__new__(Statistics)
     assert rung.is_better(lost, fine, None)
     assert not rung.is_better(fine, lost, None)
+
+
+def test_candidate_and_temperature_are_fitted_to_the_part_alone(
+    prepared: PreparedBase, dim: Support, task_for: Callable[..., Task]
+) -> None:
+    half = np.arange(150) < 75
+    wrong = replace(dim, labels=np.where(half, dim.labels, (dim.labels + 1) % 3))
+    found = []
+    for support in (dim, wrong):
+        task = task_for(prepared, support, recalibrate=True)
+        library = Library(task, search_grid(task, lattice("simplex", 1.0)))
+        part = Part(half, library.pool.eligible)
+        model = Statistics(library).fit(Mixture(library).fit(part), part)[0]
+        assert model.recalibrated == 75
+        found.append((model.coefficients, model.temperature))
+        everything = Part(np.ones(150, dtype=np.bool_), library.pool.eligible)
+        found.append(Statistics(library).fit(Mixture(library).fit(everything), everything)[0].temperature)
+    assert found[0] == found[2]
+    assert found[1] != found[3]
