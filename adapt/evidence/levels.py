@@ -7,7 +7,7 @@ from scipy import stats
 
 # By how much wider the paired t statistic of cross-fitted answers spreads than `fold_dependence` says: the temperatures
 # of both soups are fitted to images that the folds share, and few images have heavy tails. See benchmarks/gate.
-SPREAD, SPREAD_OF_ONE = 1.15, 2.0  # the factor is SPREAD + SPREAD_OF_ONE / n
+SPREAD, SPREAD_OF_ONE = 1.2, 2.0  # the factor is SPREAD + SPREAD_OF_ONE / n
 
 FALSE_PROMOTIONS = 0.05  # chance of any false promotion while a version is current
 
