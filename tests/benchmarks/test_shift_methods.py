@@ -399,7 +399,9 @@ def test_looked_up_soups_are_those_of_a_real_search(
         found = search(prepared, context.support, SearchConfig(strategy=strategy, rungs=(), seed=seed), current=current)
         answer = methods[name](context)
         assert answer.coefficients == pytest.approx(found.soup.vector(prepared.manifest))
-        assert answer.forwards == found.outcome.search.image_forwards
+        # A real search of a grid runs the few soups that it and its folds choose once more.
+        again = found.outcome.search.image_forwards - answer.forwards
+        assert 0 <= again <= (6 * n if strategy == "grid" else 0)
 
 
 def test_every_method_answers_with_logits_of_its_own_soup(

@@ -32,7 +32,7 @@ def test_the_projection_is_the_nearest_point_of_the_simplex(vector: list[float])
 def test_with_hardly_any_prior_it_is_a_network_in_train_mode(prepared: PreparedBase) -> None:
     row, images = [0.25, 0.25, 0.25, 0.25], pictures(40)
     model = prepared.model("raw")
-    found = Recalibrator(model, prior_images=(1e-6, 1e-6)).run(row, [inputs(prepared, images)])
+    found = Recalibrator(model, prior_images=(1e-6, 1e-6)).run(row, [inputs(prepared, images)], len(images))
     assert found is not None
     model.set(row)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_with_hardly_any_prior_it_is_a_network_in_train_mode(prepared: PreparedB
 def test_with_a_heavy_prior_nothing_changes(prepared: PreparedBase) -> None:
     row, images = np.asarray([[0.5, 0.5, 0.0, 0.0]]), pictures(20)
     found = Recalibrator(prepared.model("raw"), prior_images=(1e12, 1e12)).run(
-        row[0].tolist(), [inputs(prepared, images)]
+        row[0].tolist(), [inputs(prepared, images)], len(images)
     )
     assert found is not None
     torch.testing.assert_close(
@@ -97,7 +97,7 @@ def test_labels_and_order_do_not_matter_and_hooks_are_gone(prepared: PreparedBas
 
 def test_a_stop_or_an_error_leaves_no_hooks_behind(prepared: PreparedBase) -> None:
     with pytest.raises(RuntimeError):
-        prepared.recalibrator.run([1.0, 0.0, 0.0, 0.0], [torch.zeros(2, 5, 16, 16)])
+        prepared.recalibrator.run([1.0, 0.0, 0.0, 0.0], [torch.zeros(2, 5, 16, 16)], 2)
     assert not any(module._forward_pre_hooks for module in prepared.model("raw").net.modules())
 
 
