@@ -60,7 +60,7 @@ def test_export_and_check_take_the_patch_along(
     out = str(tmp_path / "soup.onnx")
     code, data = run_json(capsys, "export", str(tiny_base_set), "--out", out, "--soup", str(tmp_path / "soup.json"))
     assert (code, data["holds"]) == (0, True)
-    assert data["patch"] == {"digest": patches["statistics"].digest, "recalibrated": 64, "head": False, "early": False}
+    assert data["patch"] == {"digest": patches["statistics"].digest, "recalibrated": 64, "rungs": ["statistics"]}
     code, data = run_json(capsys, "check", out, str(tiny_base_set))
     assert (code, data["holds"]) == (0, True)
     (tmp_path / "patch.safetensors").unlink()

@@ -205,7 +205,10 @@ def test_a_soup_of_another_base_set_is_refused(prepared: PreparedBase, support: 
         ({"attempt": 0}, "greater than or equal to 1"),
         ({"train_from": 79}, "greater than or equal to 80"),
         ({"device": "tpu"}, "'auto', 'cpu' or 'cuda'"),
-        ({"rungs": ("head", "stem")}, r"some of \['statistics', 'head', 'early'\], each at most once, got \['stem'\]"),
+        (
+            {"rungs": ("head", "stem")},
+            r"some of \['statistics', 'head', 'early'.*\], each at most once, got \['stem'\]",
+        ),
         ({"rungs": ("head", "head")}, "each at most once"),
     ],
 )
