@@ -216,6 +216,7 @@ def test_keyboard_is_enough(browser: Browser, server: Server, labelled: Labelled
             page.locator(":focus").set_input_files(write_folders(labelled, 0, 100, tmp_path / "shop"))
             tab_to(page, "#promote")
             page.keyboard.press("ArrowDown")
+            page.keyboard.press("ArrowDown")
             tab_to(page, "#adapt-start")
             page.keyboard.press("Enter")
             page.wait_for_selector(".result.kept")
