@@ -139,8 +139,8 @@ MUTANTS = [
     Mutant(
         "training/learning-rate-ignored",
         "training/fit.py",
-        "spec.lr * learning_rate(",
-        "spec.lr + 0 * learning_rate(",
+        "spec.lr * rate *",
+        "spec.lr + 0 * rate *",
         _in("by_hand", "the_loop_hands_over_what_the_recipe_says"),
         "the learning rate never falls",
     ),
