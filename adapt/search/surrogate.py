@@ -73,15 +73,15 @@ def search_surrogate(task: Task, points: Lattice) -> Pool:
     current, standing = run_current(task)
     blocks, allowed = [current], [[True] * len(subsets)]  # of each block, whether each choice may fall on it
     if task.recalibrate:
-        anew = run_candidates(task.part(0.0, 0.4), rows, recalibrated=True)
+        estimated = run_candidates(task.part(0.0, 0.4), rows, recalibrated=True)
         plain = run_candidates(task.part(0.4, 0.5), rows[:num_ingredients], recalibrated=False)
-        leads = [_best_loss(task, anew, subset) < _best_loss(task, plain, subset) for subset in subsets]
-        blocks, allowed = [current, plain, anew], [*allowed, [True] * len(subsets), leads]
+        leads = [_best_loss(task, estimated, subset) < _best_loss(task, plain, subset) for subset in subsets]
+        blocks, allowed = [current, plain, estimated], [*allowed, [True] * len(subsets), leads]
         if not all(leads):
             pairs = run_candidates(task.part(0.5, 0.6), rows[num_ingredients:], recalibrated=False)
             blocks, allowed = [*blocks, pairs], [*allowed, [not lead for lead in leads]]
             plain = _stacked(plain, pairs)
-        families = [(anew, leads, PROMISING_RECALIBRATED), (plain, [not lead for lead in leads], PROMISING)]
+        families = [(estimated, leads, PROMISING_RECALIBRATED), (plain, [not lead for lead in leads], PROMISING)]
     else:
         plain = run_candidates(task.part(0.0, 0.6), rows, recalibrated=False)
         blocks, allowed = [current, plain], [*allowed, [True] * len(subsets)]

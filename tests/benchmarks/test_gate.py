@@ -34,7 +34,7 @@ def accuracy(network: SimulatedNetwork, row: list[float], **options: bool) -> fl
 
 def test_simulated_soups_are_equally_good_whatever_they_are_made_of(network: SimulatedNetwork):
     rows = ([1.0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [-0.25, 1.25, 0, 0])
-    found = [accuracy(network, row, recalibrate=anew) for row in rows for anew in (False, True)]
+    found = [accuracy(network, row, recalibrate=estimated) for row in rows for estimated in (False, True)]
     assert np.ptp(found) < 0.02
     assert 0.6 < np.mean(found) < 0.8
 

@@ -37,7 +37,7 @@ from training.bases import load_base_set
 from training.images import pixel_hash, to_input
 
 NUM_IMAGES = 1200
-WRONG = 0.6  # share of labels that are drawn anew: what is fitted to some images does worse on others
+WRONG = 0.6  # share of labels drawn at random: a fit to some images does worse on others
 FIRST = range(60)
 MORE = range(60, 100)
 UNSEEN = slice(600, NUM_IMAGES)
