@@ -51,13 +51,13 @@ format: $(STAMP) ## format, and mend what ruff can mend
 	@$(BIN)/ruff format
 
 test: $(STAMP) ## tests, without those that take more than a minute
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not reference"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not reference"
 
 test-slow: $(STAMP) ## the rest of the tests
 	@$(BIN)/python -m pytest -q -m slow
 
 test-reference: $(STAMP) ## attacks against those of other libraries, on digits
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m reference
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m reference
 
 mutants: $(STAMP) ## put faults into the code, one at a time, and see if the tests notice
 	@$(BIN)/python -m tests.mutants --jobs $(JOBS)

@@ -1,9 +1,9 @@
 """How strict a test must be: for answers that choices have in common, and when one version is tested again and again.
 
-No torch.
+No torch, and no scipy: the service imports this.
 """
 
-from scipy import stats
+from statistics import NormalDist
 
 # By how much wider the paired t statistic of cross-fitted answers spreads than `fold_dependence` says: the temperatures
 # of both soups are fitted to images that the folds share, and few images have heavy tails. See benchmarks/gate.
@@ -42,4 +42,5 @@ def p_threshold(level: float, n: int) -> float:
         level: chance of a false promotion, below one half.
         n: images that judge.
     """
-    return float(stats.norm.sf(stats.norm.isf(level) * (SPREAD + SPREAD_OF_ONE / n)))
+    normal = NormalDist()
+    return normal.cdf(normal.inv_cdf(level) * (SPREAD + SPREAD_OF_ONE / n))

@@ -49,7 +49,7 @@ class SearchConfig(Frozen):
         default=1, ge=1, description="number of this comparison with the same current soup; later ones are stricter"
     )
     false_promotions: float = Field(
-        default=FALSE_PROMOTIONS, ge=0, lt=1, description="chance of any false promotion over all attempts"
+        default=FALSE_PROMOTIONS, gt=0, lt=1, description="chance of any false promotion over all attempts"
     )
     harm: float = Field(
         default=HARM, gt=0, lt=1, description="loss of accuracy, a fraction, whose chance promote=likely bounds"

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 def servers(
     tiny_base_set: Path, tiny_ln_base_set: Path, prebuilt_bases: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[Server]]:
-    """Two servers; one bundle in their home is corrupt, and a builder was killed there."""
+    """Two servers whose adapters are done; one bundle in their home was corrupt, and a builder was killed there."""
     folder = tmp_path_factory.mktemp("first")
     bases, home = folder / "bases", folder / "home"
     for source in (tiny_base_set, tiny_ln_base_set):
@@ -32,13 +32,15 @@ def servers(
     for number, server in enumerate(both):
         server.bentoml_home, server.log = folder / f"bentoml-{number}", folder / f"{number}.log"
         server.start(wait=False)
+    for server in both:
+        server.wait_for(lambda server=server: httpx.get(f"{server.url}/readyz").status_code == 200, "readiness", 120)
+        server.wait_for(lambda server=server: "the adapter is ready" in server.log.read_text(), "adapter", 120)
     yield both
     assert [server.stop() for server in both] == [0, 0]
 
 
-def test_both_serve_as_soon_as_the_bundle_of_default_is_built(servers: list[Server], labelled: Labelled) -> None:
+def test_both_serve_what_was_built(servers: list[Server], labelled: Labelled) -> None:
     for server in servers:
-        server.wait_for(lambda server=server: httpx.get(f"{server.url}/readyz").status_code == 200, "readiness", 120)
         answer = server.client.post("/predict", files=as_parts(labelled.files[:3]))
         assert answer.status_code == 200, answer.text
         for worker in server.processes("Saucier"):
@@ -47,8 +49,6 @@ def test_both_serve_as_soon_as_the_bundle_of_default_is_built(servers: list[Serv
 
 
 def test_logs_say_who_waits_and_what_is_built(servers: list[Server]) -> None:
-    for server in servers:
-        server.wait_for(lambda server=server: "the adapter is ready" in server.log.read_text(), "adapter", 120)
     log = servers[0].log.read_text() + servers[1].log.read_text()
     assert "the serving bundle of tiny-ln is built again: " in log
     assert "waiting for the adapter to build the serving bundle of tiny-ln" in log

@@ -42,7 +42,7 @@ def test_predictor_starts_fast_and_stays_small(bundled: Server) -> None:
     assert len(workers) == 2
     for worker in workers:
         times = worker.cpu_times()
-        assert times.user + times.system <= 4  # seconds from the start of the process until a little after readiness
+        assert times.user + times.system <= 3  # seconds from the start of the process until a little after readiness
         assert rss_mb(worker) <= 250
         maps = Path(f"/proc/{worker.pid}/maps").read_text()
         assert "onnxruntime" in maps
