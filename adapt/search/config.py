@@ -48,6 +48,11 @@ class SearchConfig(Frozen):
     attempt: int = Field(
         default=1, ge=1, description="number of this comparison with the same current soup; later ones are stricter"
     )
+    earlier: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(),
+        description="labelled images of the latest earlier attempts, in order, where each attempt's images are among "
+        "those of the next; 0 for one where they are not. Later attempts are less strict then",
+    )
     false_promotions: float = Field(
         default=FALSE_PROMOTIONS, gt=0, lt=1, description="chance of any false promotion over all attempts"
     )
@@ -62,8 +67,14 @@ class SearchConfig(Frozen):
     def _check(self) -> "SearchConfig":
         if (unknown := sorted(set(self.rungs) - set(LADDER))) or len(set(self.rungs)) != len(self.rungs):
             raise ValueError(f"rungs: expected some of {list(LADDER)}, each at most once, got {unknown or self.rungs}")
+        if len(self.earlier) >= self.attempt:
+            raise ValueError(
+                f"earlier: expected fewer sizes than attempt = {self.attempt}, got {len(self.earlier)}: an attempt "
+                "with two earlier ones is number 3"
+            )
         return self
 
-    def threshold(self, n: int) -> float:
-        """Return the p-value below which "auto" promotes where n images judge."""
-        return p_threshold(attempt_level(self.attempt, total=self.false_promotions), max(1, n))
+    def threshold(self, n: int, num_judged: int) -> float:
+        """Return the p-value below which "auto" promotes where there are n labelled images and `num_judged` judge."""
+        level = attempt_level(self.attempt, (*self.earlier, n), total=self.false_promotions)
+        return p_threshold(level, max(1, num_judged))

@@ -152,7 +152,7 @@ def search(
         library = Library(task.part(TRAINED_FROM, 1.0), pool)
         selected = select(library, [make(library) for name, make in LADDER.items() if name in config.rungs])
     counts = _judged_counts(pool, support)
-    threshold = config.threshold(sum(counts))
+    threshold = config.threshold(len(support), sum(counts))
     comparison = _compare(library, selected, seed=config.seed, threshold=threshold)
     posterior = None
     if comparison is not None:

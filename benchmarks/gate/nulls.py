@@ -1,13 +1,14 @@
 """Searches where nothing can be better than what is served: how often are they promoted, and is their accuracy true?"""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from adapt.documents.soup import Soup, default_soup
-from adapt.evidence.levels import FALSE_PROMOTIONS, attempt_level, p_threshold
+from adapt.evidence.levels import FALSE_PROMOTIONS, attempt_chance, attempt_level, p_threshold
 from adapt.evidence.scores import Ints
 from adapt.evidence.significance import evidence
 from adapt.networks.forward import served_logits
@@ -146,22 +147,30 @@ def _gains(network: SimulatedNetwork, soup: Soup, current: Soup, positions: Ints
     return tuple(np.round(evidence(after.losses - before.losses, after.right, before.right), 3).tolist())
 
 
-# How the chance of a false promotion can be spread over attempts: level of the k-th, for a total.
-OURS = "total / (k (k + 1))"
-SPENDING: dict[str, Callable[[int, float], float]] = {
-    OURS: lambda k, total: attempt_level(k, total=total),
-    "6 total / (pi k)^2": lambda k, total: 6 * total / (np.pi * k) ** 2,
-    "total / 2^k": lambda k, total: total / 2**k,
-    "total / 2 each time": lambda k, total: total / 2,
+# How the chance of a false promotion can be spread over attempts: level of the last one, for all sizes and a total.
+OURS = "chances total / (k (k + 1)), nested images"
+SPENDING: dict[str, Callable[[tuple[int, ...], float], float]] = {
+    OURS: lambda sizes, total: attempt_level(len(sizes), sizes, total=total),
+    "total / (k (k + 1))": lambda sizes, total: attempt_chance(len(sizes), total=total),
+    "6 total / (pi k)^2": lambda sizes, total: 6 * total / (np.pi * len(sizes)) ** 2,
+    "total / 2^k": lambda sizes, total: total / 2 ** len(sizes),
+    "total / 2 each time": lambda sizes, total: total / 2,
 }
 
 
 def is_promoted(looks: Sequence[Look], spending: str, *, portion: int, total: float = FALSE_PROMOTIONS) -> bool:
     """Say whether any of the searches would have been promoted."""
-    level = SPENDING[spending]
+    sizes = tuple(portion * k for k in range(1, len(looks) + 1))
+    levels = _levels(spending, sizes, total)
     return any(
-        look.is_new and look.p_value < p_threshold(level(k, total), k * portion) for k, look in enumerate(looks, 1)
+        look.is_new and look.p_value < p_threshold(level, n)
+        for look, level, n in zip(looks, levels, sizes, strict=True)
     )
+
+
+@cache
+def _levels(spending: str, sizes: tuple[int, ...], total: float) -> tuple[float, ...]:
+    return tuple(SPENDING[spending](sizes[:k], total) for k in range(1, len(sizes) + 1))
 
 
 def is_bet_won(looks: Sequence[Look], *, total: float = FALSE_PROMOTIONS) -> bool:

@@ -62,21 +62,21 @@ def adapt_in_portions(
     weak = find_shift(f"{shift}@3").of(sources.clean, seed=turn) if drifts else strong
     unseen = strong.subset(order[-NUM_UNSEEN:])
     parts = [(weak if k < 2 else strong).subset(order[k * portion : (k + 1) * portion]) for k in range(PORTIONS)]
-    current, attempt = default_soup(prepared.manifest), 1
+    current, earlier = default_soup(prepared.manifest), list[int]()
     before = accuracy_of(prepared, current, unseen)
     served, refused, attempts = [], [], []
     found: Search | None = None
     for k in range(1, PORTIONS + 1):
         support = as_support(_joined(parts[:k]))
-        config = SearchConfig(seed=turn, threads=1, attempt=attempt)
+        config = SearchConfig(seed=turn, threads=1, attempt=len(earlier) + 1, earlier=tuple(earlier))
         found = search(prepared, support, config, current=current)
         after = accuracy_of(prepared, found.soup, unseen)
-        attempts.append(attempt)
+        attempts.append(len(earlier) + 1)
         if found.outcome.state == "promoted":
-            current, before, attempt = found.soup, after, 1
+            current, before, earlier = found.soup, after, []
         else:
             refused.append(max(0.0, after - before))
-            attempt += 1
+            earlier.append(len(support))
         served.append(before)
     everything = as_support(_joined(parts))
     once = search(prepared, everything, SearchConfig(seed=turn, threads=1), current=default_soup(prepared.manifest))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
 from adapt.documents.soup import Soup
-from adapt.evidence.levels import attempt_level
+from adapt.evidence.levels import attempt_chance
 from adapt.images.support import Support
 from service.adapter.watch import WatchLoop, tell
 from service.metrics import Metrics
@@ -219,6 +219,7 @@ class AdapterLoop:
             strategy=job.strategy,  # type: ignore[arg-type]  # checked before it was stored
             promote=job.promote,  # type: ignore[arg-type]
             attempt=job.attempt,
+            earlier=() if material.support is None else self._jobs.earlier(job, material.support.hashes),
             balance=job.balance == "class",
             reference=self._references.load(job.deployment),
             progress=heartbeat.report,
@@ -243,7 +244,7 @@ class AdapterLoop:
         """Say if the version before the current one of a watched deployment does better on a job's labelled images.
 
         Only those count that came after the version became current and that neither version was made from: an image
-        that was deleted and sent again looks new. The level is that of the job's attempt, so that the chance of any
+        that was deleted and sent again looks new. The level is the chance of the job's attempt, so that the chance of any
         false rollback stays below the total, too, however many jobs there are.
         """
         suspect = self._watches.suspect(job.deployment)
@@ -258,7 +259,7 @@ class AdapterLoop:
         images = np.flatnonzero([digest in fresh for digest in support.hashes])
         if len(images) == 0:
             return None
-        level = attempt_level(job.attempt, total=self._settings.promote_p)
+        level = attempt_chance(job.attempt, total=self._settings.promote_p)
         found = searcher.compare(deployment.base_set, support.subset(images), soup=before, current=current)
         if found.objection is not None or not found.p_value < level:
             return None

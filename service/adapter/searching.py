@@ -64,6 +64,7 @@ class Searcher:
         strategy: Strategy,
         promote: Promote,
         attempt: int | None,
+        earlier: tuple[int, ...],
         balance: bool,
         reference: Reference | None,
         progress: Callable[[float, str], None],
@@ -81,6 +82,7 @@ class Searcher:
             strategy: of the search.
             promote: what decides.
             attempt: number of this comparison with the current version; None if it is not counted.
+            earlier: sizes of earlier attempts, see `SearchConfig.earlier`.
             balance: let every class count alike.
             reference: trusted images on which the candidate must reach a floor.
             progress: called with the fraction done and what is being done.
@@ -96,7 +98,9 @@ class Searcher:
             found = search(
                 base,
                 material.support,
-                self._config(strategy=strategy, promote=promote, attempt=attempt or 1, balance=balance),
+                self._config(
+                    strategy=strategy, promote=promote, attempt=attempt or 1, earlier=earlier, balance=balance
+                ),
                 current=current,
                 unlabelled=material.unlabelled,
                 reference=reference,
@@ -123,7 +127,9 @@ class Searcher:
         outcome = outcome.model_copy(update={"state": "promoted", "reason": reason})
         return Found(soup.model_copy(update={"evidence": outcome}), outcome)
 
-    def _config(self, *, strategy: Strategy, promote: Promote, attempt: int, balance: bool) -> SearchConfig:
+    def _config(
+        self, *, strategy: Strategy, promote: Promote, attempt: int, earlier: tuple[int, ...], balance: bool
+    ) -> SearchConfig:
         settings = self._settings
         return SearchConfig(
             strategy=strategy,
@@ -131,6 +137,7 @@ class Searcher:
             balance=balance,
             promote=promote,
             attempt=attempt,
+            earlier=earlier,
             false_promotions=settings.promote_p,
             harm=settings.harm,
             device=settings.device,

@@ -100,6 +100,36 @@ class JobQueue:
                 job.attempt = _next_attempt(session, job)
             return job
 
+    def earlier(self, job: Job, hashes: Sequence[str]) -> tuple[int, ...]:
+        """Return how many labelled images the earlier attempts against a job's base version had, the latest last.
+
+        0 stands for an attempt whose images are not all among those of the next one, and for one of which that is not
+        known: its candidate was the base version, or its job was forgotten, or its classes counted otherwise.
+
+        Args:
+            job: with an attempt, or without.
+            hashes: of the job's labelled images.
+        """
+        if job.attempt is None or job.attempt == 1:
+            return ()
+        sizes = dict.fromkeys(range(1, job.attempt), 0)
+        later = set(hashes)
+        rows = select(Job.attempt, Job.candidate_version, Job.support).where(
+            Job.deployment == job.deployment,
+            Job.base_version == job.base_version,
+            Job.balance == job.balance,
+            Job.attempt < job.attempt,
+        )
+        with self._database.read() as session:
+            for attempt, version, support in session.execute(rows.order_by(Job.attempt.desc())):
+                if version is None or version == job.base_version:
+                    continue
+                candidate = soup_of(get_soup(session, job.deployment, version), held_out=True)
+                images = set() if candidate.held_out is None else set(candidate.held_out.answers().hashes)
+                if images and images <= later:
+                    sizes[attempt], later = support["n"], images
+        return tuple(sizes.values())
+
     def beat(self, job: Job, *, progress: float, message: str) -> bool:
         """Say that a job is being worked on; False if it is no longer the caller's."""
         with self._database.write(is_durable=False) as session:

@@ -83,7 +83,7 @@ def test_a_second_adaptation_is_judged_by_old_and_new_images(monkeypatch: pytest
 
 
 def test_looks_are_promoted_at_the_level_of_their_attempt():
-    at = p_threshold(attempt_level(2), 40)
+    at = p_threshold(attempt_level(2, [20, 40]), 40)
     looks = [nulls.Look(True, 0.9, ()), nulls.Look(True, at * 0.99, ())]
     assert nulls.is_promoted(looks, nulls.OURS, portion=20)
     assert not nulls.is_promoted([looks[0], nulls.Look(True, at * 1.01, ())], nulls.OURS, portion=20)
@@ -117,7 +117,7 @@ def test_records_are_kept_and_go_on_where_they_stopped(tmp_path: Path):
 
 def test_the_command_draws_reports_and_says_what_does_not_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     work, out = tmp_path / "work", tmp_path / "out"
-    args = ["--quick", "--parts", "null", "--minutes", "0.0001", "--work", str(work), "--out", str(out), "--json"]
+    args = ["--quick", "--parts", "null", "--minutes", "0.03", "--work", str(work), "--out", str(out), "--json"]
     code = run([Gate], prog="gate", description="", args=args)
     found = json.loads(capsys.readouterr().out)
     assert {"null", "bias", "looks", "power"} <= set(found)

@@ -79,6 +79,22 @@ MUTANTS = [
         why="ten looks take ten chances",
     ),
     Mutant(
+        name="adapt/levels-of-related-attempts-too-high",
+        file="adapt/evidence/levels.py",
+        old="density, nodes, weights = steps @ (weights * density), places, next_weights",
+        new="nodes, weights = places, next_weights",
+        tests=(f"{EVIDENCE}/test_levels.py",),
+        why="what earlier attempts have taken of the chance is forgotten",
+    ),
+    Mutant(
+        name="adapt/unrelated-attempts-taken-for-related",
+        file="service/store/jobs.py",
+        old="if images and images <= later:",
+        new="if images:",
+        tests=("tests/service/test_held_out.py",),
+        why="attempts on other images are as lenient as on growing ones",
+    ),
+    Mutant(
         name="adapt/level-not-used",
         file="adapt/search/search.py",
         old="        threshold=threshold,\n        posterior=posterior,",

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from adapt.documents.soup import SupportSummary
-from adapt.evidence.levels import attempt_level
+from adapt.evidence.levels import attempt_chance
 from service.store.database import Database
 from service.store.jobs import JobQueue
 from service.store.registry import Registry
@@ -110,5 +110,5 @@ def test_adapters_that_claim_at_once_get_different_numbers(jobs: JobQueue) -> No
 
 
 def test_levels_of_all_attempts_stay_below_the_total() -> None:
-    assert attempt_level(1, total=0.05) == 0.025
-    assert sum(attempt_level(number, total=0.05) for number in range(1, 10_000)) < 0.05
+    assert attempt_chance(1, total=0.05) == 0.025
+    assert sum(attempt_chance(number, total=0.05) for number in range(1, 10_000)) < 0.05

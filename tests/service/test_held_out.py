@@ -1,5 +1,6 @@
 """What a version remembers of its images, from one adaptation to the next: intake, store, search, watch."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from sqlalchemy import select
 
 from adapt.documents.held_out import Answered, make_held_out
 from adapt.documents.soup import Soup, default_soup, make_soup
-from adapt.evidence.levels import p_threshold
+from adapt.evidence.levels import attempt_level, p_threshold
 from adapt.images.support import Support
 from adapt.networks.forward import served_logits
 from adapt.search.comparison import Comparison
@@ -143,7 +144,29 @@ def test_later_adaptations_judge_a_version_by_answers_made_without_the_image(sit
     assert accuracy(more)["current"] == pytest.approx(right.mean())
     assert (same.attempt, more.attempt) == (1, 2)
     assert more.outcome is not None
-    assert more.outcome["level"] == pytest.approx(p_threshold(0.05 / 6, 100))
+    assert more.outcome["level"] == pytest.approx(p_threshold(attempt_level(2, [60, 100]), 100))
+
+
+def test_attempts_on_growing_images_are_less_strict_than_unrelated_ones(site: Site) -> None:
+    first = site.adapt(FIRST, promote="never")
+    grown = site.adapt(MORE, choice="all", promote="never")
+    apart = site.adapt(range(100, 130), promote="never")
+    everything = site.adapt(range(130, 150), choice="all", promote="never")
+    jobs = [first, grown, apart, everything]
+    assert [job.attempt for job in jobs] == [1, 2, 3, 4]
+    levels = [job.outcome["level"] for job in jobs if job.outcome is not None]
+    assert levels == pytest.approx(
+        [
+            p_threshold(attempt_level(1), 60),
+            p_threshold(attempt_level(2, [60, 100]), 100),
+            p_threshold(attempt_level(3), 30),  # the images before are not among these
+            p_threshold(attempt_level(4, [30, 150]), 150),  # the chain to the second is broken
+        ]
+    )
+    site.jobs.forget(finished_before=time.time() + 1)
+    late = site.adapt(range(150, 160), choice="all", promote="never")
+    assert late.outcome is not None
+    assert late.outcome["level"] == pytest.approx(p_threshold(attempt_level(5), 160))  # no job is left to say so
 
 
 def test_deleted_images_break_nothing_and_are_no_fresh_ones_when_they_come_back(site: Site) -> None:

@@ -203,6 +203,8 @@ def test_a_soup_of_another_base_set_is_refused(prepared: PreparedBase, support: 
         ({"step": 0.3}, "1 divided by a whole number"),
         ({"false_promotions": 1.5}, "less than 1"),
         ({"attempt": 0}, "greater than or equal to 1"),
+        ({"attempt": 2, "earlier": (20, 30)}, "fewer sizes than attempt = 2, got 2"),
+        ({"attempt": 2, "earlier": (-1,)}, "greater than or equal to 0"),
         ({"train_from": 79}, "greater than or equal to 80"),
         ({"device": "tpu"}, "'auto', 'cpu' or 'cuda'"),
         (
@@ -269,6 +271,9 @@ def test_a_later_attempt_is_stricter(prepared: PreparedBase, support: Support, f
     late = search(prepared, support, SearchConfig(strategy="grid", rungs=(), attempt=attempt), current=current).outcome
     assert (found.outcome.attempt, found.outcome.level) == (1, p_threshold(attempt_level(1), n))
     assert (late.state, late.attempt, late.level) == ("kept", attempt, p_threshold(attempt_level(attempt), n))
+    nested = SearchConfig(strategy="grid", rungs=(), attempt=3, earlier=(0, n // 2))
+    level = search(prepared, support, nested, current=current).outcome.level
+    assert level == p_threshold(attempt_level(3, [n // 2, n]), n) > p_threshold(attempt_level(3), n)
 
 
 def test_report_table_and_job_say_what_was_not_tried_and_why(prepared: PreparedBase):
