@@ -244,8 +244,8 @@ class AdapterLoop:
         """Say if the version before the current one of a watched deployment does better on a job's labelled images.
 
         Only those count that came after the version became current and that neither version was made from: an image
-        that was deleted and sent again looks new. The level is the chance of the job's attempt, so that the chance of any
-        false rollback stays below the total, too, however many jobs there are.
+        that was deleted and sent again looks new. The level is the chance that the job's attempt adds: so the chance of
+        any false rollback, too, stays below the total, however many jobs there are.
         """
         suspect = self._watches.suspect(job.deployment)
         if suspect is None or suspect.version != job.base_version or job.attempt is None:

@@ -240,7 +240,7 @@ def test_reservoir_is_off_until_asked_for_and_feeds_adaptations(
     assert made.status_code == 201, made.text
     assert made.json()["reservoir"] == {"size": 200, "retention_hours": 2.0, "kept": 0}
     assert client.put(f"{camera}/reservoir", json={"size": 200, "retention_hours": 2}).status_code == 200
-    time.sleep(1)  # until the other worker has heard of it
+    server.wait_for(lambda: len(list((server.home / "reservoirs").glob("*/*.bin"))) == 2, "shares of both workers", 10)
     predict(110, 140)
     server.wait_for(lambda: client.get(camera).json()["reservoir"]["kept"] == 30, "images", 10)
 
@@ -257,9 +257,12 @@ def test_reservoir_is_off_until_asked_for_and_feeds_adaptations(
     assert smaller.status_code == 200
     assert smaller.json()["reservoir"] == {"size": 4, "retention_hours": 24.0, "kept": 0}
     assert len(folders(server)) == 1
-    time.sleep(1)
-    predict(150, 190)
-    server.wait_for(lambda: client.get(camera).json()["reservoir"]["kept"] == 4, "images", 10)
+
+    def is_full() -> bool:
+        predict(150, 160)  # each worker keeps two, once it has heard of the smaller one
+        return bool(client.get(camera).json()["reservoir"]["kept"] == 4)
+
+    server.wait_for(is_full, "images", 20)
     for _ in range(2):
         assert client.delete(f"{camera}/reservoir").status_code == 204
         assert client.get(camera).json()["reservoir"] is None
