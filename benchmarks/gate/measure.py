@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import NamedTuple
 
+from adapt.documents.soup import Promote
 from benchmarks.gate import nulls, real
 from benchmarks.gate.records import Key, Records, Row
 
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 20  # draws of a null case that a process does at a time
 LOOKED_AT = tuple(case for case in nulls.CASES if case.num_ingredients == 4 and not case.is_second)
+DRIFTING, LIKELY = "drifting", "likely"
+KINDS = ((), (DRIFTING,), (LIKELY,), (DRIFTING, LIKELY))  # of labels in portions: the images, and what is promoted
 KNOWN = {case.name: case for case in (*nulls.CASES, nulls.BETTER)}
 
 
@@ -57,11 +60,9 @@ def wanted(plan: Plan, records: Records, parts: Sequence[str]) -> Iterator[Job]:
                 if turn < plan.real_draws:
                     yield from _missing(records, "first", shift, n, [turn])
         if "continual" in parts:
-            for turn, portion, shift, drifts in itertools.product(
-                chunk, plan.portions, plan.portion_shifts, (False, True)
-            ):
+            for turn, portion, shift, kind in itertools.product(chunk, plan.portions, plan.portion_shifts, KINDS):
                 if turn < plan.real_draws:
-                    name = f"{shift}, drifting" if drifts else shift
+                    name = ", ".join([shift, *kind])
                     yield from _missing(records, "continual", name, portion, [turn])
 
 
@@ -126,8 +127,11 @@ def _draw(job: Job, turn: int, base: Path, data: Path, seed: int) -> Iterator[tu
         for part, row in rows.items():
             yield key._replace(part=part), row
     else:
-        shift, _, drift = job.case.partition(", ")
+        shift, *kind = job.case.split(", ")
+        promote: Promote = "likely" if LIKELY in kind else "auto"
         yield (
             key,
-            real.adapt_in_portions(*real.world(base, data), shift, job.n, turn, drifts=bool(drift)),
+            real.adapt_in_portions(
+                *real.world(base, data), shift, job.n, turn, drifts=DRIFTING in kind, promote=promote
+            ),
         )

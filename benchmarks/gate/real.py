@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from adapt.documents.soup import Soup, default_soup
+from adapt.documents.soup import Promote, Soup, default_soup
 from adapt.networks.forward import served_logits
 from adapt.networks.prepared import PreparedBase
 from adapt.search.config import SearchConfig
@@ -48,7 +48,14 @@ def adapt_twice(prepared: PreparedBase, sources: Sources, shift: str, n: int, tu
 
 
 def adapt_in_portions(
-    prepared: PreparedBase, sources: Sources, shift: str, portion: int, turn: int, *, drifts: bool
+    prepared: PreparedBase,
+    sources: Sources,
+    shift: str,
+    portion: int,
+    turn: int,
+    *,
+    drifts: bool,
+    promote: Promote = "auto",
 ) -> Row:
     """Add labels in five portions and search on all that there are each time, as `samples=all` does.
 
@@ -56,7 +63,8 @@ def adapt_in_portions(
 
     Returns:
         Accuracies on unseen pictures: `served` after each portion, `once` after a single adaptation to all labels with
-        the first attempt's level, and `refused`, the gains that were refused although they were real.
+        the first attempt's level and `promote=auto`, and `refused`, the gains that were refused although they were
+        real.
     """
     strong, order = sources.load(shift, seed=turn), _order(turn)
     weak = find_shift(f"{shift}@3").of(sources.clean, seed=turn) if drifts else strong
@@ -68,7 +76,7 @@ def adapt_in_portions(
     found: Search | None = None
     for k in range(1, PORTIONS + 1):
         support = as_support(_joined(parts[:k]))
-        config = SearchConfig(seed=turn, threads=1, attempt=len(earlier) + 1, earlier=tuple(earlier))
+        config = SearchConfig(seed=turn, threads=1, promote=promote, attempt=len(earlier) + 1, earlier=tuple(earlier))
         found = search(prepared, support, config, current=current)
         after = accuracy_of(prepared, found.soup, unseen)
         attempts.append(len(earlier) + 1)
