@@ -135,8 +135,16 @@ class ImageFiles:
 Images = ImageSet | ImageFiles
 
 
+class Parts(NamedTuple):
+    """Disjoint parts of a dataset; those in files are not decoded."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
 class Splits(NamedTuple):
-    """Disjoint parts of a dataset."""
+    """Disjoint parts of a dataset, decoded except where training images stay in files."""
 
     train: Images
     validation: ImageSet
@@ -156,7 +164,18 @@ def balanced_indices(labels: npt.NDArray[np.int64], n: int, *, seed: int) -> npt
 
 
 def load_splits(spec: DataSpec, input_spec: InputSpec, path: Path | None = None) -> Splits:
-    """Load a recipe's data.
+    """Load a recipe's data: `find_splits`, decoded. A file that is no image is a ValueError too (named)."""
+    train, validation, test = find_splits(spec, input_spec, path)
+    return Splits(loaded(train) if spec.in_memory else train, loaded(validation), loaded(test))
+
+
+def loaded(data: Images) -> ImageSet:
+    """Return the images decoded."""
+    return data.load() if isinstance(data, ImageFiles) else data
+
+
+def find_splits(spec: DataSpec, input_spec: InputSpec, path: Path | None = None) -> Parts:
+    """Find a recipe's data and split it; image files are not decoded yet.
 
     Args:
         spec: source and validation size.
@@ -185,13 +204,7 @@ def load_splits(spec: DataSpec, input_spec: InputSpec, path: Path | None = None)
         train, validation = _hold_out_fraction(train, spec.validation_fraction, seed=spec.split_seed)
     elif validation is None:
         train, validation = _hold_out(train, spec.num_validation)
-    if spec.in_memory:
-        train = _loaded(train)
-    return Splits(train, _loaded(validation), _loaded(test))
-
-
-def _loaded(data: Images) -> ImageSet:
-    return data.load() if isinstance(data, ImageFiles) else data
+    return Parts(train, validation, test)
 
 
 def _hold_out(train: Images, n: int) -> tuple[Images, Images]:

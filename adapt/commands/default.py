@@ -17,7 +17,7 @@ from adapt.search.grid import GridKind, lattice
 from adapt.search.surrogate import search_surrogate
 from training.bases import load_base_set, rewrite_manifest
 from training.cli import Command, Result
-from training.data import DataSpec, ImageSet, load_splits
+from training.data import DataSpec, ImageSet, balanced_indices, find_splits, loaded
 from training.devices import pick_device, thread_count
 from training.manifest import Manifest, check_mixable
 
@@ -45,7 +45,7 @@ class DefaultCommand(Command):
         manifest = base.manifest
         check_mixable(manifest)
         points = lattice(self.grid, self.step)
-        images = _validation_images(manifest, self.data).balanced(self.n, seed=self.seed)
+        images = _validation_images(manifest, self.data, self.n, self.seed)
         prepared = PreparedBase(base, device=pick_device(self.device))
         before = default_soup(manifest)
         with thread_count(self.threads), progress_bar() as progress:
@@ -93,14 +93,12 @@ def _task(prepared: PreparedBase, images: ImageSet, current: Soup, seed: int, pr
     )
 
 
-def _validation_images(manifest: Manifest, path: Path | None) -> ImageSet:
+def _validation_images(manifest: Manifest, path: Path | None, n: int, seed: int) -> ImageSet:
+    """Return n validation images, drawn evenly over the classes; no other image is decoded."""
     recipe = manifest.provenance.recipe.get("data")
     if not isinstance(recipe, dict):
         raise ValueError(f"base set {manifest.name!r}: its recipe does not say what data it was trained on")
-    spec = DataSpec.model_validate(recipe).model_copy(update={"in_memory": False})  # training images stay undecoded
-    splits = load_splits(spec, manifest.input, path)
-    if splits.validation.class_names != manifest.class_names:
-        raise ValueError(
-            f"expected data with the classes {list(manifest.class_names)}, got {list(splits.validation.class_names)}"
-        )
-    return splits.validation
+    images = find_splits(DataSpec.model_validate(recipe), manifest.input, path).validation
+    if images.class_names != manifest.class_names:
+        raise ValueError(f"expected data with the classes {list(manifest.class_names)}, got {list(images.class_names)}")
+    return loaded(images.subset(balanced_indices(images.labels, n, seed=seed)))

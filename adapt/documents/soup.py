@@ -16,7 +16,6 @@ from training.manifest import Manifest, check_coefficients
 FORMAT_VERSION = 1
 
 BnMode = Literal["folded", "raw"]
-Promote = Literal["auto", "likely", "always", "never"]
 Strategy = Literal["auto", "grid", "surrogate"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Gain = Annotated[float, Field(ge=-1, le=1)]

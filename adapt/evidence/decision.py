@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from adapt.evidence.cross_fit import NUM_FOLDS, Comparison
+from adapt.evidence.policies import Promote
 from adapt.evidence.posterior import Posterior
 
 MIN_IMAGES = 10  # below this, no basis to act on: a fold would hold less than two images
 MIN_OTHERS = NUM_FOLDS  # images outside the largest class: with fewer, there are folds that say nothing about the rest
 HARM_CHANCE = 0.05  # `likely` promotes where the chance of harm is below this
-
-Promote = Literal["auto", "likely", "always", "never"]
 
 
 class Decision(NamedTuple):

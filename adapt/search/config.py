@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, model_validator
 
-from adapt.documents.soup import BnMode, Promote, Strategy
+from adapt.documents.soup import BnMode, Strategy
 from adapt.evidence.levels import FALSE_PROMOTIONS, attempt_level, p_threshold
+from adapt.evidence.policies import Promote
 from adapt.evidence.posterior import HARM
 from adapt.rungs.early import MIN_IMAGES, TRAIN_FROM
 from adapt.rungs.registry import LADDER

@@ -12,7 +12,6 @@ from adapt.documents.soup import (
     AccuracySummary,
     Judged,
     Outcome,
-    Promote,
     SearchSummary,
     Soup,
     Strategy,
@@ -22,6 +21,7 @@ from adapt.documents.soup import (
 )
 from adapt.evidence.cross_fit import NUM_FOLDS, Comparison, CrossFit, compare_answers
 from adapt.evidence.decision import Decision, decide
+from adapt.evidence.policies import Promote
 from adapt.evidence.posterior import Posterior, posterior_of_gain
 from adapt.evidence.scores import Scores, balanced_weights, part
 from adapt.evidence.significance import fold_dependence

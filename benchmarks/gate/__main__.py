@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 from pydantic import Field
 
+from benchmarks.gate.draws import Origin, read_draws, write_draws
 from benchmarks.gate.measure import Plan, measure
 from benchmarks.gate.records import Records
 from benchmarks.gate.report import claims, markdown, summary, write_report
@@ -18,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 Part = Literal["null", "looks", "real", "continual"]
 PARTS: tuple[Part, ...] = ("null", "looks", "real", "continual")
-FEW = ("gaussian_noise", "fog", "contrast", "invert", "sketch")
 FULL = Plan(
     n=(20, 50, 100, 300, 1000),
     draws=2000,
@@ -31,20 +31,22 @@ FULL = Plan(
 )
 QUICK = Plan(
     n=(20, 100),
-    draws=60,
-    looks=20,
-    shifts=("fog", "contrast"),
-    real_n=(20,),
+    draws=100,
+    looks=25,
+    shifts=("gaussian_noise", "fog", "contrast", "inversion", "sketch"),
+    real_n=(20, 100),
     real_draws=1,
     portions=(20,),
     portion_shifts=("fog",),
 )
+DRAWS = Path(__file__).with_name("draws.jsonl.xz")  # the committed draws of the full run
 
 
 class Gate(Command):
     """Simulate adaptations through the search itself, and hold what they report against the truth.
 
     Only the parts real and continual need pictures. A run continues where an earlier one with the same --work stopped.
+    Where there was none, a full run starts from benchmarks/gate/draws.jsonl.xz, if that has the same base set and seed.
 
     Example: python -m benchmarks.gate --quick --data .data/cifar10 --json
     """
@@ -53,16 +55,24 @@ class Gate(Command):
     base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=Path(".data/cifar10"), description="CIFAR-10, or a folder with test/<class>/<file>")
     parts: tuple[Part, ...] = Field(default=PARTS, description="what to draw; everything drawn before is reported, too")
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(default=False, description="few draws, five minutes")
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+        default=False, description="few draws: at most five minutes with --jobs 2"
+    )
     minutes: float | None = Field(default=None, gt=0, description="start no new draws after this time")
     jobs: int = Field(default=1, ge=1, description="processes, each with one thread")
     work: Path = Field(default=Path("runs/gate"), description="folder that keeps the draws")
-    out: Path | None = Field(default=None, description="folder for REPORT.md, results.json and gate.png")
+    out: Path | None = Field(
+        default=None, description="folder for REPORT.md, results.json and gate.png; of a full run also draws.jsonl.xz"
+    )
 
     def execute(self) -> Result:
         """Draw what is missing, and report; what is claimed is in `report.claims`."""
         plan = QUICK if self.quick else FULL
+        origin = Origin(self.base.name, self.seed)
         records = Records(self.work / ("quick.jsonl" if self.quick else "full.jsonl"))
+        if not self.quick and not len(records) and (drawn := read_draws(DRAWS, origin)):
+            logger.info("starting from the %d draws of %s", len(drawn), DRAWS)
+            records.add(drawn)
         measure(
             plan,
             records,
@@ -73,10 +83,14 @@ class Gate(Command):
             jobs=self.jobs,
             minutes=self.minutes,
         )
-        data = summary(records)
+        data = summary(records, bound="lower" if self.quick else "upper")
         command = f"python -m benchmarks.gate {self.base}{' --quick' if self.quick else ''} --seed {self.seed}"
         if self.out is not None:
-            for path in write_report(self.out, data, command):
+            paths = write_report(self.out, data, command)
+            if not self.quick:
+                paths.append(self.out / DRAWS.name)
+                write_draws(paths[-1], records, origin)
+            for path in paths:
                 logger.info("wrote %s", path)
         checked = claims(data)
         holds = all(checked.values())

@@ -16,6 +16,7 @@ from adapt.rungs.model import judge
 from adapt.rungs.registry import LADDER
 from adapt.search.config import SearchConfig
 from adapt.search.search import Search, search
+from benchmarks.gate.records import Row
 from benchmarks.gate.simulated import Retrained, SimulatedNetwork
 
 LADDER[Retrained.name] = Retrained
@@ -191,6 +192,26 @@ def is_bet_won(looks: Sequence[Look], *, total: float = FALSE_PROMOTIONS) -> boo
             if log_capital >= -np.log(total):
                 return True
     return False
+
+
+class Series(NamedTuple):
+    """The looks of a plan."""
+
+    looks: tuple[Look, ...]
+    portion: int  # labelled images that come before each look
+    is_bet_won: bool | None  # None where nothing is known of fresh images
+
+    @classmethod
+    def of(cls, row: Row, portion: int) -> "Series":
+        """Return what a record holds: looks with the evidence of fresh images, or without it and who wins the bet."""
+        looks = tuple(Look(look[0], look[1], tuple(look[2]) if len(look) > 2 else ()) for look in row["looks"])
+        has_fresh = len(looks) > 1 and bool(looks[1].fresh)
+        return cls(looks, portion, is_bet_won(looks) if has_fresh else row.get("is_bet_won"))
+
+    def row(self) -> Row:
+        """Return the record without the evidence of fresh images."""
+        looks = [[look.is_new, look.p_value] for look in self.looks]
+        return {"looks": looks} | ({} if self.is_bet_won is None else {"is_bet_won": self.is_bet_won})
 
 
 def _accuracy(network: SimulatedNetwork, soup: Soup, positions: np.ndarray) -> float:

@@ -26,11 +26,18 @@ class Records:
         self._rows: dict[Key, Row] = {}
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
-                found = json.loads(line)
-                self._rows[Key(*found["key"])] = found["row"]
+                key, row = read_line(line)
+                self._rows[key] = row
 
     def __contains__(self, key: Key) -> bool:
         return key in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[tuple[Key, Row]]:
+        """Yield keys and rows, in the order of the keys."""
+        yield from sorted(self._rows.items())
 
     def add(self, found: Iterable[tuple[Key, Row]]) -> None:
         """Keep rows, in memory and in the file."""
@@ -38,15 +45,23 @@ class Records:
         with self._path.open("a", encoding="utf-8") as file:
             for key, row in found:
                 self._rows[key] = row
-                file.write(json.dumps({"key": list(key), "row": row}) + "\n")
+                file.write(write_line(key, row) + "\n")
 
     def of(self, part: str) -> dict[tuple[str, int], list[Row]]:
         """Return the rows of a part by case and n, in the order of the draws."""
         found: dict[tuple[str, int], list[Row]] = defaultdict(list)
-        for key, row in self._sorted():
+        for key, row in self:
             if key.part == part:
                 found[key.case, key.n].append(row)
         return dict(found)
 
-    def _sorted(self) -> Iterator[tuple[Key, Row]]:
-        yield from sorted(self._rows.items())
+
+def read_line(line: str) -> tuple[Key, Row]:
+    """Return what a line of the file holds."""
+    found = json.loads(line)
+    return Key(*found["key"]), found["row"]
+
+
+def write_line(key: Key, row: Row) -> str:
+    """Return a line of the file."""
+    return json.dumps({"key": list(key), "row": row})

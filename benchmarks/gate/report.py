@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,11 +22,22 @@ MAX_BIAS = 0.5  # points
 EDGES = (0.0, 0.01, 0.02, 0.04, 0.08)  # of true gains, for the power
 REAL_NULL = "an adapted soup served, other pictures of the shift"
 BETS = "bets on fresh images"
+FEW_DRAWS = (
+    "Few draws cannot show that a rate is below 5 %: a claim fails here only where they contradict it, by the lower "
+    "95 % bound. The full run judges by the upper bound."
+)
+Bound = Literal["upper", "lower"]  # of a rate: the full run judges by the upper one, few draws by the lower one
+JUDGED_BY: dict[Bound, tuple[str, int]] = {"upper": ("high", 2), "lower": ("low", 3)}  # key; standard errors of a bias
 POLICIES = ("never", "auto", "before", "likely", "always")
 
 
-def summary(records: Records) -> dict[str, Any]:
-    """Return all numbers of the report. Shares are fractions; biases are points of accuracy."""
+def summary(records: Records, *, bound: Bound = "upper") -> dict[str, Any]:
+    """Return all numbers of the report. Shares are fractions; biases are points of accuracy.
+
+    Args:
+        records: all draws.
+        bound: which 95 % bound of a rate `claims` judges by.
+    """
     null, first, second = records.of("null"), records.of("first"), records.of("second")
     level: dict[str, dict[str, Any]] = {}
     bias: dict[str, dict[str, float]] = {}
@@ -59,25 +70,30 @@ def summary(records: Records) -> dict[str, Any]:
         "continual": _continual(records),
         "total": FALSE_PROMOTIONS,
         "level": attempt_level(1),
+        "bound": bound,
         "machine": machine(),
     }
 
 
 def claims(data: Mapping[str, Any]) -> dict[str, bool]:
-    """Return what is claimed, and whether the draws bear it out."""
+    """Return what is claimed, and whether it holds.
+
+    By the upper bound the draws show that a rate is at most 5 %. That takes many draws; of few ones, the lower bound
+    says whether they contradict it.
+    """
+    bound, key, allowed = data["bound"], *JUDGED_BY[data["bound"]]
     cells = [cell for cells in data["null"].values() for cell in cells.values()]
-    found = {
-        "false promotions: upper 95 % bound at most 5 % in every cell": all(cell["high"] <= 0.05 for cell in cells)
+    return {
+        f"false promotions: {bound} 95 % bound at most 5 % in every cell": all(cell[key] <= 0.05 for cell in cells),
+        f"bias of the reported accuracy: at most 0.5 points in every cell, {allowed} standard errors allowed": all(
+            abs(points) <= MAX_BIAS + allowed * data["bias_error"][case][n]
+            for case, cells in data["bias"].items()
+            for n, points in cells.items()
+        ),
+        f"many looks: {bound} 95 % bound of any false promotion at most 5 %": all(
+            cell[key] <= 0.05 for cell in data["looks"].values()
+        ),
     }
-    found["bias of the reported accuracy: at most 0.5 points in every cell, two standard errors allowed"] = all(
-        abs(points) <= MAX_BIAS + 2 * data["bias_error"][case][n]
-        for case, cells in data["bias"].items()
-        for n, points in cells.items()
-    )
-    found["many looks: upper 95 % bound of any false promotion at most 5 %"] = all(
-        cell["high"] <= 0.05 for cell in data["looks"].values()
-    )
-    return found
 
 
 def _is_promoted(row: Row, n: int, attempt: int = 1) -> bool:
@@ -95,7 +111,8 @@ def _posterior(row: Row) -> Posterior:
 
 def _share(hits: Sequence[bool]) -> dict[str, Any]:
     count = sum(hits)
-    return {"rate": count / len(hits), "high": wilson(count, len(hits))[1], "draws": len(hits)}
+    low, high = wilson(count, len(hits))
+    return {"rate": count / len(hits), "low": low, "high": high, "draws": len(hits)}
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -114,30 +131,28 @@ def _all(found: Mapping[tuple[str, int], list[Row]]) -> list[Row]:
 
 
 def _looks(records: Records) -> dict[str, Any]:
-    """Return the chance of any promotion by series: false ones, all null cases together, and right ones."""
-    null: dict[str, list[tuple[int, list[nulls.Look]]]] = {}
-    better: dict[str, list[tuple[int, list[nulls.Look]]]] = {}
+    """Return the chance of any promotion by plan: false ones, all null cases together, and right ones."""
+    null: dict[str, list[nulls.Series]] = {}
+    better: dict[str, list[nulls.Series]] = {}
     for (name, portion), rows in records.of("looks").items():
-        series, _, case = name.partition(": ")
+        plan, _, case = name.partition(": ")
         found = better if case == nulls.BETTER.name else null
-        for row in rows:
-            looks = [nulls.Look(look[0], look[1], tuple(look[2]) if len(look) > 2 else ()) for look in row["looks"]]
-            found.setdefault(series, []).append((portion, looks))
+        found.setdefault(plan, []).extend(nulls.Series.of(row, portion) for row in rows)
     return {
-        series: _share([nulls.is_promoted(looks, nulls.OURS, portion=portion) for portion, looks in found])
-        | {"spending": _spent(found), "power": _spent(better[series]) if series in better else {}}
-        for series, found in null.items()
+        plan: _share([nulls.is_promoted(one.looks, nulls.OURS, portion=one.portion) for one in found])
+        | {"spending": _spent(found), "power": _spent(better[plan]) if plan in better else {}}
+        for plan, found in null.items()
     }
 
 
-def _spent(found: Sequence[tuple[int, list[nulls.Look]]]) -> dict[str, float]:
+def _spent(found: Sequence[nulls.Series]) -> dict[str, float]:
     """Return the share of series with any promotion, by how the level is spent, and with bets."""
     shares = {
-        name: _mean([nulls.is_promoted(looks, name, portion=portion) for portion, looks in found])
+        name: _mean([nulls.is_promoted(one.looks, name, portion=one.portion) for one in found])
         for name in nulls.SPENDING
     }
-    bet = [looks for _, looks in found if looks[1].fresh]
-    return shares | ({BETS: _mean([nulls.is_bet_won(looks) for looks in bet])} if bet else {})
+    bets = [one.is_bet_won for one in found if one.is_bet_won is not None]
+    return shares | ({BETS: _mean(bets)} if bets else {})
 
 
 def _power(first: Mapping[tuple[str, int], list[Row]]) -> dict[str, Any]:
@@ -243,6 +258,7 @@ def markdown(data: Mapping[str, Any], command: str) -> str:
         "",
         f"Command: `{command}`, at commit {commit()}. Machine: {data['machine']}.",
         "",
+        *([FEW_DRAWS, ""] if data["bound"] == "lower" else []),
         *(f"- {'Holds' if holds else '**Does not hold**'}: {name}." for name, holds in claims(data).items()),
         "",
     ]

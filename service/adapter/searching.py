@@ -6,7 +6,8 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from adapt.documents.landscape import Landscape
-from adapt.documents.soup import Outcome, Promote, Soup, Strategy
+from adapt.documents.soup import Outcome, Soup, Strategy
+from adapt.evidence.policies import Promote
 from adapt.images.support import Reference, Support
 from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase

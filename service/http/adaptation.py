@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from adapt.documents.soup import Promote, Strategy
+from adapt.documents.soup import Strategy
+from adapt.evidence.policies import Promote
 from adapt.images.archive import Limits
 from adapt.images.support import Support, SupportError, from_archive, from_images
 from service.http.decoding import PixelBudget, decode_in_order

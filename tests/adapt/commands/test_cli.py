@@ -12,6 +12,7 @@ from adapt.__main__ import main
 from adapt.documents.soup import default_soup, make_soup, read_soup, write_soup
 from adapt.reporting.report import read_report
 from training.bases import rewrite_manifest
+from training.data import balanced_indices, find_files
 from training.manifest import read_manifest
 
 CLASSES = ("cat", "dog", "ship")
@@ -188,9 +189,9 @@ def test_bad_folders_are_one_line_and_exit_code_2(
     assert "expected the report of a search" in failure(capsys, "plot", tmp_path / "report.json")
 
 
-def test_default_makes_the_best_soup_the_manifests(
-    tiny_base_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+@pytest.fixture
+def bases_of_folder(tiny_base_set: Path, tmp_path: Path) -> Path:
+    """A base set whose recipe says that it was trained on the folder `data` beside it."""
     bases = shutil.copytree(tiny_base_set, tmp_path / "bases")
     manifest = read_manifest(bases)
     for part, n in (("train", 9), ("validation", 60), ("test", 9)):
@@ -198,6 +199,13 @@ def test_default_makes_the_best_soup_the_manifests(
     recipe = {"data": {"source": "folder", "path": str(tmp_path / "data"), "num_validation": 0}}
     provenance = manifest.provenance.model_copy(update={"recipe": recipe})
     rewrite_manifest(bases, manifest.model_copy(update={"provenance": provenance}))
+    return bases
+
+
+def test_default_makes_the_best_soup_the_manifests(
+    bases_of_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bases, manifest = bases_of_folder, read_manifest(bases_of_folder)
     found = run_json(capsys, "default", bases)
     written = read_manifest(bases)
     assert written.digest == found["digest"]
@@ -210,6 +218,19 @@ def test_default_makes_the_best_soup_the_manifests(
     assert evaluated["accuracy"]["default"] == found["after"]["accuracy"]
     assert evaluated["log_loss"]["default"] == pytest.approx(found["after"]["log_loss"])
     assert default_soup(written).coefficients == written.default_coefficients
+
+
+def test_default_decodes_no_image_but_those_it_chooses_by(
+    bases_of_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    validation = find_files(tmp_path / "data" / "validation", read_manifest(bases_of_folder).input)
+    used = set(validation.subset(balanced_indices(validation.labels, 30, seed=0)).files)
+    others = set((tmp_path / "data").rglob("*.png")) - used
+    assert len(others) == 9 + 30 + 9
+    for file in others:
+        file.write_text("not an image")
+    assert run_json(capsys, "default", bases_of_folder, "--n", "30")["n"] == 30
+    assert "expected an image file" in failure(capsys, "default", bases_of_folder, "--n", "31")
 
 
 def test_default_refuses_data_of_other_classes(tiny_base_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
