@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from training.documents import Frozen, file_sha256
-from training.images import Pixels, decode, pixel_hash, prepare
+from training.images import Pixels, load_image, pixel_hash, prepare
 from training.manifest import InputSpec
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ class DataSpec(Frozen):
 class ImageSet:
     """Labelled images at the network's input size.
 
-    `images` uint8 (N, H, W, 3) RGB; `labels` int64 (N,), indices into `class_names`; `hashes` the pixel hashes of the
-    decoded originals, before resizing.
+    `images` uint8 (N, H, W, 3) RGB; `labels` int64 (N,), indices into `class_names`; `hashes` tell the
+    pictures apart (`training.images.Loaded.hash`).
     """
 
     images: npt.NDArray[np.uint8]
@@ -303,10 +303,10 @@ def find_files(root: Path, input_spec: InputSpec, class_names: Sequence[str] | N
 
 def _load_file(file: Path, input_spec: InputSpec) -> tuple[Pixels, str]:
     try:
-        pixels = decode(file.read_bytes())
+        loaded = load_image(file.read_bytes(), input_spec)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    return prepare(pixels, input_spec), pixel_hash(pixels)
+    return loaded.pixels, loaded.hash
 
 
 def _torchvision_cifar10(root: Path) -> dict[str, ImageSet]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.images.archive import ArchiveError, Limits, read_archive
-from training.images import MAX_PIXELS, ImageError, Pixels, decode, pixel_hash, prepare
+from training.images import MAX_PIXELS, ImageError, Loaded, Pixels, load_image
 from training.manifest import Manifest
 
 DEFAULT_LIMITS = Limits()
@@ -49,8 +49,8 @@ class SupportLeak(ValueError):
 class Support:
     """Checked labelled images at the network's input size, exact repeats left out.
 
-    `images` uint8 (N, H, W, 3) RGB; `labels` int64 (N,), indices into `class_names`; `hashes` the pixel hashes of the
-    decoded originals, before resizing; `duplicates` how many repeats were left out.
+    `images` uint8 (N, H, W, 3) RGB; `labels` int64 (N,), indices into `class_names`; `hashes` tell the
+    pictures apart (`training.images.Loaded.hash`); `duplicates` how many repeats were left out.
     """
 
     images: npt.NDArray[np.uint8]
@@ -102,7 +102,7 @@ class _Item:
     """One image on its way in."""
 
     pixels: Pixels  # at the network's size
-    hash: str  # of the original
+    hash: str
     label: int
     where: str  # what an error message calls it
     index: int | None
@@ -123,6 +123,7 @@ def from_images(
     manifest: Manifest,
     *,
     max_pixels: int = MAX_PIXELS,
+    on_image: Callable[[int], None] | None = None,
 ) -> Support:
     """Return the support set of a request: images and their labels in the same order.
 
@@ -131,6 +132,7 @@ def from_images(
         labels: class names (text) or indices into them (whole numbers); anything else is refused.
         manifest: of the base set, for the classes and the input size.
         max_pixels: most pixels of one image (given as bytes).
+        on_image: told the pixels (height times width) of each image once it is decoded; ends it all by raising.
 
     Raises:
         SupportError: no images, another number of labels, an image that cannot be decoded or is too large, a label
@@ -146,8 +148,8 @@ def from_images(
     items = []
     for index, (image, label) in enumerate(zip(images, classes, strict=True)):
         where = f"images[{index}]"
-        pixels = _decode(image, where, max_pixels, field="images", index=index) if isinstance(image, bytes) else image
-        items.append(_Item(prepare(pixels, manifest.input), pixel_hash(pixels), label, where, index, None))
+        loaded = _load(image, where, manifest, max_pixels, on_image, field="images", index=index)
+        items.append(_Item(loaded.pixels, loaded.hash, label, where, index, None))
     return _collect(items, manifest, "images")
 
 
@@ -190,7 +192,7 @@ def from_archive(
     *,
     limits: Limits = DEFAULT_LIMITS,
     max_pixels: int = MAX_PIXELS,
-    on_image: Callable[[Pixels], None] | None = None,
+    on_image: Callable[[int], None] | None = None,
 ) -> Support:
     """Return the support set in a .zip, .tar or .tar.gz with one folder per class, possibly below one common folder.
 
@@ -202,7 +204,7 @@ def from_archive(
         manifest: of the base set, for the classes and the input size.
         limits: number of members and unpacked size.
         max_pixels: most pixels of one image.
-        on_image: told of each image once it is decoded; ends it all by raising.
+        on_image: told the pixels (height times width) of each image once it is decoded; ends it all by raising.
 
     Raises:
         SupportError: names the member.
@@ -240,10 +242,10 @@ def load_unlabelled(
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or ignored(name):
             continue
-        pixels = _decode(path.read_bytes(), name, max_pixels, field="images", item=name)
-        if (digest := pixel_hash(pixels)) not in seen:
+        loaded = _load(path.read_bytes(), name, manifest, max_pixels, field="images", item=name)
+        if (digest := loaded.hash) not in seen:
             seen.add(digest)
-            kept.append(prepare(pixels, manifest.input))
+            kept.append(loaded.pixels)
     if not kept:
         raise SupportError(
             f"{folder}: expected images that are not among the labelled ones", field="images", kind="empty"
@@ -261,15 +263,13 @@ def _from_files(
     files: Iterable[tuple[str, bytes]],
     manifest: Manifest,
     max_pixels: int,
-    on_image: Callable[[Pixels], None] | None = None,
+    on_image: Callable[[int], None] | None = None,
 ) -> Support:
     """Decode files one by one (only the resized pixels are kept), then read the classes off their names."""
     decoded: dict[str, tuple[Pixels, str]] = {}
     for name, data in files:
-        pixels = _decode(data, name, max_pixels, field="archive", item=name)
-        if on_image is not None:
-            on_image(pixels)
-        decoded[name] = (prepare(pixels, manifest.input), pixel_hash(pixels))
+        loaded = _load(data, name, manifest, max_pixels, on_image, field="archive", item=name)
+        decoded[name] = (loaded.pixels, loaded.hash)
     if not decoded:
         raise SupportError("expected one folder of images per class, found no file", field="archive", kind="empty")
     items = []
@@ -302,13 +302,24 @@ def _class_folders(names: list[str], classes: tuple[str, ...]) -> list[str]:
     return [path[depth] for path in parts]
 
 
-def _decode(
-    data: bytes, where: str, max_pixels: int, *, field: Field, index: int | None = None, item: str | None = None
-) -> Pixels:
+def _load(
+    source: bytes | Pixels,
+    where: str,
+    manifest: Manifest,
+    max_pixels: int,
+    on_image: Callable[[int], None] | None = None,
+    *,
+    field: Field,
+    index: int | None = None,
+    item: str | None = None,
+) -> Loaded:
     try:
-        return decode(data, max_pixels=max_pixels)
+        loaded = load_image(source, manifest.input, max_pixels=max_pixels)
     except ImageError as error:
         raise SupportError(f"{where}: {error}", field=field, kind=error.kind, index=index, item=item) from None
+    if on_image is not None:
+        on_image(loaded.num_pixels)
+    return loaded
 
 
 def _collect(items: list[_Item], manifest: Manifest, field: Field) -> Support:
@@ -339,7 +350,7 @@ def check_disjoint(support: Support, hashes: Collection[str]) -> None:
 
     Args:
         support: the images a search will choose on.
-        hashes: pixel hashes of the test images' originals (`ImageSet.hashes`).
+        hashes: hashes of the test images (`ImageSet.hashes`).
     """
     known = set(hashes)
     if leaked := tuple(index for index, digest in enumerate(support.hashes) if digest in known):
