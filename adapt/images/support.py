@@ -1,6 +1,6 @@
 """The support set: the few labelled images an adaptation may see, checked before anything is computed. No torch."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.images.archive import ArchiveError, Limits, read_archive
+from training.folders import composed, files_in, indices_by_name, is_ignored
 from training.images import MAX_PIXELS, ImageError, Loaded, Pixels, load_image
 from training.manifest import Manifest
 
 DEFAULT_LIMITS = Limits()
-IGNORED_FILES = {"thumbs.db", "desktop.ini"}  # left behind by file browsers; hidden files and __MACOSX go anyway
 MAX_NAMED_CLASSES = 20  # listed in an error message
 
 Field = Literal["images", "labels", "archive"]
@@ -129,7 +129,8 @@ def from_images(
 
     Args:
         images: decoded uint8 RGB (H, W, 3), or the bytes of image files.
-        labels: class names (text) or indices into them (whole numbers); anything else is refused.
+        labels: class names (text; accents composed or not) or indices into them (whole numbers); anything else is
+            refused.
         manifest: of the base set, for the classes and the input size.
         max_pixels: most pixels of one image (given as bytes).
         on_image: told the pixels (height times width) of each image once it is decoded; ends it all by raising.
@@ -144,7 +145,8 @@ def from_images(
         raise SupportError(
             f"expected one label for each of {len(images)} images, got {len(labels)}", field="labels", kind="count"
         )
-    classes = [_class_index(label, manifest.class_names, index) for index, label in enumerate(labels)]
+    indices = indices_by_name(manifest.class_names)
+    classes = [_class_index(label, manifest.class_names, indices, index) for index, label in enumerate(labels)]
     items = []
     for index, (image, label) in enumerate(zip(images, classes, strict=True)):
         where = f"images[{index}]"
@@ -153,9 +155,9 @@ def from_images(
     return _collect(items, manifest, "images")
 
 
-def _class_index(label: object, names: tuple[str, ...], index: int) -> int:
-    if isinstance(label, str) and label in names:
-        return names.index(label)
+def _class_index(label: object, names: tuple[str, ...], indices: Mapping[str, int], index: int) -> int:
+    if isinstance(label, str) and (found := indices.get(composed(label))) is not None:
+        return found
     if isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < len(names):
         return int(label)
     raise SupportError(
@@ -182,8 +184,8 @@ def from_folder(root: Path, manifest: Manifest, *, max_pixels: int = MAX_PIXELS)
     """
     if not root.is_dir():
         raise SupportError(f"{root}: expected a folder with one folder per class", field="archive", kind="layout")
-    names = ((path.relative_to(root).as_posix(), path) for path in root.rglob("*") if path.is_file())
-    return _from_files(((name, path.read_bytes()) for name, path in names if not ignored(name)), manifest, max_pixels)
+    files = ((path.relative_to(root).as_posix(), path.read_bytes()) for path in files_in(root))
+    return _from_files(files, manifest, max_pixels)
 
 
 def from_archive(
@@ -211,7 +213,7 @@ def from_archive(
     """
     data = source if isinstance(source, bytes) else source.read_bytes()
     try:
-        return _from_files(read_archive(data, limits, ignored=ignored), manifest, max_pixels, on_image)
+        return _from_files(read_archive(data, limits, ignored=is_ignored), manifest, max_pixels, on_image)
     except ArchiveError as error:
         raise SupportError(str(error), field="archive", kind=error.kind, item=error.item) from None
 
@@ -238,10 +240,8 @@ def load_unlabelled(
     if not folder.is_dir():
         raise SupportError(f"{folder}: expected a folder of images", field="images", kind="empty")
     seen, kept = set(known), []
-    for path in sorted(folder.rglob("*")):
+    for path in files_in(folder):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or ignored(name):
-            continue
         loaded = _load(path.read_bytes(), name, manifest, max_pixels, field="images", item=name)
         if (digest := loaded.hash) not in seen:
             seen.add(digest)
@@ -251,12 +251,6 @@ def load_unlabelled(
             f"{folder}: expected images that are not among the labelled ones", field="images", kind="empty"
         )
     return np.stack(kept)
-
-
-def ignored(name: str) -> bool:
-    """Say whether a file is no part of the data: hidden, or left behind by an archiver or file browser."""
-    parts = name.split("/")
-    return parts[-1].lower() in IGNORED_FILES or any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _from_files(
@@ -273,16 +267,17 @@ def _from_files(
     if not decoded:
         raise SupportError("expected one folder of images per class, found no file", field="archive", kind="empty")
     items = []
-    for name, folder in zip(sorted(decoded), _class_folders(sorted(decoded), manifest.class_names), strict=True):
-        items.append(_Item(*decoded[name], manifest.class_names.index(folder), name, None, name))
+    for name, label in zip(sorted(decoded), _labels(sorted(decoded), manifest.class_names), strict=True):
+        items.append(_Item(*decoded[name], label, name, None, name))
     return _collect(items, manifest, "archive")
 
 
-def _class_folders(names: list[str], classes: tuple[str, ...]) -> list[str]:
-    """Return the class folder of each file: the first one, or the second where all files share a first one."""
-    parts = [name.split("/") for name in names]
+def _labels(names: list[str], classes: tuple[str, ...]) -> list[int]:
+    """Return the class of each file, by its first folder, or the second where all files share a first one."""
+    indices = indices_by_name(classes)
+    parts = [composed(name).split("/") for name in names]
     depth = 0
-    if len({path[0] for path in parts}) == 1 and min(map(len, parts)) > 2 and parts[0][0] not in classes:
+    if len({path[0] for path in parts}) == 1 and min(map(len, parts)) > 2 and parts[0][0] not in indices:
         depth = 1
     for name, path in zip(names, parts, strict=True):
         if len(path) < depth + 2:
@@ -292,14 +287,14 @@ def _class_folders(names: list[str], classes: tuple[str, ...]) -> list[str]:
                 kind="layout",
                 item=name,
             )
-        if path[depth] not in classes:
+        if path[depth] not in indices:
             raise SupportError(
                 f"{name}: expected a folder named {_known(classes)}, got {path[depth]!r}",
                 field="archive",
                 kind="label",
                 item=name,
             )
-    return [path[depth] for path in parts]
+    return [indices[path[depth]] for path in parts]
 
 
 def _load(
