@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.data import ImageFiles, Images
 from training.documents import Frozen
-from training.images import decode, prepare
+from training.images import Pixels, decode_for_crops, load_image
 
 MAX_WORKERS = 16
 
@@ -164,15 +164,13 @@ class _Files(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self._data.files[index], int(self._data.labels[index])
+        _seed_everything(stream(self._seed, self._epoch, index))
         try:
-            pixels = decode(path.read_bytes())
+            pixels = self._read(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        _seed_everything(stream(self._seed, self._epoch, index))
         if self._transform is not None:
-            pixels = np.asarray(self._transform(Image.fromarray(pixels)))
             return torch.from_numpy(pixels.copy()), label
-        pixels = prepare(pixels, self._data.input_spec)
         pad = self._augmentation.pad
         padded = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
         row, column = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
@@ -180,6 +178,13 @@ class _Files(Dataset[tuple[Tensor, int]]):
         if self._augmentation.flip and random.random() < 0.5:
             pixels = pixels[:, ::-1]
         return torch.from_numpy(pixels.copy()), label
+
+    def _read(self, file: bytes) -> Pixels:
+        """Return the picture at the network's size: whole, or a random part of it."""
+        spec, share = self._data.input_spec, self._augmentation.crop
+        if self._transform is None or share is None:
+            return load_image(file, spec).pixels
+        return np.asarray(self._transform(decode_for_crops(file, spec, share[0])))
 
 
 def _crop_transform(augmentation: Augmentation, data: ImageFiles) -> "Callable[[Image.Image], Image.Image]":

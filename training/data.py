@@ -13,7 +13,8 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from training.documents import Frozen, file_sha256
-from training.images import Pixels, decode, pixel_hash, prepare
+from training.folders import class_folders, composed, files_in, indices_by_name
+from training.images import Pixels, load_image, pixel_hash, prepare
 from training.manifest import InputSpec
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,8 @@ class DataSpec(Frozen):
 class ImageSet:
     """Labelled images at the network's input size.
 
-    `images` uint8 (N, H, W, 3) RGB; `labels` int64 (N,), indices into `class_names`; `hashes` the pixel hashes of the
-    decoded originals, before resizing.
+    `images` uint8 (N, H, W, 3) RGB; `labels` int64 (N,), indices into `class_names`; `hashes` tell the
+    pictures apart (`training.images.Loaded.hash`).
     """
 
     images: npt.NDArray[np.uint8]
@@ -288,38 +289,42 @@ def find_files(root: Path, input_spec: InputSpec, class_names: Sequence[str] | N
     """Find `root/<class>/<file>`.
 
     Args:
-        root: one folder per class; hidden files and files that are no images by their suffix are passed over.
+        root: one folder per class; empty folders, hidden files, what file browsers leave behind, and files that are no
+            images by their suffix are passed over.
         input_spec: size and resize rule the images are brought to.
         class_names: fixes the classes and their order; the folder may then lack some. Default: the folders, sorted.
+            Names are compared, and the default's are, with their accents composed (Unicode NFC).
 
     Raises:
-        ValueError: no such folder, no class, an unknown class, or a class without images.
+        ValueError: no such folder, no class, an unknown class, or a class with files but without images.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: expected a folder with one folder per class, found no such folder")
-    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    names = tuple(class_names) if class_names is not None else tuple(folder.name for folder in folders)
+    folders = class_folders(root)
+    names = tuple(class_names if class_names is not None else dict.fromkeys(composed(path.name) for path in folders))
+    indices = indices_by_name(names)
     if not folders:
         raise ValueError(f"{root}: expected one folder per class, found none")
     files: list[Path] = []
     labels: list[int] = []
     for folder in folders:
-        if folder.name not in names:
+        label = indices.get(composed(folder.name))
+        if label is None:
             raise ValueError(f"{folder}: expected a class folder named one of {list(names)}")
-        inside = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+        inside = [file for file in files_in(folder) if file.suffix.lower() in SUFFIXES]
         if not inside:
             raise ValueError(f"{folder}: expected images of class {folder.name!r}, found none")
         files += inside
-        labels += [names.index(folder.name)] * len(inside)
+        labels += [label] * len(inside)
     return ImageFiles(tuple(files), np.asarray(labels, dtype=np.int64), names, input_spec)
 
 
 def _load_file(file: Path, input_spec: InputSpec) -> tuple[Pixels, str]:
     try:
-        pixels = decode(file.read_bytes())
+        loaded = load_image(file.read_bytes(), input_spec)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    return prepare(pixels, input_spec), pixel_hash(pixels)
+    return loaded.pixels, loaded.hash
 
 
 def _torchvision_cifar10(root: Path) -> dict[str, ImageSet]:

@@ -14,6 +14,7 @@ from training.cli import Command, Result
 from training.data import ImageSet, balanced_indices, find_files, find_test_folder
 from training.devices import pick_device
 from training.documents import Frozen, file_sha256
+from training.folders import class_folders, composed
 from training.foreign import Channels, Fitted, load_weights
 from training.manifest import (
     NORMS,
@@ -193,7 +194,7 @@ def _class_names(options: Import) -> tuple[str, ...]:
         root = find_test_folder(options.data) or options.data
         if not root.is_dir():
             raise ValueError(f"{root}: expected a folder with one folder per class, found no such folder")
-        names = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+        names = tuple(dict.fromkeys(composed(folder.name) for folder in class_folders(root)))
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"expected the different names of at least 2 classes, got {list(names)[:5]}")
     return names

@@ -14,6 +14,7 @@ from training.documents import one_line
 
 SMALL = 16 * 2**20  # bytes that any archive may unpack to, whatever its ratio
 ZIP_ENTRY = b"PK\x01\x02"  # signature of one entry of the central directory
+UTF8_FLAG = 1 << 11  # of a member: its name is UTF-8
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # What zipfile and tarfile raise: the last two are for features that zipfile lacks, and for thousands of headers of a
 # tar, each about the next.
@@ -95,7 +96,7 @@ def _read_zip(data: bytes, limits: Limits, ignored: Callable[[str], bool]) -> It
         members = archive.infolist()
         _check_total(sum(member.file_size for member in members), budget)
         for member in members:
-            name = _check_name(member.filename)
+            name = _check_name(_name_of(member))
             if member.is_dir():
                 continue
             kind = stat.S_IFMT(member.external_attr >> 16)
@@ -110,6 +111,16 @@ def _read_zip(data: bytes, limits: Limits, ignored: Callable[[str], bool]) -> It
             budget -= len(content)
             _check_total(0, budget)
             yield name, content
+
+
+def _name_of(member: zipfile.ZipInfo) -> str:
+    """Return the name of a member. Debian's zip writes UTF-8 and does not say so; zipfile reads it as code page 437."""
+    if member.flag_bits & UTF8_FLAG:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return member.filename
 
 
 def _read_tar(data: bytes, limits: Limits, ignored: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:

@@ -1,6 +1,6 @@
 """The support set: the few labelled images an adaptation may see, checked before anything is computed. No torch."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.images.archive import ArchiveError, Limits, read_archive
-from training.images import MAX_PIXELS, ImageError, Pixels, decode, pixel_hash, prepare
+from training.folders import composed, files_in, indices_by_name, is_ignored
+from training.images import MAX_PIXELS, ImageError, Loaded, Pixels, load_image
 from training.manifest import Manifest
 
 DEFAULT_LIMITS = Limits()
-IGNORED_FILES = {"thumbs.db", "desktop.ini"}  # left behind by file browsers; hidden files and __MACOSX go anyway
 MAX_NAMED_CLASSES = 20  # listed in an error message
 
 Field = Literal["images", "labels", "archive"]
@@ -49,8 +49,8 @@ class SupportLeak(ValueError):
 class Support:
     """Checked labelled images at the network's input size, exact repeats left out.
 
-    `images` uint8 (N, H, W, 3) RGB; `labels` int64 (N,), indices into `class_names`; `hashes` the pixel hashes of the
-    decoded originals, before resizing; `duplicates` how many repeats were left out.
+    `images` uint8 (N, H, W, 3) RGB; `labels` int64 (N,), indices into `class_names`; `hashes` tell the
+    pictures apart (`training.images.Loaded.hash`); `duplicates` how many repeats were left out.
     """
 
     images: npt.NDArray[np.uint8]
@@ -102,7 +102,7 @@ class _Item:
     """One image on its way in."""
 
     pixels: Pixels  # at the network's size
-    hash: str  # of the original
+    hash: str
     label: int
     where: str  # what an error message calls it
     index: int | None
@@ -123,14 +123,17 @@ def from_images(
     manifest: Manifest,
     *,
     max_pixels: int = MAX_PIXELS,
+    on_image: Callable[[int], None] | None = None,
 ) -> Support:
     """Return the support set of a request: images and their labels in the same order.
 
     Args:
         images: decoded uint8 RGB (H, W, 3), or the bytes of image files.
-        labels: class names (text) or indices into them (whole numbers); anything else is refused.
+        labels: class names (text; accents composed or not) or indices into them (whole numbers); anything else is
+            refused.
         manifest: of the base set, for the classes and the input size.
         max_pixels: most pixels of one image (given as bytes).
+        on_image: told the pixels (height times width) of each image once it is decoded; ends it all by raising.
 
     Raises:
         SupportError: no images, another number of labels, an image that cannot be decoded or is too large, a label
@@ -142,18 +145,19 @@ def from_images(
         raise SupportError(
             f"expected one label for each of {len(images)} images, got {len(labels)}", field="labels", kind="count"
         )
-    classes = [_class_index(label, manifest.class_names, index) for index, label in enumerate(labels)]
+    indices = indices_by_name(manifest.class_names)
+    classes = [_class_index(label, manifest.class_names, indices, index) for index, label in enumerate(labels)]
     items = []
     for index, (image, label) in enumerate(zip(images, classes, strict=True)):
         where = f"images[{index}]"
-        pixels = _decode(image, where, max_pixels, field="images", index=index) if isinstance(image, bytes) else image
-        items.append(_Item(prepare(pixels, manifest.input), pixel_hash(pixels), label, where, index, None))
+        loaded = _load(image, where, manifest, max_pixels, on_image, field="images", index=index)
+        items.append(_Item(loaded.pixels, loaded.hash, label, where, index, None))
     return _collect(items, manifest, "images")
 
 
-def _class_index(label: object, names: tuple[str, ...], index: int) -> int:
-    if isinstance(label, str) and label in names:
-        return names.index(label)
+def _class_index(label: object, names: tuple[str, ...], indices: Mapping[str, int], index: int) -> int:
+    if isinstance(label, str) and (found := indices.get(composed(label))) is not None:
+        return found
     if isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < len(names):
         return int(label)
     raise SupportError(
@@ -180,8 +184,8 @@ def from_folder(root: Path, manifest: Manifest, *, max_pixels: int = MAX_PIXELS)
     """
     if not root.is_dir():
         raise SupportError(f"{root}: expected a folder with one folder per class", field="archive", kind="layout")
-    names = ((path.relative_to(root).as_posix(), path) for path in root.rglob("*") if path.is_file())
-    return _from_files(((name, path.read_bytes()) for name, path in names if not ignored(name)), manifest, max_pixels)
+    files = ((path.relative_to(root).as_posix(), path.read_bytes()) for path in files_in(root))
+    return _from_files(files, manifest, max_pixels)
 
 
 def from_archive(
@@ -190,7 +194,7 @@ def from_archive(
     *,
     limits: Limits = DEFAULT_LIMITS,
     max_pixels: int = MAX_PIXELS,
-    on_image: Callable[[Pixels], None] | None = None,
+    on_image: Callable[[int], None] | None = None,
 ) -> Support:
     """Return the support set in a .zip, .tar or .tar.gz with one folder per class, possibly below one common folder.
 
@@ -202,14 +206,14 @@ def from_archive(
         manifest: of the base set, for the classes and the input size.
         limits: number of members and unpacked size.
         max_pixels: most pixels of one image.
-        on_image: told of each image once it is decoded; ends it all by raising.
+        on_image: told the pixels (height times width) of each image once it is decoded; ends it all by raising.
 
     Raises:
         SupportError: names the member.
     """
     data = source if isinstance(source, bytes) else source.read_bytes()
     try:
-        return _from_files(read_archive(data, limits, ignored=ignored), manifest, max_pixels, on_image)
+        return _from_files(read_archive(data, limits, ignored=is_ignored), manifest, max_pixels, on_image)
     except ArchiveError as error:
         raise SupportError(str(error), field="archive", kind=error.kind, item=error.item) from None
 
@@ -236,14 +240,12 @@ def load_unlabelled(
     if not folder.is_dir():
         raise SupportError(f"{folder}: expected a folder of images", field="images", kind="empty")
     seen, kept = set(known), []
-    for path in sorted(folder.rglob("*")):
+    for path in files_in(folder):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or ignored(name):
-            continue
-        pixels = _decode(path.read_bytes(), name, max_pixels, field="images", item=name)
-        if (digest := pixel_hash(pixels)) not in seen:
+        loaded = _load(path.read_bytes(), name, manifest, max_pixels, field="images", item=name)
+        if (digest := loaded.hash) not in seen:
             seen.add(digest)
-            kept.append(prepare(pixels, manifest.input))
+            kept.append(loaded.pixels)
     if not kept:
         raise SupportError(
             f"{folder}: expected images that are not among the labelled ones", field="images", kind="empty"
@@ -251,38 +253,31 @@ def load_unlabelled(
     return np.stack(kept)
 
 
-def ignored(name: str) -> bool:
-    """Say whether a file is no part of the data: hidden, or left behind by an archiver or file browser."""
-    parts = name.split("/")
-    return parts[-1].lower() in IGNORED_FILES or any(part.startswith(".") or part == "__MACOSX" for part in parts)
-
-
 def _from_files(
     files: Iterable[tuple[str, bytes]],
     manifest: Manifest,
     max_pixels: int,
-    on_image: Callable[[Pixels], None] | None = None,
+    on_image: Callable[[int], None] | None = None,
 ) -> Support:
     """Decode files one by one (only the resized pixels are kept), then read the classes off their names."""
     decoded: dict[str, tuple[Pixels, str]] = {}
     for name, data in files:
-        pixels = _decode(data, name, max_pixels, field="archive", item=name)
-        if on_image is not None:
-            on_image(pixels)
-        decoded[name] = (prepare(pixels, manifest.input), pixel_hash(pixels))
+        loaded = _load(data, name, manifest, max_pixels, on_image, field="archive", item=name)
+        decoded[name] = (loaded.pixels, loaded.hash)
     if not decoded:
         raise SupportError("expected one folder of images per class, found no file", field="archive", kind="empty")
     items = []
-    for name, folder in zip(sorted(decoded), _class_folders(sorted(decoded), manifest.class_names), strict=True):
-        items.append(_Item(*decoded[name], manifest.class_names.index(folder), name, None, name))
+    for name, label in zip(sorted(decoded), _labels(sorted(decoded), manifest.class_names), strict=True):
+        items.append(_Item(*decoded[name], label, name, None, name))
     return _collect(items, manifest, "archive")
 
 
-def _class_folders(names: list[str], classes: tuple[str, ...]) -> list[str]:
-    """Return the class folder of each file: the first one, or the second where all files share a first one."""
-    parts = [name.split("/") for name in names]
+def _labels(names: list[str], classes: tuple[str, ...]) -> list[int]:
+    """Return the class of each file, by its first folder, or the second where all files share a first one."""
+    indices = indices_by_name(classes)
+    parts = [composed(name).split("/") for name in names]
     depth = 0
-    if len({path[0] for path in parts}) == 1 and min(map(len, parts)) > 2 and parts[0][0] not in classes:
+    if len({path[0] for path in parts}) == 1 and min(map(len, parts)) > 2 and parts[0][0] not in indices:
         depth = 1
     for name, path in zip(names, parts, strict=True):
         if len(path) < depth + 2:
@@ -292,23 +287,34 @@ def _class_folders(names: list[str], classes: tuple[str, ...]) -> list[str]:
                 kind="layout",
                 item=name,
             )
-        if path[depth] not in classes:
+        if path[depth] not in indices:
             raise SupportError(
                 f"{name}: expected a folder named {_known(classes)}, got {path[depth]!r}",
                 field="archive",
                 kind="label",
                 item=name,
             )
-    return [path[depth] for path in parts]
+    return [indices[path[depth]] for path in parts]
 
 
-def _decode(
-    data: bytes, where: str, max_pixels: int, *, field: Field, index: int | None = None, item: str | None = None
-) -> Pixels:
+def _load(
+    source: bytes | Pixels,
+    where: str,
+    manifest: Manifest,
+    max_pixels: int,
+    on_image: Callable[[int], None] | None = None,
+    *,
+    field: Field,
+    index: int | None = None,
+    item: str | None = None,
+) -> Loaded:
     try:
-        return decode(data, max_pixels=max_pixels)
+        loaded = load_image(source, manifest.input, max_pixels=max_pixels)
     except ImageError as error:
         raise SupportError(f"{where}: {error}", field=field, kind=error.kind, index=index, item=item) from None
+    if on_image is not None:
+        on_image(loaded.num_pixels)
+    return loaded
 
 
 def _collect(items: list[_Item], manifest: Manifest, field: Field) -> Support:
@@ -339,7 +345,7 @@ def check_disjoint(support: Support, hashes: Collection[str]) -> None:
 
     Args:
         support: the images a search will choose on.
-        hashes: pixel hashes of the test images' originals (`ImageSet.hashes`).
+        hashes: hashes of the test images (`ImageSet.hashes`).
     """
     known = set(hashes)
     if leaked := tuple(index for index, digest in enumerate(support.hashes) if digest in known):

@@ -35,7 +35,7 @@ from service.store.database import Database
 from service.store.jobs import JobQueue
 from service.store.registry import Registry
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
-from training.images import decode, prepare, to_input
+from training.images import load_image, to_input
 from training.manifest import Manifest, read_manifest
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ def _wrong_answers(
 ) -> int:
     """Return how many answers differ from what their version says in this process."""
     bundle = Bundle.open(build_bundle(base, work / "home" / "bundles"))  # the server has built it
-    pixels = np.stack([prepare(decode(file), manifest.input) for file in images])
+    pixels = np.stack([load_image(file, manifest.input).pixels for file in images])
     wrong = 0
     with contextlib.closing(Database(url)) as database:
         registry = Registry(database)

@@ -26,7 +26,7 @@ from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
 from service.http.answers import confidences, predictions_json
 from training.cli import Command, Result, run
-from training.images import decode, prepare, to_input
+from training.images import load_image, to_input
 from training.manifest import Manifest, read_manifest
 
 NUM_IMAGES = 64
@@ -141,11 +141,11 @@ PATHS = {"mlserver": "/v2/models/network/infer"}
 def _stage_costs(bundle: Path, manifest: Manifest, files: list[bytes]) -> dict[str, float]:
     """Return microseconds per request of the work that both servers share, measured alone in this process."""
     session = Bundle.open(bundle).session(manifest.default_coefficients)
-    pixels = [prepare(decode(file), manifest.input) for file in files]
+    pixels = [load_image(file, manifest.input).pixels for file in files]
     logits = session.run(to_input(np.stack(pixels[:1])))
     probabilities = confidences(logits, 1.0)
     stages: dict[str, Callable[[int], Any]] = {
-        "decode": lambda index: prepare(decode(files[index]), manifest.input),
+        "decode": lambda index: load_image(files[index], manifest.input).pixels,
         "session_run": lambda index: session.run(to_input(pixels[index][None])),
         "confidences": lambda index: confidences(logits, 1.0),
         "json": lambda index: predictions_json("default", 1, probabilities, manifest.class_names, top_k=3),

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from deploy.runtime import Bundle, SoupSession
 from service.http.answers import confidences, predictions_json
 from service.prediction.batcher import Batcher
-from training.images import decode, prepare, to_input
+from training.images import load_image, to_input
 from training.manifest import Manifest, read_manifest
 
 MAX_BATCH = 32
@@ -38,7 +38,7 @@ def create_app(base: Path, bundle: Path) -> Starlette:
     temperature, spec, names = manifest.default_temperature, manifest.input, manifest.class_names
 
     async def predict(request: Request) -> Response:
-        pixels = prepare(decode(await request.body()), spec)
+        pixels = load_image(await request.body(), spec).pixels
         probabilities = confidences(await batcher.submit([pixels]), temperature)
         body = predictions_json("default", 1, probabilities, names, top_k=3)
         return Response(body, media_type="application/json")

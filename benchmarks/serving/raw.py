@@ -12,7 +12,7 @@ import numpy as np
 
 from deploy.runtime import Bundle
 from service.http.answers import confidences, predictions_json
-from training.images import decode, prepare, to_input
+from training.images import load_image, to_input
 from training.manifest import read_manifest
 
 
@@ -44,7 +44,7 @@ def _worker(base: Path, bundle: Path, files: list[bytes], pipe: "Connection[Any,
             done, start = 0, time.perf_counter()
             while (passed := time.perf_counter() - start) < seconds:
                 some = [files[(done + index) % len(files)] for index in range(batch)]
-                pixels = np.stack([prepare(decode(file), manifest.input) for file in some])
+                pixels = np.stack([load_image(file, manifest.input).pixels for file in some])
                 for row in confidences(session.run(to_input(pixels)), temperature):
                     predictions_json("default", 1, row[None], names, top_k=3)
                 done += batch

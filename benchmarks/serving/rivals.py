@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.server import ROOT, free_port
 from deploy.runtime import Bundle
 from service.http.answers import confidences, predictions_json
-from training.images import Pixels, decode, prepare, to_input
+from training.images import Pixels, load_image, to_input
 from training.manifest import read_manifest
 
 BASE, BUNDLE, PORT, WORKERS = "RIVAL_BASE", "RIVAL_BUNDLE", "RIVAL_PORT", "RIVAL_WORKERS"
@@ -42,7 +42,7 @@ class Network:
 
     def decode(self, file: bytes) -> Pixels:
         """Return the pixels of a file as the network wants them."""
-        return prepare(decode(file), self._manifest.input)
+        return load_image(file, self._manifest.input).pixels
 
     def answer(self, images: list[Pixels]) -> list[bytes]:
         """Return the answers to images, as JSON."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from adapt.images.support import Support, check_disjoint
 from benchmarks.shifts.suite import Family
 from training.data import DataSpec, ImageFiles, ImageSet, balanced_indices, find_files, load_splits
+from training.folders import class_folders, composed, indices_by_name
 from training.manifest import InputSpec
 
 
@@ -60,7 +61,8 @@ def find_folder_sets(root: Path, class_names: Sequence[str]) -> list[FolderSet]:
         folder_set
         for folder_set in FOLDER_SETS.values()
         if (root / folder_set.folder).is_dir()
-        and {folder.name for folder in (root / folder_set.folder).iterdir() if folder.is_dir()} <= set(class_names)
+        and {composed(folder.name) for folder in class_folders(root / folder_set.folder)}
+        <= indices_by_name(class_names).keys()
     ]
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -11,7 +11,7 @@ from adapt.documents.soup import Strategy
 from adapt.evidence.policies import Promote
 from adapt.images.archive import Limits
 from adapt.images.support import Support, SupportError, from_archive, from_images
-from service.http.decoding import PixelBudget, decode_in_order
+from service.http.decoding import PixelBudget, load_in_order
 from service.http.problems import FieldError, Problem, invalid
 from service.http.uploads import Part, parse_json, too_many_images
 from service.prediction.predictor import Predictor
@@ -22,7 +22,7 @@ from service.store.keeping import Choice
 from service.store.material import Material
 from service.store.registry import Registry, UnknownDeployment
 from service.store.tables import Balance, Job
-from training.images import Pixels, pixel_hash, prepare
+from training.images import Pixels
 from training.manifest import Manifest
 
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -31,6 +31,7 @@ CHOICES: tuple[Choice, ...] = get_args(Choice)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
 MAX_WAIT_SECONDS = 50
 POLL_SECONDS = 0.05
+_REASONS = {"too_large": "pixels", "undecodable": "undecodable"}  # of an image that is refused
 
 
 class Upload(NamedTuple):
@@ -98,49 +99,32 @@ def check_upload(upload: Upload, manifest: Manifest, settings: Settings) -> Mate
     support = _support(upload, manifest, settings, budget) if upload.is_labelled else None
     seen = set() if support is None else set(support.hashes)
     kept: dict[str, Pixels] = {}
-    for pixels in decode_in_order(upload.unlabelled, settings, field="unlabelled", budget=budget):
-        if (digest := pixel_hash(pixels)) not in seen:
+    for loaded in load_in_order(upload.unlabelled, manifest.input, settings, field="unlabelled", budget=budget):
+        if (digest := loaded.hash) not in seen:
             seen.add(digest)
-            kept[digest] = prepare(pixels, manifest.input)
+            kept[digest] = loaded.pixels
     return Material(support, np.stack(list(kept.values())) if kept else None, tuple(kept))
 
 
 def _support(upload: Upload, manifest: Manifest, settings: Settings, budget: PixelBudget) -> Support:
+    max_pixels = settings.max_image_pixels
     try:
         if upload.archive is not None:
             limits = Limits(max_files=settings.max_images - len(upload.unlabelled))
-            return from_archive(
-                upload.archive, manifest, limits=limits, max_pixels=settings.max_image_pixels, on_image=budget.spend
-            )
-        return from_images(_Pictures(upload.images, settings, budget), upload.labels, manifest)
+            return from_archive(upload.archive, manifest, limits=limits, max_pixels=max_pixels, on_image=budget.spend)
+        return from_images(upload.images, upload.labels, manifest, max_pixels=max_pixels, on_image=budget.spend)
     except SupportError as error:
         raise _problem(error) from error
 
 
-class _Pictures(Sequence[Pixels]):
-    """Image files that are decoded while somebody goes through them, one after the other."""
-
-    def __init__(self, files: list[bytes], settings: Settings, budget: PixelBudget) -> None:
-        self._files, self._settings, self._budget = files, settings, budget
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: Any) -> Any:
-        return next(decode_in_order([self._files[index]], self._settings))
-
-    def __iter__(self) -> Iterator[Pixels]:
-        return decode_in_order(self._files, self._settings, budget=self._budget)
-
-
 def _problem(error: SupportError) -> Problem:
     field = error.field if error.index is None else f"{error.field}[{error.index}]"
-    too_large = error.kind == "too_large"
+    message = str(error)
     return Problem(
-        413 if too_large else 422,
-        str(error),
-        [FieldError(field, str(error))],
-        reason="too_large" if too_large else None,
+        413 if error.kind == "too_large" else 422,
+        message,
+        [FieldError(field, message.removeprefix(f"{field}: "))],
+        reason=_REASONS.get(error.kind) if error.field == "images" else None,
     )
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 
 from service.http.problems import Problem, invalid
 from service.settings import Settings
-from training.images import ImageError, Pixels, decode, prepare
+from training.images import ImageError, Loaded, Pixels, load_image
 from training.manifest import InputSpec
 
 INLINE_BYTES = 16_384  # of all files together: a thread would cost more than it saves
@@ -19,29 +19,31 @@ class PixelBudget:
     def __init__(self, settings: Settings) -> None:
         self._limit = self._left = settings.max_request_pixels
 
-    def spend(self, pixels: Pixels) -> None:
-        """Take an image into account.
+    def spend(self, pixels: int) -> None:
+        """Take an image of so many pixels into account.
 
         Raises:
             Problem: 413, it is more than was left.
         """
-        self._left -= pixels.shape[0] * pixels.shape[1]
+        self._left -= pixels
         if self._left < 0:
             raise Problem(413, f"expected at most {self._limit} pixels in one request", reason="pixels")
 
 
-def decode_in_order(
+def load_in_order(
     files: Iterable[bytes],
+    spec: InputSpec,
     settings: Settings,
     *,
     field: str = "images",
     budget: PixelBudget | None = None,
     max_pixels: int | None = None,
-) -> Iterator[Pixels]:
-    """Yield the pictures (H, W, 3) of image files, one at a time, as only one should be in memory.
+) -> Iterator[Loaded]:
+    """Yield the pictures of image files at the network's size, one at a time, as only one should be in memory.
 
     Args:
         files: the files, each decoded when its picture is asked for.
+        spec: of the network.
         settings: the limits.
         field: what the parts of the request are named.
         budget: shared by all images of the request; None where these are all.
@@ -53,11 +55,11 @@ def decode_in_order(
     budget = budget or PixelBudget(settings)
     for index, file in enumerate(files):
         try:
-            pixels = decode(file, max_pixels=max_pixels or settings.max_image_pixels)
+            loaded = load_image(file, spec, max_pixels=max_pixels or settings.max_image_pixels)
         except ImageError as error:
             raise _rejected(f"{field}[{index}]", error) from error
-        budget.spend(pixels)
-        yield pixels
+        budget.spend(loaded.num_pixels)
+        yield loaded
 
 
 def _rejected(item: str, error: ImageError) -> Problem:
@@ -72,7 +74,7 @@ async def decode_prepared(
     """Return the images at the network's input size.
 
     Raises:
-        Problem: see `decode_in_order`.
+        Problem: see `load_in_order`.
     """
     if sum(map(len, files)) <= INLINE_BYTES:
         try:
@@ -85,4 +87,4 @@ async def decode_prepared(
 
 
 def _prepared(files: Sequence[bytes], spec: InputSpec, settings: Settings, max_pixels: int) -> list[Pixels]:
-    return [prepare(pixels, spec) for pixels in decode_in_order(files, settings, max_pixels=max_pixels)]
+    return [loaded.pixels for loaded in load_in_order(files, spec, settings, max_pixels=max_pixels)]

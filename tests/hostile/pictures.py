@@ -95,6 +95,20 @@ def tiff(entries: list[tuple[int, int, int, int]], *, following: int = 0, tail: 
     return b"II*\x00" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", following) + tail
 
 
+def grey_tiff(values: "np.ndarray[Any, Any]", *, white_is_zero: bool = False) -> bytes:
+    """Return an uncompressed TIFF of SIDE x SIDE whole numbers of any type; Pillow does not write most of them."""
+    size, is_signed = values.dtype.itemsize, values.dtype.kind == "i"
+    entries = [(256, 4, 1, SIDE), (257, 4, 1, SIDE), (258, 3, 1, 8 * size), (259, 3, 1, 1)]
+    entries += [(262, 3, 1, 0 if white_is_zero else 1), (273, 4, 1, 8 + 2 + 10 * 12 + 4), (277, 3, 1, 1)]
+    entries += [(278, 4, 1, SIDE), (279, 4, 1, SIDE**2 * size), (339, 3, 1, 2 if is_signed else 1)]
+    return tiff(entries, tail=values.astype(values.dtype.newbyteorder("<")).tobytes())
+
+
+def ill_typed(orientation: int) -> bytes:
+    """Return an EXIF block of an orientation and a resolution that is a text."""
+    return tiff([(0x0112, 3, 1, orientation), (0x011A, 2, 4, int.from_bytes(b"low\x00", "little"))])
+
+
 def tiff_of(width: int, height: int, **options: Any) -> bytes:
     """Return an uncompressed grey TIFF that says it has this size."""
     entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
@@ -150,7 +164,6 @@ def refused() -> dict[str, tuple[bytes, int]]:
         "JPEG without tables": jpeg.replace(b"\xff\xdb", b"\xff\xfe").replace(b"\xff\xc4", b"\xff\xfe"),
         "JPEG without height": jpeg_of(64, 0),
         "JPEG without width": jpeg_of(0, 64),
-        "multi-picture JPEG": animated("MPO"),
         "truncated PNG": good[:200],
         "PNG signature alone": SIGNATURE,
         "PNG without pixels": png(header(SIDE, SIDE)),
@@ -166,6 +179,7 @@ def refused() -> dict[str, tuple[bytes, int]]:
         "PNG text bomb": with_chunks(chunk(b"zTXt", b"a\x00\x00" + _zeros(2**24))),
         "PNG of many text bombs": with_chunks(*[chunk(b"zTXt", b"%d\x00\x00" % n + _zeros(2**20)) for n in range(99)]),
         "PNG profile bomb": with_chunks(chunk(b"iCCP", b"a\x00\x00" + _zeros(2**24))),
+        "PNG text of 5 MiB": with_chunks(chunk(b"zTXt", b"a\x00\x00" + _zeros(5 * 2**20))),
         "animated PNG": animated("PNG"),
         "truncated WebP": webp[:60],
         "WebP that lies about its length": patched(webp, 4, b"\xff\xff\xff\x7f"),
@@ -184,6 +198,9 @@ def refused() -> dict[str, tuple[bytes, int]]:
         "TIFF whose directory is nowhere": b"II*\x00\xff\xff\xff\x7f",
         "TIFF of 4 billion strips": tiff([(256, 4, 1, 16), (257, 4, 1, 16), (273, 4, 2**32 - 1, 8), (262, 3, 1, 1)]),
         "TIFF of size 0": tiff_of(0, 0),
+        "TIFF of grey below zero": grey_tiff(np.linspace(-1, 32767, SIDE**2).astype(np.int16)),
+        "TIFF of grey above 65535": grey_tiff(np.linspace(0, 65536, SIDE**2).astype(np.int32)),
+        "TIFF of grey above 2 billion": grey_tiff(np.linspace(0, 2**32 - 1, SIDE**2).astype(np.uint32)),
         "TIFF of floats": saved(picture(mode="L").convert("F"), "TIFF"),
         "TIFF of many pages": animated("TIFF"),
         "photo that ends in its EXIF": with_exif(b"II*\x00" + b"\xff" * 99)[:80],
@@ -229,6 +246,19 @@ def odd() -> dict[str, bytes]:
         "packed TIFF": lambda: saved(picture(), "TIFF", compression="tiff_lzw"),
         "LAB TIFF": lambda: saved(Image.new("LAB", (SIDE, SIDE), (128, 100, 150)), "TIFF"),
         "progressive JPEG": lambda: saved(picture(), "JPEG", progressive=True),
+        "multi-picture JPEG": lambda: animated("MPO"),
+        "JPEG whose index of pictures is noise": lambda: animated("MPO").replace(b"MPF\x00II", b"MPF\x00??"),
+        "JPEG that ends in its second picture": lambda: animated("MPO")[:-300],
+        "JPEG on its side with an ill-typed tag": lambda: with_exif(ill_typed(6)),
+        "PNG on its side with an ill-typed tag": lambda: with_chunks(chunk(b"eXIf", ill_typed(8))),
+        "WebP on its side with an ill-typed tag": lambda: saved(picture(), "WEBP", exif=ill_typed(5)),
+        "PNG with 1.5 MiB of text": lambda: with_chunks(chunk(b"zTXt", b"a\x00\x00" + _zeros(3 * 2**19))),
+        "PNG with 3.5 MiB of international text": lambda: with_chunks(
+            chunk(b"iTXt", b"a\x00\x01\x00\x00\x00" + _zeros(7 * 2**19))
+        ),
+        "signed 16-bit TIFF": lambda: grey_tiff(np.linspace(0, 32767, SIDE**2).astype(np.int16)),
+        "signed 32-bit TIFF": lambda: grey_tiff(np.linspace(0, 65535, SIDE**2).astype(np.int32)),
+        "16-bit TIFF where white is zero": lambda: grey_tiff(wide.ravel(), white_is_zero=True),
         "still GIF": lambda: saved(picture(mode="P"), "GIF"),
         "lossless WebP": lambda: saved(picture(mode="RGBA"), "WEBP", lossless=True),
         "one pixel": lambda: saved(picture(side=1)),

@@ -69,6 +69,43 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     assert np.array_equal(found[:, :, 0], found[:, :, 2])
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.uint16, np.uint32])
+def test_grey_of_every_whole_number_type_is_scaled_where_it_fits(kind: type[np.generic]) -> None:
+    high = min(65535, int(np.iinfo(kind).max))
+    grey = np.linspace(0, high, pictures.SIDE**2).astype(kind).reshape(pictures.SIDE, pictures.SIDE)
+    expected = (grey >> 8).astype(np.uint8)
+    assert np.array_equal(decode(pictures.grey_tiff(grey))[:, :, 1], expected)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 300), (0, 65536), (-32768, 32767)])
+def test_grey_that_does_not_fit_16_bits_is_refused(low: int, high: int) -> None:
+    values = np.linspace(low, high, pictures.SIDE**2).round().astype(np.int32)
+    with pytest.raises(ImageError, match=f"expected grey values from 0 to 65535, got {low} to {high}"):
+        decode(pictures.grey_tiff(values))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_white_may_be_zero(kind: type[np.generic]) -> None:
+    high = int(np.iinfo(kind).max)
+    grey = np.linspace(0, high, pictures.SIDE**2).astype(kind).reshape(pictures.SIDE, pictures.SIDE)
+    found = decode(pictures.grey_tiff(grey, white_is_zero=True))
+    assert np.array_equal(found, decode(pictures.grey_tiff(high - grey)))
+    assert found[0, 0, 0] == 255
+
+
+def test_of_a_jpeg_with_more_pictures_the_first_is_meant() -> None:
+    """Sony, Nikon, DJI and iPhones write previews and depth behind the photograph."""
+    file = pictures.animated("MPO")
+    assert file.count(b"\xff\xd8\xff") == 2
+    assert np.array_equal(decode(file), decode(pictures.saved(pictures.picture(1), "JPEG")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_ill_typed_tag_does_not_keep_a_picture_from_being_turned(orientation: int) -> None:
+    file = pictures.with_exif(pictures.ill_typed(orientation))
+    assert np.array_equal(decode(file), decode(pictures.turned(orientation)))
+
+
 def test_cmyk_jpeg_looks_like_its_rgb_original() -> None:
     flat = np.full((16, 16, 3), (200, 60, 30), np.uint8)
     found = decode(encoded(Image.fromarray(flat).convert("CMYK"), "JPEG", quality=95)).astype(int)

@@ -2,6 +2,7 @@ import argparse
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,16 @@ def test_averaged_weights_are_chosen_by_key(weights: StateDict, data: Path, tmp_
     assert "expected weights under 'average', found the keys ['model', 'model_ema']" in message
     assert call(tmp_path / "both.pt", data, *GIVEN, "--key", "model_ema") == 0
     assert torch.equal(load_base_set(tmp_path / "base").state_dicts["linf"]["head.weight"], weights["head.weight"])
+
+
+def test_folders_that_no_person_made_are_no_classes(weights: StateDict, data: Path, tmp_path: Path) -> None:
+    torch.save(weights, tmp_path / "checkpoint.pt")
+    shutil.copytree(data, tmp_path / "data")
+    for name in ("__MACOSX", "@eaDir", "lost+found", "empty"):
+        (tmp_path / "data" / name).mkdir()
+    shutil.copy(next(data.rglob("*.png")), tmp_path / "data" / "@eaDir" / "a.png")
+    assert call(tmp_path / "checkpoint.pt", tmp_path / "data", *GIVEN) == 0
+    assert load_base_set(tmp_path / "base").manifest.class_names == CLASSES
 
 
 def test_class_names_come_from_the_options_a_file_or_the_data(weights: StateDict, data: Path, tmp_path: Path) -> None:

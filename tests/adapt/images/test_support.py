@@ -195,6 +195,7 @@ def test_a_class_named_like_the_common_folder_is_a_class(manifest: Manifest):
 @pytest.mark.parametrize("pack", PACK.values(), ids=PACK)
 def test_what_file_browsers_leave_behind_is_passed_over(manifest: Manifest, tmp_path: Path, pack):
     rubbish = {"__MACOSX/cat/._a.png": b"x", "cat/.DS_Store": b"x", "cat/Thumbs.db": b"x", ".git/HEAD": b"x"}
+    rubbish |= {"@eaDir/a.png": b"x", "cat/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg": png(4), "lost+found/a.png": b"x"}
     assert same(from_archive(pack(FILES | rubbish), manifest), from_archive(pack(FILES), manifest))
     assert same(from_folder(unpack(tmp_path, FILES | rubbish), manifest), from_archive(pack(FILES), manifest))
 
