@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TEST_FOLDERS = ("test", "val")
+# Of a folder without a test part: a fifth of every class for tests, an eighth of the rest for validation.
+TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.125
 DIGITS_SIZE = 16
 DIGITS_TEST = 600
 
