@@ -181,4 +181,4 @@ def _evaluation_seconds(classifier: Classifier, recipe: Recipe, images: Tensor, 
         lambda: apgd(classifier, images, labels, DEFAULT_THREATS[0], num_steps=steps, mode="train"), images.device
     )
     per_gradient = seconds / (steps * len(images))
-    return per_gradient * spec.n * spec.num_steps * len(spec.threat_models) * len(recipe.ingredients)
+    return per_gradient * spec.n * spec.num_steps * len(spec.threat_models) * len(recipe.kept)

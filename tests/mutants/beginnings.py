@@ -48,4 +48,12 @@ MUTANTS = [
         _in("joining", "a_full_disk_leaves_the_base_set_as_it_was"),
         "a file that no manifest names is left in the base set",
     ),
+    Mutant(
+        "training/radii-of-any-size",
+        "training/recipe.py",
+        "for threat in default_threats(height, width)}",
+        "for threat in default_threats(32, 32)}",
+        _in("radii", "an_evaluation_without_threat_models_has_all_at_the_usual_radii"),
+        "photographs are attacked with the radii of thumbnails",
+    ),
 ]
