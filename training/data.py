@@ -35,8 +35,8 @@ class DataSpec(Frozen):
 
     source: Literal["folder", "cifar10", "digits"] = Field(
         description="folder: PATH/train/<class>/<file>, PATH/test/... (or val/...) and, if there is one, "
-        "PATH/validation/...; or, with test_fraction, PATH/<class>/<file>; cifar10: the same layout, or torchvision's "
-        "download into PATH; digits: scikit-learn's, embedded"
+        "PATH/validation/... (or val/... beside test/...); or, with test_fraction, PATH/<class>/<file>; cifar10: the "
+        "same layout, or torchvision's download into PATH; digits: scikit-learn's, embedded"
     )
     path: str | None = Field(default=None, description="folder of the images; relative to the working directory")
     num_validation: int = Field(
@@ -242,6 +242,17 @@ def find_test_folder(root: Path) -> Path | None:
     return next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
 
 
+def find_validation_folder(root: Path) -> Path | None:
+    """Return the validation part of a folder with train/: validation/, or val/ where there is a test/ too; else None.
+
+    A val/ without a test/ beside it is the test part: many published sets have labels for that alone.
+    """
+    if not (root / "train").is_dir():
+        return None
+    names = ("validation", "val") if (root / "test").is_dir() else ("validation",)
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
 def _find_parts(root: Path, input_spec: InputSpec, *, needs_test: bool) -> dict[str, ImageFiles]:
     if not root.is_dir():
         raise ValueError(f"{root}: expected a folder with train/ and test/, found no such folder")
@@ -250,7 +261,7 @@ def _find_parts(root: Path, input_spec: InputSpec, *, needs_test: bool) -> dict[
     parts: dict[str, ImageFiles] = {}
     folders = {
         "train": root / "train",
-        "validation": root / "validation",
+        "validation": find_validation_folder(root) or root / "validation",
         "test": find_test_folder(root) or root / "test",
     }
     for part, folder in folders.items():
@@ -264,7 +275,7 @@ def _find_parts(root: Path, input_spec: InputSpec, *, needs_test: bool) -> dict[
         parts[part] = find_files(folder, input_spec)
         if parts[part].class_names != parts["train"].class_names:
             ours, theirs = set(parts["train"].class_names), set(parts[part].class_names)
-            raise ValueError(f"{root}: train/ and {part}/ differ in the classes {sorted(ours ^ theirs)}")
+            raise ValueError(f"{root}: train/ and {folder.name}/ differ in the classes {sorted(ours ^ theirs)}")
     return parts
 
 
@@ -294,7 +305,9 @@ def find_files(root: Path, input_spec: InputSpec, class_names: Sequence[str] | N
     labels: list[int] = []
     for folder in folders:
         if folder.name not in names:
-            raise ValueError(f"{folder}: expected a class folder named one of {list(names)}")
+            test = find_test_folder(root)
+            hint = f": give one part of {root}, such as {test}" if test is not None else ""
+            raise ValueError(f"{folder}: expected a class folder named one of {list(names)}{hint}")
         inside = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
         if not inside:
             raise ValueError(f"{folder}: expected images of class {folder.name!r}, found none")
