@@ -178,7 +178,7 @@ def load_splits(spec: DataSpec, input_spec: InputSpec, path: Path | None = None)
         if spec.source == "cifar10" and not (root / "train").is_dir():
             parts = _torchvision_cifar10(root)
         else:
-            parts = _find_parts(root, input_spec, needs_test=spec.test_fraction == 0)
+            parts = find_parts(root, input_spec, needs_test=spec.test_fraction == 0)
     train: Images = parts["train"]
     test, validation = parts.get("test"), parts.get("validation")
     if test is None:
@@ -253,7 +253,17 @@ def find_validation_folder(root: Path) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _find_parts(root: Path, input_spec: InputSpec, *, needs_test: bool) -> dict[str, ImageFiles]:
+def find_parts(root: Path, input_spec: InputSpec, *, needs_test: bool) -> dict[str, ImageFiles]:
+    """Return the parts that a folder has, by name: train, and test or validation where they have folders.
+
+    Args:
+        root: train/ and other parts; without `needs_test` also one folder per class, which is then `train` as a whole.
+        input_spec: size and resize rule the images are brought to.
+        needs_test: whether a folder without a test part is an error.
+
+    Raises:
+        ValueError: no such folder, a part is missing or has no images of a class, or classes differ between parts.
+    """
     if not root.is_dir():
         raise ValueError(f"{root}: expected a folder with train/ and test/, found no such folder")
     if not needs_test and not (root / "train").is_dir():

@@ -192,6 +192,21 @@ class Recipe(Frozen):
             raise ValueError("start: every ingredient has a parent, so nothing starts from these weights")
         return self
 
+    def start_file(self, override: Path | None = None) -> Path | None:
+        """Return the file of the weights to start from; None for timm's own, or random ones.
+
+        Args:
+            override: a file to read instead of the one named here.
+
+        Raises:
+            ValueError: there is no such file, or nothing starts from the one given.
+        """
+        if self.start is not None:
+            return self.start.file(override)
+        if override is not None:
+            raise ValueError("--weights: the recipe has no start, so nothing begins with these weights")
+        return None
+
     @property
     def kept(self) -> tuple[IngredientSpec, ...]:
         """The ingredients that the base set has."""

@@ -61,9 +61,7 @@ def train(
     """
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out}: already exists; choose another --out or remove it")
-    if weights is not None and recipe.start is None:
-        raise ValueError("--weights: the recipe has no start, so nothing begins with these weights")
-    file = recipe.start.file(weights) if recipe.start is not None else None
+    file = recipe.start_file(weights)
     begin = None if recipe.start is None else start_record(recipe.start, file)
     splits = load_splits(recipe.data, recipe.input, data_path)
     base = _load_base(recipe, start, splits)
