@@ -1,4 +1,4 @@
-"""Command line of the offline stage: `python -m training run|import|convert|evaluate|moments|compress|list`."""
+"""Command line of the offline stage: `python -m training init|run|import|convert|evaluate|moments|compress|list`."""
 
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ from training.cli import EXIT_DONE, Command, Result, run
 from training.compress import Compress
 from training.compute import Compute, Tracker
 from training.convert import Convert
+from training.drafting import Init
 from training.estimate import estimate
 from training.evaluate import Evaluate, load_images
 from training.importing import Import
@@ -72,7 +73,7 @@ class Run(Command):
             log_dir=str(self.log_dir),
         )
         if self.dry_run:
-            plan = estimate(recipe, data_path=self.data, compute=compute, seed=self.seed)
+            plan = estimate(recipe, data_path=self.data, weights=self.weights, compute=compute, seed=self.seed)
             return Result(plan.data(), plan.text())
         if self.out is None:
             raise ValueError("--out: expected a folder for the new base set")
@@ -157,7 +158,7 @@ def _table(manifests: list[Manifest]) -> str:
     return "\n".join(rows)
 
 
-COMMANDS = (Run, Import, Convert, Evaluate, AddMoments, Compress, List)
+COMMANDS = (Init, Run, Import, Convert, Evaluate, AddMoments, Compress, List)
 
 if __name__ == "__main__":
     sys.exit(run(COMMANDS, prog="python -m training", description="Make base sets: the offline stage."))

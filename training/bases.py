@@ -198,6 +198,50 @@ def _write_ingredients(
     return written
 
 
+def add_ingredient(
+    base: BaseSet,
+    manifest: Manifest,
+    weights: StateDict,
+    moments: tuple[Mapping[str, LayerMoments], MomentsFile] | None,
+) -> Manifest:
+    """Give an existing base set a further ingredient; returns its manifest, which has a new digest.
+
+    New files have names that the old manifest does not know, so that the base set is whole at every moment.
+
+    Args:
+        base: as it was loaded.
+        manifest: with the new ingredient as the last one, but for its SHA-256 and the moments.
+        weights: of the new ingredient, timm's own keys, float32.
+        moments: of all ingredients, and what the manifest is to say of them; None where the base set has none.
+
+    Raises:
+        OSError: the folder cannot be written; the base set is as before.
+    """
+    added = manifest.ingredients[-1]
+    path = base.path / added.file
+    content = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()})
+    replace_file(path, lambda partial: partial.write_bytes(content), mode=0o644)
+    before = after = base.manifest.moments
+    try:
+        if moments is not None:
+            after = _write_moments(base.path, moments[1], moments[0], is_named_by_content=True)
+        ingredients = (*base.manifest.ingredients, added.model_copy(update={"sha256": file_sha256(path)}))
+        written = rewrite_manifest(
+            base.path, manifest.model_copy(update={"ingredients": ingredients, "moments": after})
+        )
+    except BaseException:
+        _remove_other(base.path, after, kept=before)
+        path.unlink(missing_ok=True)
+        raise
+    _remove_other(base.path, before, kept=after)
+    return written
+
+
+def _remove_other(folder: Path, gone: MomentsFile | None, *, kept: MomentsFile | None) -> None:
+    if gone is not None and kept is not None and gone.file != kept.file:
+        (folder / gone.file).unlink(missing_ok=True)
+
+
 def add_moments(base: BaseSet, moments: Mapping[str, LayerMoments], described: MomentsFile) -> Manifest:
     """Give an existing base set moments, or others than it has; returns its manifest, which has a new digest.
 
@@ -211,8 +255,7 @@ def add_moments(base: BaseSet, moments: Mapping[str, LayerMoments], described: M
     before = base.manifest.moments
     written = _write_moments(base.path, described, moments, is_named_by_content=before is not None)
     manifest = rewrite_manifest(base.path, base.manifest.model_copy(update={"moments": written}))
-    if before is not None and before.file != written.file:
-        (base.path / before.file).unlink(missing_ok=True)
+    _remove_other(base.path, before, kept=written)
     return manifest
 
 

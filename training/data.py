@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TEST_FOLDERS = ("test", "val")
+# Of a folder without a test part: a fifth of every class for tests, an eighth of the rest for validation.
+TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.125
 DIGITS_SIZE = 16
 DIGITS_TEST = 600
 
@@ -34,8 +36,8 @@ class DataSpec(Frozen):
 
     source: Literal["folder", "cifar10", "digits"] = Field(
         description="folder: PATH/train/<class>/<file>, PATH/test/... (or val/...) and, if there is one, "
-        "PATH/validation/...; or, with test_fraction, PATH/<class>/<file>; cifar10: the same layout, or torchvision's "
-        "download into PATH; digits: scikit-learn's, embedded"
+        "PATH/validation/... (or val/... beside test/...); or, with test_fraction, PATH/<class>/<file>; cifar10: the "
+        "same layout, or torchvision's download into PATH; digits: scikit-learn's, embedded"
     )
     path: str | None = Field(default=None, description="folder of the images; relative to the working directory")
     num_validation: int = Field(
@@ -196,7 +198,7 @@ def find_splits(spec: DataSpec, input_spec: InputSpec, path: Path | None = None)
         if spec.source == "cifar10" and not (root / "train").is_dir():
             parts = _torchvision_cifar10(root)
         else:
-            parts = _find_parts(root, input_spec, needs_test=spec.test_fraction == 0)
+            parts = find_parts(root, input_spec, needs_test=spec.test_fraction == 0)
     train: Images = parts["train"]
     test, validation = parts.get("test"), parts.get("validation")
     if test is None:
@@ -254,7 +256,28 @@ def find_test_folder(root: Path) -> Path | None:
     return next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
 
 
-def _find_parts(root: Path, input_spec: InputSpec, *, needs_test: bool) -> dict[str, ImageFiles]:
+def find_validation_folder(root: Path) -> Path | None:
+    """Return the validation part of a folder with train/: validation/, or val/ where there is a test/ too; else None.
+
+    A val/ without a test/ beside it is the test part: many published sets have labels for that alone.
+    """
+    if not (root / "train").is_dir():
+        return None
+    names = ("validation", "val") if (root / "test").is_dir() else ("validation",)
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def find_parts(root: Path, input_spec: InputSpec, *, needs_test: bool) -> dict[str, ImageFiles]:
+    """Return the parts that a folder has, by name: train, and test or validation where they have folders.
+
+    Args:
+        root: train/ and other parts; without `needs_test` also one folder per class, which is then `train` as a whole.
+        input_spec: size and resize rule the images are brought to.
+        needs_test: whether a folder without a test part is an error.
+
+    Raises:
+        ValueError: no such folder, a part is missing or has no images of a class, or classes differ between parts.
+    """
     if not root.is_dir():
         raise ValueError(f"{root}: expected a folder with train/ and test/, found no such folder")
     if not needs_test and not (root / "train").is_dir():
@@ -262,7 +285,7 @@ def _find_parts(root: Path, input_spec: InputSpec, *, needs_test: bool) -> dict[
     parts: dict[str, ImageFiles] = {}
     folders = {
         "train": root / "train",
-        "validation": root / "validation",
+        "validation": find_validation_folder(root) or root / "validation",
         "test": find_test_folder(root) or root / "test",
     }
     for part, folder in folders.items():
@@ -276,7 +299,7 @@ def _find_parts(root: Path, input_spec: InputSpec, *, needs_test: bool) -> dict[
         parts[part] = find_files(folder, input_spec)
         if parts[part].class_names != parts["train"].class_names:
             ours, theirs = set(parts["train"].class_names), set(parts[part].class_names)
-            raise ValueError(f"{root}: train/ and {part}/ differ in the classes {sorted(ours ^ theirs)}")
+            raise ValueError(f"{root}: train/ and {folder.name}/ differ in the classes {sorted(ours ^ theirs)}")
     return parts
 
 
@@ -310,7 +333,9 @@ def find_files(root: Path, input_spec: InputSpec, class_names: Sequence[str] | N
     for folder in folders:
         label = indices.get(composed(folder.name))
         if label is None:
-            raise ValueError(f"{folder}: expected a class folder named one of {list(names)}")
+            test = find_test_folder(root)
+            hint = f": give one part of {root}, such as {test}" if test is not None else ""
+            raise ValueError(f"{folder}: expected a class folder named one of {list(names)}{hint}")
         inside = [file for file in files_in(folder) if file.suffix.lower() in SUFFIXES]
         if not inside:
             raise ValueError(f"{folder}: expected images of class {folder.name!r}, found none")

@@ -17,6 +17,7 @@ from training.devices import seconds_of
 from training.fit import Fit, Place
 from training.models import Classifier, create_classifier
 from training.recipe import IngredientSpec, Recipe
+from training.start import load_start
 from training.threat import DEFAULT_THREATS
 
 TIMED_STEPS = 2
@@ -88,18 +89,25 @@ class Plan:
         return "\n".join(lines)
 
 
-def estimate(recipe: Recipe, *, data_path: Path | None = None, compute: Compute, seed: int = 0) -> Plan:
+def estimate(
+    recipe: Recipe, *, data_path: Path | None = None, weights: Path | None = None, compute: Compute, seed: int = 0
+) -> Plan:
     """Estimate the cost of a recipe on this machine, with its own data, by a few steps of every ingredient.
 
-    Every ingredient starts from random weights here: parents do not exist yet, and cost nothing to leave out. On a CPU
-    a step is timed on a small batch and scaled up.
+    Parents do not exist yet, and cost nothing to leave out. A file of weights to start from is read, to see that it
+    fits; timm's own are not fetched. On a CPU a step is timed on a small batch and scaled up.
 
     Args:
         recipe: what would be trained.
         data_path: overrides the recipe's data folder.
+        weights: overrides the file of the recipe's `start`.
         compute: device, precision, memory.
         seed: of weights and batches.
+
+    Raises:
+        ValueError: the data or the weights do not fit the recipe.
     """
+    file = recipe.start_file(weights)
     splits = load_splits(recipe.data, recipe.input, data_path)
     accelerator = compute.accelerator()
     costs = []
@@ -107,6 +115,8 @@ def estimate(recipe: Recipe, *, data_path: Path | None = None, compute: Compute,
         for spec in recipe.ingredients:
             torch.manual_seed(seed)
             classifier = create_classifier(recipe.architecture, recipe.input, len(splits.train.class_names))
+            if spec.parent is None and recipe.start is not None and file is not None:
+                load_start(recipe.start, classifier, recipe.architecture, recipe.input, file=file)
             macs, parameters = _macs(classifier, recipe), sum(p.numel() for p in classifier.parameters())
             place = Place(accelerator, compute, Path(folder))
             fit = Fit(spec, classifier, splits, recipe.augmentation, seed=seed, place=place)
@@ -181,4 +191,4 @@ def _evaluation_seconds(classifier: Classifier, recipe: Recipe, images: Tensor, 
         lambda: apgd(classifier, images, labels, DEFAULT_THREATS[0], num_steps=steps, mode="train"), images.device
     )
     per_gradient = seconds / (steps * len(images))
-    return per_gradient * spec.n * spec.num_steps * len(spec.threat_models) * len(recipe.ingredients)
+    return per_gradient * spec.n * spec.num_steps * len(spec.threat_models) * len(recipe.kept)

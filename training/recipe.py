@@ -1,8 +1,8 @@
 """Recipes: everything that decides a training run, as one checked YAML file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
@@ -13,6 +13,7 @@ from training.documents import Frozen, first_error
 from training.manifest import Architecture, InputSpec, Name, ThreatModel
 from training.objectives import OBJECTIVES, AttackSpec, Objective
 from training.start import Start
+from training.threat import default_threats
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -39,7 +40,10 @@ class IngredientSpec(Frozen):
     objective: str = Field(description=f"one of {', '.join(sorted(OBJECTIVES))}")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="of the objective, such as beta of trades")
     threat_models: tuple[ThreatModel, ...] = Field(
-        default=(), max_length=16, description="what to train against; none for nominal, several for sat, avg, ..."
+        default=(),
+        max_length=16,
+        description="what to train against; none for nominal, several for sat, avg, ...; an eps left out is the usual "
+        "one for the input size",
     )
     attack: AttackSpec | None = None
     epochs: float = Field(gt=0, description="passes over the training images; may be a fraction")
@@ -127,7 +131,11 @@ class EvaluationSpec(Frozen):
 
     n: int = Field(default=500, ge=1, description="test images, balanced over classes")
     num_steps: int = Field(default=40, ge=1, description="APGD steps")
-    threat_models: tuple[ThreatModel, ...] = Field(min_length=1)
+    threat_models: tuple[ThreatModel, ...] = Field(
+        min_length=1,
+        description="what is attacked with; an eps left out is the usual one for the input size, and so are all three "
+        "where no norm is named",
+    )
 
 
 class Recipe(Frozen):
@@ -144,6 +152,21 @@ class Recipe(Frozen):
     augmentation: Augmentation = Augmentation()
     ingredients: tuple[IngredientSpec, ...] = Field(min_length=1, max_length=64)
     evaluation: EvaluationSpec
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_radii(cls, raw: Any) -> Any:
+        """Give threat models without `eps` the usual radius for the input size, and an evaluation without any all."""
+        if not isinstance(raw, dict) or (usual := _usual_radii(raw.get("input"))) is None:
+            return raw
+        filled = dict(raw)
+        evaluation = raw.get("evaluation", {})
+        if isinstance(evaluation, dict):
+            everything = [{"norm": norm, "eps": eps} for norm, eps in usual.items()]
+            filled["evaluation"] = _with_radii({"threat_models": everything} | evaluation, usual)
+        if isinstance(ingredients := raw.get("ingredients"), list):
+            filled["ingredients"] = [_with_radii(ingredient, usual) for ingredient in ingredients]
+        return filled
 
     @model_validator(mode="after")
     def _check_data(self) -> "Recipe":
@@ -169,6 +192,21 @@ class Recipe(Frozen):
             raise ValueError("start: every ingredient has a parent, so nothing starts from these weights")
         return self
 
+    def start_file(self, override: Path | None = None) -> Path | None:
+        """Return the file of the weights to start from; None for timm's own, or random ones.
+
+        Args:
+            override: a file to read instead of the one named here.
+
+        Raises:
+            ValueError: there is no such file, or nothing starts from the one given.
+        """
+        if self.start is not None:
+            return self.start.file(override)
+        if override is not None:
+            raise ValueError("--weights: the recipe has no start, so nothing begins with these weights")
+        return None
+
     @property
     def kept(self) -> tuple[IngredientSpec, ...]:
         """The ingredients that the base set has."""
@@ -181,6 +219,31 @@ class Recipe(Frozen):
         while name in by_name and not by_name[name].keep:
             name = by_name[name].parent
         return name
+
+
+def _usual_radii(size: object) -> dict[str, float] | None:
+    """Return the usual radius of each norm for an input, as it stands in the file; None where it has no size."""
+    if isinstance(size, InputSpec):
+        size = size.model_dump()
+    if not isinstance(size, dict):
+        return None
+    height, width = size.get("height"), size.get("width")
+    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
+        return None
+    return {threat.norm: threat.eps for threat in default_threats(height, width)}
+
+
+def _with_radii(section: Any, usual: Mapping[str, float]) -> Any:
+    """Return a part of a recipe, as it stands in the file, with radii where its threat models have none."""
+    if not isinstance(section, dict) or not isinstance(threats := section.get("threat_models"), list):
+        return section
+    filled = [
+        {**threat, "eps": usual[threat["norm"]]}
+        if isinstance(threat, dict) and "eps" not in threat and threat.get("norm") in usual
+        else threat
+        for threat in threats
+    ]
+    return {**section, "threat_models": filled}
 
 
 def load_recipe(source: Path) -> Recipe:

@@ -61,9 +61,7 @@ def train(
     """
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out}: already exists; choose another --out or remove it")
-    if weights is not None and recipe.start is None:
-        raise ValueError("--weights: the recipe has no start, so nothing begins with these weights")
-    file = recipe.start.file(weights) if recipe.start is not None else None
+    file = recipe.start_file(weights)
     begin = None if recipe.start is None else start_record(recipe.start, file)
     splits = load_splits(recipe.data, recipe.input, data_path)
     base = _load_base(recipe, start, splits)
@@ -127,11 +125,25 @@ def _load_base(recipe: Recipe, start: Path | None, splits: Splits) -> BaseSet | 
     ):
         if theirs != ours:
             raise ValueError(f"{start}: its {what} differs from the recipe's: {_short(theirs)} and {_short(ours)}")
+    _check_split(start, manifest, recipe)
     if missing := sorted(set(recipe.inherits) - set(manifest.ingredient_names)):
         raise ValueError(f"{start}: expected the ingredients {list(recipe.inherits)}, it lacks {missing}")
     if both := sorted({spec.name for spec in recipe.ingredients} & set(manifest.ingredient_names)):
         raise ValueError(f"{start}: already has ingredients named {both}; rename those of the recipe")
     return base
+
+
+def _check_split(start: Path, manifest: Manifest, recipe: Recipe) -> None:
+    """Refuse to split data otherwise than the base set's own recipe did: its training images would be tested."""
+    before = manifest.provenance.recipe.get("data")
+    if not isinstance(before, dict) or not before.get("test_fraction"):
+        return
+    for field, ours in (("test_fraction", recipe.data.test_fraction), ("split_seed", recipe.data.split_seed)):
+        if ours != before.get(field):
+            raise ValueError(
+                f"data.{field}: expected {before.get(field)}, as {start} was trained on the rest of these images, got "
+                f"{ours}"
+            )
 
 
 def _short(value: object) -> str:

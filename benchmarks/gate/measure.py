@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import NamedTuple
 
-from adapt.documents.soup import Promote
+from adapt.evidence.policies import Promote
 from benchmarks.gate import nulls, real
 from benchmarks.gate.records import Key, Records, Row
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from adapt.documents.soup import Promote, Soup, default_soup
+from adapt.documents.soup import Soup, default_soup
+from adapt.evidence.policies import Promote
 from adapt.networks.forward import served_logits
 from adapt.networks.prepared import PreparedBase
 from adapt.search.config import SearchConfig

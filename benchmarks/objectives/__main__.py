@@ -42,7 +42,7 @@ class Objectives(Command):
 
     name: ClassVar[str] = "objectives"
     base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
-    data: Path = Field(default=Path(".data/cifar10"), description="folder with train/ and test/")
+    data: Path = Field(default=Path(".data/cifar10"), description="folder with train/ and test/ (or val/)")
     start: str = Field(default="linf", description="ingredient to fine-tune")
     epochs: float = Field(default=0.5, gt=0, description="of each fine-tune")
     num_steps: int = Field(default=4, ge=1, description="steps of the attacks in training")

@@ -359,7 +359,8 @@ def _robustness(results: Results, shown: int) -> list[str]:
     rows = [row for row in results.attacked.records.values() if row.shift in results.settings.shifts]
     if not rows:
         return []
-    columns = ("clean", *NORMS, "union")
+    norms = [norm for norm in NORMS if all(norm in row.accuracy for row in rows)]  # those of the base set's recipe
+    columns = ("clean", *norms, "union")
     methods = list(dict.fromkeys(row.method for row in rows))
     means = {
         name: [_mean(np.asarray([row.accuracy[column] for row in rows if row.method == name])) for column in columns]
@@ -372,7 +373,7 @@ def _robustness(results: Results, shown: int) -> list[str]:
         "one restart: upper bounds, that of L1 a generous one); means over the shifts. An ingredient is as it is.",
         "",
         *table(
-            ["method", "not attacked", *NORMS, "union"],
+            ["method", "not attacked", *norms, "union"],
             [[name, *(f"{100 * value:.1f}" for value in values)] for name, values in means.items()],
         ),
         "",

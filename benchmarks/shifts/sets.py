@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from adapt.images.support import Support, check_disjoint
 from benchmarks.shifts.suite import Family
-from training.data import DataSpec, ImageFiles, ImageSet, balanced_indices, find_files, load_splits
+from training.data import TEST_FOLDERS, DataSpec, ImageFiles, ImageSet, balanced_indices, find_files, load_splits
 from training.folders import class_folders, composed, indices_by_name
 from training.manifest import InputSpec
 
@@ -164,7 +164,7 @@ def clean_images(root: Path, input_spec: InputSpec, *, n: int | None = None, see
     Raises:
         ValueError: no such data.
     """
-    for part in ("test", "val"):
+    for part in TEST_FOLDERS:
         if (root / part).is_dir():
             files = find_files(root / part, input_spec)
             return files.subset(balanced_indices(files.labels, n or len(files), seed=seed)).load()

@@ -218,6 +218,11 @@ def test_chosen_soups_are_attacked_once_and_reported(
     capsys.readouterr()
     assert main(["attack", str(tmp_path), "--data", str(data_folder)]) == EXIT_BAD_INPUT
     assert "expected results of" in capsys.readouterr().err
+    for line in lines:  # of a base set whose recipe does not attack in L1
+        del line["accuracy"]["L1"]
+    (tmp_path / "attacked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["report", str(tmp_path)]) == EXIT_DONE
+    assert "| method | not attacked | Linf | L2 | union |" in (tmp_path / "REPORT.md").read_text()
 
 
 def test_every_severity_is_measured_by_looking_answers_up(

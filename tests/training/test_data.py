@@ -12,6 +12,7 @@ from training.data import (
     ImageFiles,
     balanced_indices,
     find_test_folder,
+    find_validation_folder,
     from_arrays,
     load_digits,
     load_folder,
@@ -132,6 +133,26 @@ def test_fractions_do_not_touch_the_parts_that_have_folders(tmp_path: Path) -> N
     assert Counter(splits.test.labels.tolist()) == {0: 3, 1: 1}
     assert find_test_folder(tmp_path) == tmp_path / "val"
     assert find_test_folder(tmp_path / "train") is None
+
+
+def test_val_is_the_validation_part_where_there_is_a_test_part_too(tmp_path: Path) -> None:
+    for part, count in (("train", 8), ("val", 3), ("test", 2)):
+        write_folder(tmp_path / part, {"cat": count, "dog": count}, seed=count)
+    splits = load_splits(DataSpec(source="folder"), INPUT, tmp_path)
+    assert [len(part) for part in splits] == [16, 6, 4]
+    assert splits.validation.hashes == load_folder(tmp_path / "val", INPUT).hashes
+    assert find_test_folder(tmp_path) == tmp_path / "test"
+    write_folder(tmp_path / "validation", {"cat": 1, "dog": 1}, seed=9)
+    assert len(load_splits(DataSpec(source="folder"), INPUT, tmp_path).validation) == 2
+    assert find_validation_folder(tmp_path / "train") is None
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_a_data_folder_where_one_part_is_wanted_is_explained(part: str, tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", {"cat": 2, "dog": 2})
+    write_folder(tmp_path / part, {"cat": 2, "dog": 2})
+    with pytest.raises(ValueError, match=rf"expected a class folder .*\]: give one part of .*, such as .*{part}"):
+        load_folder(tmp_path, INPUT, ("cat", "dog"))
 
 
 def test_one_rule_for_validation_is_enough() -> None:

@@ -21,7 +21,7 @@ from training.cli import run
 from training.documents import file_sha256
 from training.foreign import CheckpointError, load_weights
 from training.images import to_input
-from training.importing import parse_threat
+from training.import_options import parse_threat
 from training.manifest import Architecture
 from training.models import Classifier, create_classifier
 

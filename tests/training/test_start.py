@@ -157,6 +157,22 @@ def test_a_stage_that_is_not_kept_is_a_parent_and_no_ingredient(tmp_path: Path) 
     assert not torch.allclose(base.state_dicts["nominal"]["stem.0.weight"], first), "the second stage taught nothing"
 
 
+def test_a_nominal_network_becomes_robust_in_a_few_epochs(tmp_path: Path) -> None:
+    against = {"threat_models": [{"norm": "Linf", "eps": 0.08}]}
+    settings = {"lr": 0.1, "batch_size": 32, "ema_decay": 0.9}
+    linf_stage = {"name": "linf", "parent": "nominal", "objective": "adversarial", "attack": {"kind": "fgsm"}}
+    stages = [
+        {"name": "nominal", "objective": "nominal", "epochs": 4, **settings},
+        {**linf_stage, "epochs": 5, "warmup_fraction": 0.6, **settings, **against},
+    ]
+    evaluation = {"n": 100, "num_steps": 5, **against}
+    manifest = train(tiny_recipe(ingredients=stages, evaluation=evaluation), tmp_path / "tiny", compute=CPU)
+    assert manifest is not None
+    nominal, linf = (ingredient.metrics for ingredient in manifest.ingredients)
+    assert linf["Linf"].value > nominal["Linf"].value + 0.1
+    assert linf["clean"].value > 0.5
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
