@@ -1,6 +1,7 @@
 """Networks: any timm model by name, ours registered beside them, normalisation as the first layer."""
 
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 import timm
@@ -54,6 +55,7 @@ def create_classifier(architecture: Architecture, spec: InputSpec, num_classes: 
         net = timm.create_model(
             architecture.name, pretrained=False, num_classes=num_classes, **timm_arguments(architecture, spec)
         )
+        _forget_biases(net)
         classifier = Classifier(net, spec).eval()
         with torch.no_grad():
             logits = classifier(torch.zeros(1, 3, spec.height, spec.width))
@@ -63,6 +65,22 @@ def create_classifier(architecture: Architecture, spec: InputSpec, num_classes: 
         got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(f"{_describe(architecture, spec)}: expected logits (1, {num_classes}), got {got}")
     return classifier
+
+
+def _forget_biases(net: nn.Module) -> None:
+    """Have attention layers look up their position biases in every forward.
+
+    LeViT and its kin (EfficientFormer, EfficientViT, TinyViT) keep what they looked up as long as they are in eval
+    mode. Soups change weights in eval mode: they would be judged, exported and served with biases of other weights.
+    """
+    for module in net.modules():
+        if hasattr(module, "attention_bias_cache"):
+            module.get_attention_biases = MethodType(_present_biases, module)  # type: ignore[assignment]
+
+
+def _present_biases(module: Any, device: torch.device) -> Tensor:
+    biases: Tensor = module.attention_biases[:, module.attention_bias_idxs]
+    return biases
 
 
 def batch_norms(net: nn.Module) -> dict[str, _BatchNorm]:

@@ -1,9 +1,12 @@
+import copy
+
 import pytest
+import timm
 import torch
 from pydantic import JsonValue
 
 from training.manifest import Architecture, InputSpec
-from training.models import create_classifier, timm_arguments
+from training.models import Classifier, create_classifier, timm_arguments
 
 STAGES: dict[str, JsonValue] = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "window_sizes": [4, 4]}
 
@@ -63,3 +66,28 @@ def test_what_cannot_be_built_is_refused_in_one_line(name: str, kwargs: dict[str
         create_classifier(Architecture(name=name, kwargs=kwargs), spec_of(96), 3)
     assert "\n" not in str(caught.value)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture(name="tiny_vit_5m_224", kwargs=STAGES),
+        Architecture(name="levit_128s", kwargs=LEVIT),
+    ],
+    ids=lambda architecture: architecture.name,
+)
+@torch.no_grad()
+def test_logits_follow_position_biases_that_change_in_eval_mode(architecture: Architecture) -> None:
+    classifier = create_classifier(architecture, spec_of(64), 3)
+    copied = copy.deepcopy(classifier)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for one in (classifier, copied):
+        before = one(images)
+        for name, tensor in one.net.state_dict().items():
+            if name.endswith("attention_biases"):
+                tensor.normal_(std=3)
+        fresh = timm.create_model(architecture.name, num_classes=3, **timm_arguments(architecture, spec_of(64)))
+        fresh.load_state_dict(one.net.state_dict())
+        after = one(images)
+        assert not torch.equal(after, before)
+        torch.testing.assert_close(after, Classifier(fresh, spec_of(64)).eval()(images))
