@@ -3,6 +3,9 @@
 Exporters fold BatchNorm silently in eval mode. Here nothing is constant-folded into a parameter: parameters are graph
 inputs while the graph is simplified and become external initialisers, named as in the state dict, only afterwards. ONNX
 Runtime fuses BatchNorm when it builds a session, for whichever soup's weights it is given.
+
+Attention is exported as products and a softmax. PyTorch's fused attention with a mask has no export with a free batch
+size, and where it has one the products are as fast in ONNX Runtime.
 """
 
 import logging
@@ -63,11 +66,12 @@ def make_skeleton(classifier: Classifier, image_shape: tuple[int, int, int]) -> 
             parameters and statistics are external.
     """
     weights = {key: tensor for key, tensor in classifier.net.state_dict().items() if tensor.is_floating_point()}
-    with _quiet_exporter():
+    with _quiet_exporter(), _plain_attention(classifier):
         model = _export(classifier, image_shape)
         inputs = _weights_to_inputs(model.graph, weights)
         onnxscript.optimizer.optimize(model)
     _check_batchnorms(model.graph, weights, set(inputs))
+    _keep_pads(model.graph)
     _strip(model)
     tensors = tuple(_layout({name: tuple(weights[name].shape) for name in weights if name in inputs}))
     _inputs_to_external(model.graph, tensors)
@@ -130,6 +134,19 @@ def _quiet_exporter() -> Iterator[None]:
             one.setLevel(level)
 
 
+@contextmanager
+def _plain_attention(classifier: Classifier) -> Iterator[None]:
+    """Have timm's attention layers compute products and a softmax, step by step."""
+    fused = [module for module in classifier.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True  # type: ignore[assignment]
+
+
 def _root_cause(error: BaseException) -> str:
     """Return the first line of the innermost error: the exporter's own text is about reporting it."""
     while error.__cause__ is not None:
@@ -167,6 +184,25 @@ def _check_batchnorms(graph: onnx_ir.Graph, weights: Mapping[str, Tensor], input
         held = {f"{layer}.{part}" for part in ("weight", "bias", *STATISTICS)} & weights.keys()
         if lost := sorted(held - (kept & inputs)):
             raise ExportError(f"expected {lost[0]} to feed a BatchNormalization node of the graph: it was folded away")
+
+
+def _keep_pads(graph: onnx_ir.Graph) -> None:
+    """Name the axes of every padding that a maximum is taken of: ONNX Runtime then leaves it alone.
+
+    Otherwise its Pad_Fusion moves the padding into MaxPool, which pads with minus infinity, whatever value was there.
+    """
+    for node in graph:
+        if node.op_type != "Pad" or len(node.inputs) > 3:
+            continue
+        pools = [user for output in node.outputs for user in output.consumers() if user.op_type == "MaxPool"]
+        if pools:
+            rank = 2 + len(pools[0].attributes["kernel_shape"].as_ints())
+            axes = onnx_ir.Value(
+                name=f"{node.outputs[0].name}_axes", const_value=onnx_ir.tensor(np.arange(rank, dtype=np.int64))
+            )
+            graph.register_initializer(axes)
+            node.resize_inputs(4)
+            node.replace_input_with(3, axes)
 
 
 def _layout(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[TensorSlot]:

@@ -1,6 +1,7 @@
 """Networks: any timm model by name, ours registered beside them, normalisation as the first layer."""
 
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 import timm
@@ -44,7 +45,8 @@ def create_classifier(architecture: Architecture, spec: InputSpec, num_classes: 
         num_classes: width of the last layer.
 
     Raises:
-        ValueError: timm knows no such model, refuses the arguments, or the network does not fit the input.
+        ValueError: timm knows no such model, refuses the arguments, or the network does not fit the input, or gives
+            something else than logits.
     """
     if not timm.is_model(architecture.name):
         close = timm.list_models(f"*{architecture.name.split('.')[0][:6]}*")[:5]
@@ -53,18 +55,32 @@ def create_classifier(architecture: Architecture, spec: InputSpec, num_classes: 
         net = timm.create_model(
             architecture.name, pretrained=False, num_classes=num_classes, **timm_arguments(architecture, spec)
         )
+        _forget_biases(net)
         classifier = Classifier(net, spec).eval()
         with torch.no_grad():
             logits = classifier(torch.zeros(1, 3, spec.height, spec.width))
-    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"architecture {architecture.name!r} with {architecture.kwargs}: {_first_line(error)}"
-        ) from error
-    if logits.shape != (1, num_classes):
-        raise ValueError(
-            f"architecture {architecture.name!r}: expected logits (1, {num_classes}), got {tuple(logits.shape)}"
-        )
+    except Exception as error:  # timm's constructors and forwards raise whatever they run into
+        raise ValueError(f"{_describe(architecture, spec)}: {_first_line(error)}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"{_describe(architecture, spec)}: expected logits (1, {num_classes}), got {got}")
     return classifier
+
+
+def _forget_biases(net: nn.Module) -> None:
+    """Have attention layers look up their position biases in every forward.
+
+    LeViT and its kin (EfficientFormer, EfficientViT, TinyViT) keep what they looked up as long as they are in eval
+    mode. Soups change weights in eval mode: they would be judged, exported and served with biases of other weights.
+    """
+    for module in net.modules():
+        if hasattr(module, "attention_bias_cache"):
+            module.get_attention_biases = MethodType(_present_biases, module)  # type: ignore[assignment]
+
+
+def _present_biases(module: Any, device: torch.device) -> Tensor:
+    biases: Tensor = module.attention_biases[:, module.attention_bias_idxs]
+    return biases
 
 
 def batch_norms(net: nn.Module) -> dict[str, _BatchNorm]:
@@ -88,13 +104,25 @@ def head_keys(net: nn.Module) -> set[str]:
 def timm_arguments(architecture: Architecture, spec: InputSpec) -> dict[str, Any]:
     """Return the arguments of timm.create_model.
 
-    Vision transformers fix their position grid at creation: tell them the size unless the recipe did.
+    Networks that fix their grid of positions or windows at creation are told the input size, unless the recipe did.
+    timm's configuration says which these are.
+
+    Raises:
+        RuntimeError: a pretrained tag that timm does not know.
     """
     kwargs: dict[str, Any] = dict(architecture.kwargs)
-    takes_size = ("vit", "deit", "swin", "mixer", "eva", "beit", "cait", "xcit", "volo")
-    if architecture.name.startswith(takes_size) and "img_size" not in kwargs:
-        kwargs["img_size"] = (spec.height, spec.width)
+    config = timm.get_pretrained_cfg(architecture.name)
+    if config is not None and config.fixed_input_size:
+        kwargs.setdefault("img_size", (spec.height, spec.width))
     return kwargs
+
+
+def _describe(architecture: Architecture, spec: InputSpec) -> str:
+    """Name the network and its input size, and timm's own size where that is another."""
+    text = f"architecture {architecture.name!r} with {architecture.kwargs} at {spec.height}x{spec.width} pixels"
+    config = timm.get_pretrained_cfg(architecture.name.partition(".")[0])
+    own = None if config is None else tuple(config.input_size[1:])
+    return text if own in (None, (spec.height, spec.width)) else f"{text} (timm's own size is {own[0]}x{own[1]})"
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from pydantic import JsonValue
 
 import deploy.bundle
 from deploy.bundle import build_bundle, check_bundle
@@ -26,6 +27,7 @@ from training.manifest import Architecture, BaseSetError, Metric, Storage, read_
 from training.models import Classifier
 
 BATCHNORMS = 6  # of the tiny network
+SMALL_VIT: dict[str, JsonValue] = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # for processes of our own: tiny networks gain nothing from more
 
 
@@ -131,7 +133,12 @@ def test_layernorm_net_needs_one_matrix_of_rows(tiny_ln_base_set: Path, tmp_path
         # Pre-activation: BatchNorm precedes the convolutions, and its activation is part of the same module.
         Architecture(name="resnetv2_18", kwargs={"layers": [1, 1, 1, 1], "channels": [16, 32, 48, 64]}),
         Architecture(name="convnext_atto", kwargs={"patch_size": 1, "dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}),
+        # Zeros around what a maximum is taken of, which may be negative.
+        Architecture(name="resnetv2_18d", kwargs={"layers": [1, 1], "channels": [16, 32], "stem_type": "fixed"}),
         Architecture(name="densenet121", kwargs={"growth_rate": 4, "block_config": [2, 2]}),
+        # Attention with a learnt mask.
+        Architecture(name="beit_base_patch16_224", kwargs=SMALL_VIT),
+        Architecture(name="vit_srelpos_small_patch16_224", kwargs=SMALL_VIT),
         pytest.param(Architecture(name="mobilenetv3_small_050"), marks=pytest.mark.slow),
     ],
     ids=lambda architecture: architecture.name,
