@@ -90,8 +90,8 @@ def table(story: Story) -> str:
     if (patch := story.job["patch"]) is not None:
         images = f"{patch['recalibrated']} new"
         rows += [f"{'channel statistics of':34}{'training':>9}{images:>9}"] if patch["recalibrated"] else []
-        rows += [f"{'last layer':34}{'mixed':>9}{'fitted':>9}"] if patch["head"] else []
-        rows += [f"{'first layers':34}{'mixed':>9}{'trained':>9}"] if patch["early"] else []
+        rows += [f"{'last layer':34}{'mixed':>9}{'fitted':>9}"] if "head" in patch["rungs"] else []
+        rows += [f"{'first layers':34}{'mixed':>9}{'trained':>9}"] if "early" in patch["rungs"] else []
     rows.append(f"search: {search['candidates']} soups in {search['seconds']:.1f} s; {story.job['state']}")
     swap = "" if story.swap_ms is None else f"; decision to last worker {story.swap_ms} ms"
     rows.append(f"load: {story.num_requests:,} requests, {story.num_failed} failed{swap}")

@@ -93,6 +93,15 @@ def test_table_and_picture_can_be_made(tmp_path: Path) -> None:
         assert np.asarray(picture.convert("L")).std() > 20
 
 
+def test_the_table_says_what_a_patch_changes() -> None:
+    patch = {"digest": "0" * 64, "recalibrated": 100, "rungs": ["statistics", "head"]}
+    lines = table(story(job={**story().job, "patch": patch})).splitlines()
+    assert [line.split() for line in lines if line.startswith(("channel", "last", "first"))] == [
+        ["channel", "statistics", "of", "training", "100", "new"],
+        ["last", "layer", "mixed", "fitted"],
+    ]
+
+
 def test_story_survives_json() -> None:
     from dataclasses import asdict
 
