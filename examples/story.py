@@ -6,24 +6,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.data import ImageSet
-
 
 @dataclass(frozen=True)
 class Pictures:
-    """Photographed digits that no ingredient was trained or chosen on, parted in two.
+    """Labelled pictures that no ingredient was trained or chosen on, parted in two.
 
     `support` and `test` are positions, disjoint, drawn evenly over the classes.
     """
 
-    scenes: ImageSet  # what stood before the camera
-    files: list[bytes]
+    class_names: tuple[str, ...]
+    classes: npt.NDArray[np.int64]  # (N,), of each picture
+    files: list[bytes]  # JPEG
     support: npt.NDArray[np.int64]
     test: npt.NDArray[np.int64]
+    scenes: npt.NDArray[np.uint8] | None = None  # (N, H, W, 3), what stood before the camera, where there was one
 
     def labels(self, positions: npt.NDArray[np.int64]) -> list[str]:
         """Return class names."""
-        return [self.scenes.class_names[label] for label in self.scenes.labels[positions]]
+        return [self.class_names[label] for label in self.classes[positions]]
 
 
 @dataclass
