@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := check
-.PHONY: check demo serve install postgres prometheus lint format test test-slow test-reference mutants bench clean help
+.PHONY: check demo demo-photos serve install postgres prometheus lint format test test-slow test-reference mutants bench clean help
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ check: lint test ## lint, types, import contracts, tests
 
 demo: $(STAMP) ## train digits, serve, shift, adapt: the whole idea in a minute or two
 	@$(BIN)/python -m examples.demo
+
+demo-photos: $(STAMP) ## a classifier of photographs meets drawings and adapts, in three minutes; PHOTOS=FOLDER shows it yours
+	@$(BIN)/python -m examples.demo_photos $(if $(PHOTOS),--photos "$(PHOTOS)")
 
 serve: $(STAMP) ## serve the bundled base sets on http://127.0.0.1:3000
 	@$(BIN)/bentoml serve

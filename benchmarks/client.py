@@ -58,6 +58,7 @@ async def hammer(
     *,
     concurrency: int,
     seconds: float,
+    pause: float = 0.0,
     stop: asyncio.Event | None = None,
     on_answer: Callable[[float, float, bytes, int], None] | None = None,
 ) -> Load:
@@ -71,6 +72,7 @@ async def hammer(
         requests: whole HTTP requests, sent in turn.
         concurrency: connections.
         seconds: how long.
+        pause: seconds that each connection waits between an answer and its next request.
         stop: ends the load early.
         on_answer: called with (sent, received, body, position of the request) for each answer with status 200; times of
             `time.perf_counter`.
@@ -93,6 +95,8 @@ async def hammer(
                 continue
             try:
                 while not is_over():
+                    if pause:
+                        await asyncio.sleep(pause)
                     sent, position = time.perf_counter(), turn % len(requests)
                     writer.write(requests[position])
                     turn += 1

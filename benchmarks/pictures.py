@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 FIGURE_COLOURS = 256
@@ -13,15 +14,27 @@ FIGURE_COLOURS = 256
 def jpegs(n: int, height: int, width: int, *, seed: int) -> list[bytes]:
     """Return n different JPEG files (quality 75, 4:2:0) of this size."""
     generator = np.random.default_rng(seed)
-    files = []
-    for _ in range(n):
-        coarse = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        noisy = np.asarray(smooth) + generator.normal(0, 12, (height, width, 3))
-        buffer = io.BytesIO()
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=75)
-        files.append(buffer.getvalue())
-    return files
+    return [_jpeg(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8), height, width, generator) for _ in range(n)]
+
+
+def labelled_jpegs(
+    n: int, num_classes: int, height: int, width: int, *, seed: int
+) -> tuple[list[bytes], npt.NDArray[np.int64]]:
+    """Return n different JPEG files, those of a class alike in colours, and labels (n,), each class in turn."""
+    generator = np.random.default_rng(seed)
+    shared = generator.uniform(0, 255, (num_classes, 4, 4, 3))
+    labels = np.arange(n, dtype=np.int64) % num_classes
+    own = generator.uniform(0, 255, (n, 4, 4, 3))
+    coarse = ((shared[labels] + own) / 2).astype(np.uint8)
+    return [_jpeg(one, height, width, generator) for one in coarse], labels
+
+
+def _jpeg(coarse: npt.NDArray[np.uint8], height: int, width: int, generator: np.random.Generator) -> bytes:
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    noisy = np.asarray(smooth) + generator.normal(0, 12, (height, width, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=75)
+    return buffer.getvalue()
 
 
 def photograph(height: int, width: int, *, seed: int) -> Image.Image:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+READY_SECONDS = 300  # for a start, the building of a serving bundle included
+WORKERS_SECONDS = 120  # for the other workers after the first one is ready
 STOP_SECONDS = 20
 
 
@@ -70,7 +72,7 @@ def serve(
         bundles: folder of serving bundles that are built already; None has the service build its own.
 
     Raises:
-        RuntimeError: the service ended or was not ready after two minutes; the message has the end of its log.
+        RuntimeError: the service ended or was not ready after five minutes; the message has the end of its log.
     """
     if bundles is not None:
         (folder / "home").mkdir()
@@ -100,8 +102,23 @@ def serve(
             _stop(process)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for_workers(server: Server, workers: int) -> list[int]:
+    """Wait until every worker serves, and return their processes: readiness is that of the one that was asked.
+
+    Raises:
+        RuntimeError: they did not all come.
+    """
+    deadline = time.monotonic() + WORKERS_SECONDS
+    while time.monotonic() < deadline:
+        view = server.call("GET", "/deployments/default")
+        if view["is_rolled_out"] and len(view["workers"]) == workers:
+            return [worker["pid"] for worker in view["workers"]]
+        time.sleep(0.2)
+    raise RuntimeError(f"expected {workers} workers within {WORKERS_SECONDS} s, found {len(view['workers'])}")
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break

@@ -6,24 +6,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.data import ImageSet
-
 
 @dataclass(frozen=True)
 class Pictures:
-    """Photographed digits that no ingredient was trained or chosen on, parted in two.
+    """Labelled pictures that no ingredient was trained or chosen on, parted in two.
 
     `support` and `test` are positions, disjoint, drawn evenly over the classes.
     """
 
-    scenes: ImageSet  # what stood before the camera
-    files: list[bytes]
+    class_names: tuple[str, ...]
+    classes: npt.NDArray[np.int64]  # (N,), of each picture
+    files: list[bytes]  # JPEG
     support: npt.NDArray[np.int64]
     test: npt.NDArray[np.int64]
+    scenes: npt.NDArray[np.uint8] | None = None  # (N, H, W, 3), what stood before the camera, where there was one
 
     def labels(self, positions: npt.NDArray[np.int64]) -> list[str]:
         """Return class names."""
-        return [self.scenes.class_names[label] for label in self.scenes.labels[positions]]
+        return [self.class_names[label] for label in self.classes[positions]]
 
 
 @dataclass
@@ -90,8 +90,8 @@ def table(story: Story) -> str:
     if (patch := story.job["patch"]) is not None:
         images = f"{patch['recalibrated']} new"
         rows += [f"{'channel statistics of':34}{'training':>9}{images:>9}"] if patch["recalibrated"] else []
-        rows += [f"{'last layer':34}{'mixed':>9}{'fitted':>9}"] if patch["head"] else []
-        rows += [f"{'first layers':34}{'mixed':>9}{'trained':>9}"] if patch["early"] else []
+        rows += [f"{'last layer':34}{'mixed':>9}{'fitted':>9}"] if "head" in patch["rungs"] else []
+        rows += [f"{'first layers':34}{'mixed':>9}{'trained':>9}"] if "early" in patch["rungs"] else []
     rows.append(f"search: {search['candidates']} soups in {search['seconds']:.1f} s; {story.job['state']}")
     swap = "" if story.swap_ms is None else f"; decision to last worker {story.swap_ms} ms"
     rows.append(f"load: {story.num_requests:,} requests, {story.num_failed} failed{swap}")

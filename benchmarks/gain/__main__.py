@@ -86,7 +86,7 @@ def measure(prepared: PreparedBase, pictures: Pictures, *, seed: int) -> Row:
 
     def accuracy(soup: Soup) -> float:
         found = served_logits(prepared, soup, unseen).argmax(dim=1).numpy()
-        return float((found == pictures.scenes.labels[pictures.test]).mean())
+        return float((found == pictures.classes[pictures.test]).mean())
 
     alone = {name: accuracy(soup) for name, soup in zip(manifest.ingredient_names, ingredients, strict=True)}
     before, candidate = accuracy(current), accuracy(found.soup)

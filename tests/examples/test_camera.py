@@ -47,7 +47,8 @@ def test_noise_has_its_spread_and_follows_from_the_seed() -> None:
 def test_every_camera_takes_readable_pictures(camera: str) -> None:
     pictures = photograph_digits(camera, seed=0)
     assert decode(pictures.files[0]).shape == (16, 16, 3)
-    assert len(pictures.files) == len(pictures.scenes)
+    assert pictures.scenes is not None
+    assert len(pictures.files) == len(pictures.scenes) == len(pictures.classes)
 
 
 def test_support_and_test_are_disjoint_and_balanced() -> None:
@@ -55,5 +56,5 @@ def test_support_and_test_are_disjoint_and_balanced() -> None:
     assert len(pictures.support) == NUM_SUPPORT
     assert sorted([*pictures.support, *pictures.test]) == list(range(600))
     labels = pictures.labels(pictures.support)
-    assert [labels.count(name) for name in pictures.scenes.class_names] == [10] * 10
+    assert [labels.count(name) for name in pictures.class_names] == [10] * 10
     assert len({pictures.files[i] for i in pictures.support} & {pictures.files[i] for i in pictures.test}) == 0

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.client import Load
-from examples.demo import _failures, photograph_digits
+from examples.demo import photograph_digits
 from examples.drawings import DRAWINGS, PER_CLASS, draw, main
+from examples.performance import _failures
 from examples.picture import draw as draw_story
 from examples.story import Story, table
 from training.data import CIFAR10_CLASSES
@@ -87,10 +88,19 @@ def test_answers_of_an_unknown_or_an_old_version_count_as_failed() -> None:
 
 def test_table_and_picture_can_be_made(tmp_path: Path) -> None:
     assert "0.400    0.900" in table(story())
-    draw_story(story(), photograph_digits("dull-day", seed=0), tmp_path / "demo.png")
+    draw_story(story(), photograph_digits("dull-day", seed=0), tmp_path / "demo.png", title="digits")
     with Image.open(tmp_path / "demo.png") as picture:
         assert picture.width > 1000
         assert np.asarray(picture.convert("L")).std() > 20
+
+
+def test_the_table_says_what_a_patch_changes() -> None:
+    patch = {"digest": "0" * 64, "recalibrated": 100, "rungs": ["statistics", "head"]}
+    lines = table(story(job={**story().job, "patch": patch})).splitlines()
+    assert [line.split() for line in lines if line.startswith(("channel", "last", "first"))] == [
+        ["channel", "statistics", "of", "training", "100", "new"],
+        ["last", "layer", "mixed", "fitted"],
+    ]
 
 
 def test_story_survives_json() -> None:

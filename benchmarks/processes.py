@@ -14,12 +14,19 @@ class Memory(NamedTuple):
     rss: float  # all that is in memory, shared or not
     pss: float  # pages shared by n processes count 1/n: sums of it count each page once
     anonymous: float  # its own: heap and stacks
+    private: float  # that no other process maps: what is free again when it ends (USS)
 
 
 def memory(pid: int) -> Memory:
     """Return the memory of a process now."""
     fields = _fields(Path(f"/proc/{pid}/smaps_rollup").read_text())
-    return Memory(fields["Rss"], fields["Pss"], fields["Anonymous"])
+    private = fields["Private_Clean"] + fields["Private_Dirty"]
+    return Memory(fields["Rss"], fields["Pss"], fields["Anonymous"], private)
+
+
+def peak_rss(pid: int) -> float:
+    """Return the largest RSS in MiB that a process has had since its start."""
+    return _fields(Path(f"/proc/{pid}/status").read_text())["VmHWM"]
 
 
 def mapped(pid: int, suffix: str) -> tuple[float, float]:
@@ -66,7 +73,7 @@ def accepted_by(pids: list[int], server_port: int, client_port: int) -> int | No
 
 
 def _fields(block: str) -> dict[str, float]:
-    return {name: int(kib) * 1024 / MIB for name, kib in re.findall(r"^(\w+): +(\d+) kB$", block, re.MULTILINE)}
+    return {name: int(kib) * 1024 / MIB for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", block, re.MULTILINE)}
 
 
 def _stat(pid: int) -> list[str]:

@@ -1,0 +1,1 @@
+"""What networks of other sizes cost: bundle, memory, swap, predictions, an adaptation."""
