@@ -15,6 +15,7 @@ from benchmarks.shifts.attacked import Attack
 from benchmarks.shifts.harness import known_methods, run_methods
 from benchmarks.shifts.report import reported
 from benchmarks.shifts.results import COSTLY, Results, Settings, open_results
+from benchmarks.shifts.rivals.registry import ON_REQUEST
 from benchmarks.shifts.sets import clean_images
 from benchmarks.shifts.sheet import contact_sheet
 from benchmarks.shifts.sources import find_sources
@@ -92,7 +93,9 @@ class Shifts(Command):
     shifts: tuple[str, ...] | None = Field(
         default=None, description="names, with commas, at another severity as fog@3; all if not given"
     )
-    methods: tuple[str, ...] | None = Field(default=None, description="names, with commas; all if not given")
+    methods: tuple[str, ...] | None = Field(
+        default=None, description=f"names, with commas; all but {', '.join(ON_REQUEST)} if not given"
+    )
     redo: tuple[str, ...] | None = Field(
         default=None, description="methods, with commas, whose results are dropped and measured again"
     )
@@ -114,7 +117,8 @@ class Shifts(Command):
         base = load_base_set(self.base)
         check_mixable(base.manifest)
         prepared = PreparedBase(base)
-        methods = _known("methods", self.methods, known_methods(prepared, tabled=self.severities))
+        known = known_methods(prepared, tabled=self.severities)
+        methods = _known("methods", self.methods or [name for name in known if name not in ON_REQUEST], known)
         plan = self._plan()
         size = max(plan.n) + plan.n_test
         sources = find_sources(self.data, self.folders, base.manifest, size=size, seed=self.seed)

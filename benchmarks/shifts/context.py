@@ -11,7 +11,6 @@ from torch import Tensor
 
 from adapt.images.support import Support
 from adapt.networks.prepared import PreparedBase
-from benchmarks.shifts.suite import Family
 from benchmarks.shifts.table import Table
 
 T = TypeVar("T")
@@ -49,28 +48,37 @@ class Context:
     Attributes:
         prepared: the base set.
         support: the labelled pictures.
-        family: of the shift; hyper-parameters are those chosen on the others.
+        family: of the shift, or the domain; hyper-parameters are those chosen on the others.
         seed: of the method's own random choices.
         table: the logits and scores of many soups on the labelled pictures.
         shared: work in common with other methods on the same pictures.
         stream: uint8 (m, H, W, 3), m <= `STREAM`, other pictures of the shift that nobody labelled; not the unseen
             ones.
+        source: uint8 (s, H, W, 3), pictures of the kind that the base set was trained on, without labels.
     """
 
     prepared: PreparedBase
     support: Support
-    family: Family
+    family: str
     seed: int
     table: Table
     shared: Shared = field(default_factory=Shared)
     stream: npt.NDArray[np.uint8] | None = None
+    source: npt.NDArray[np.uint8] | None = None
 
 
 class Unseen(NamedTuple):
-    """Pictures to answer: uint8 (t, H, W, 3), and what the table's soups say about them, (C, t, K)."""
+    """Pictures to answer: uint8 (t, H, W, 3), and what the table says about them.
+
+    Attributes:
+        images: the pictures.
+        logits: of the table's soups, (C, t, K).
+        features: the table's features, (t, D), if it has them.
+    """
 
     images: npt.NDArray[np.uint8]
     logits: Tensor
+    features: Tensor | None = None
 
 
 class Evidence(NamedTuple):

@@ -1,10 +1,10 @@
-"""The 15 standard corruptions with their published parameters for 32 x 32 pictures, five severities each.
+"""The 15 standard corruptions with their published parameters, five severities each, for pictures of any size.
 
-Source: Hendrycks and Dietterich 2019 (arXiv:1903.12261), section 3; the parameters are those of CIFAR-10-C
-(make_cifar_c.py in github.com/hendrycks/robustness, commit ca36008). The code is our own, over whole batches. It
-differs in three ways: grey levels are rounded where theirs are cut off, the frost is drawn where theirs is
-photographed, and rounding to bytes within glass blur and snow is left out. Lengths in pixels stay as they are for
-pictures of another size, lengths relative to the picture grow with it.
+Source: Hendrycks and Dietterich 2019 (arXiv:1903.12261), section 3; the parameters are those of CIFAR-10-C for 32
+pixels and those of ImageNet-C for 224 (see `levels`, also for what is between; smaller and larger pictures take the
+nearer ones). The code is our own, over whole batches. It differs from the published code in four ways: grey levels are
+rounded where theirs are cut off, the frost is drawn where theirs is photographed, rounding to bytes within glass blur
+and snow is left out, and zoom blur enlarges in steps of one percent at every size.
 """
 
 import io
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from benchmarks.shifts.levels import AT_32, AT_224, Level, Levels, between, growth
 from benchmarks.shifts.pixels import (
     Batch,
     Unit,
@@ -32,6 +33,7 @@ from benchmarks.shifts.pixels import (
 from benchmarks.shifts.textures import clouds, frosted_windows
 
 SEVERITIES = (1, 2, 3, 4, 5)
+WIDE_DISC = 8  # pixels of radius up to which a disc's edge is softened 3 x 3
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,18 @@ class Corruption:
     Attributes:
         change: takes pictures (n, H, W, 3) on the [0, 1] scale, which it must not write to, a level, and a source of
             randomness; returns pictures of that shape, which are then clipped to [0, 1].
-        levels: what `change` gets at severity 1 to 5.
+        levels: what `change` gets at severity 1 to 5 for pictures of 32 pixels.
+        large: the same for 224 pixels; None where size does not matter.
     """
 
     change: Callable[[Unit, Any, np.random.Generator], Unit]
-    levels: tuple[Any, Any, Any, Any, Any]
+    levels: Levels
+    large: Levels | None = None
+
+    def level(self, severity: int, height: int, width: int) -> Level:
+        """Return what `change` gets at a severity for pictures of this size."""
+        small = self.levels[severity - 1]
+        return small if self.large is None else between(small, self.large[severity - 1], growth(height, width))
 
     def __call__(self, images: Batch, severity: int, *, seed: int) -> Batch:
         """Return the corrupted pictures.
@@ -68,7 +77,7 @@ class Corruption:
         if len(images) == 0:
             return images.copy()
         generator = np.random.default_rng([seed, zlib.crc32(np.ascontiguousarray(images).data)])
-        return to_bytes(self.change(to_unit(images), self.levels[severity - 1], generator))
+        return to_bytes(self.change(to_unit(images), self.level(severity, *images.shape[1:3]), generator))
 
 
 def gaussian_noise(x: Unit, scale: float, generator: np.random.Generator) -> Unit:
@@ -88,30 +97,32 @@ def impulse_noise(x: Unit, share: float, generator: np.random.Generator) -> Unit
 
 
 def defocus_blur(x: Unit, level: tuple[float, float], generator: np.random.Generator) -> Unit:
-    """Blur by a disc of `radius` pixels whose edge is softened by a Gaussian of `soft` pixels, 3 x 3."""
+    """Blur by a disc of `radius` pixels whose edge is softened by a Gaussian of `soft` pixels, 3 x 3 or 5 x 5."""
     radius, soft = level
-    reach = int(radius)
+    reach, edge = int(radius), 1 if radius <= WIDE_DISC else 2
     offsets = np.arange(-reach, reach + 1)
     disc = (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.float64)
-    bell = np.exp(-(np.arange(-1, 2) ** 2) / (2 * soft**2))
-    kernel = ndimage.convolve(np.pad(disc, 1), np.outer(bell, bell), mode="constant")
+    bell = np.exp(-(np.arange(-edge, edge + 1) ** 2) / (2 * soft**2))
+    kernel = ndimage.convolve(np.pad(disc, edge), np.outer(bell, bell), mode="constant")
     return np.asarray(ndimage.convolve(x, (kernel / kernel.sum())[None, :, :, None].astype(np.float32), mode="mirror"))
 
 
-def glass_blur(x: Unit, level: tuple[float, int], generator: np.random.Generator) -> Unit:
-    """Blur by `sigma`; `rounds` times put at each pixel itself or one above or to its left, at random; blur again.
+def glass_blur(x: Unit, level: tuple[float, float, float], generator: np.random.Generator) -> Unit:
+    """Blur by `sigma`; `rounds` times put at each pixel one near it, at random; blur again: (sigma, reach, rounds).
 
-    The published script means to swap a pixel with one at most 1 away, but assigns through views and so copies the one
-    over the other, in an order in which no copy is copied again. The published images are made like that, and so are
-    these.
+    The pixel comes from up to `reach` rows above to `reach` - 1 below, and columns likewise. The published script means
+    to swap two pixels, but assigns through views and so copies the one over the other; with a reach of 1 in an order in
+    which no copy is copied again. The published images are made like that, and so are these, for any reach.
     """
-    sigma, rounds = level
+    sigma, reach, rounds = level[0], round(level[1]), round(level[2])
     n, height, width, _ = x.shape
     x = smooth(x, sigma)
     picture = np.arange(n)[:, None, None]
     for _ in range(rounds):
-        up, left = generator.integers(0, 2, (2, n, height, width))
-        up[:, :2], left[:, :2], up[:, :, :2], left[:, :, :2] = 0, 0, 0, 0  # which the published loops leave alone
+        up, left = generator.integers(1 - reach, reach + 1, (2, n, height, width))
+        for moved in (up, left):  # the published loops leave the border alone
+            moved[:, : reach + 1] = moved[:, :, : reach + 1] = 0
+            moved[:, height - reach + 1 :] = moved[:, :, width - reach + 1 :] = 0
         x = x[picture, np.arange(height)[:, None] - up, np.arange(width) - left]
     return smooth(x, sigma)
 
@@ -146,10 +157,10 @@ def snow(x: Unit, level: tuple[float, ...], generator: np.random.Generator) -> U
     return np.asarray(clear * x + (1 - clear) * white + flakes + flakes[:, ::-1, ::-1], dtype=np.float32)
 
 
-def frost(x: Unit, level: tuple[float, float], generator: np.random.Generator) -> Unit:
-    """Look through a frosted window: (share of the scene, share of the ice)."""
-    scene, ice = level
-    windows = frosted_windows(*x.shape[:3], generator=generator)
+def frost(x: Unit, level: tuple[float, float, float], generator: np.random.Generator) -> Unit:
+    """Look through a frosted window: (share of the scene, share of the ice, how much larger the ice is)."""
+    scene, ice, scale = level
+    windows = frosted_windows(*x.shape[:3], scale=round(scale), generator=generator)
     return scene * x + ice * windows
 
 
@@ -222,12 +233,12 @@ def pixelate(x: Unit, share: float, generator: np.random.Generator) -> Unit:
     return picture_by_picture(x, change)
 
 
-def jpeg_compression(x: Unit, quality: int, generator: np.random.Generator) -> Unit:
+def jpeg_compression(x: Unit, quality: float, generator: np.random.Generator) -> Unit:
     """Write and read a JPEG file."""
 
     def change(picture: Batch) -> Batch:
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        Image.fromarray(picture).save(file, "JPEG", quality=round(quality))
         return np.asarray(Image.open(file))
 
     return picture_by_picture(x, change)
@@ -238,31 +249,20 @@ def _uniform(generator: np.random.Generator, low: float, high: float, shape: int
 
 
 CORRUPTIONS: Mapping[str, Corruption] = {
-    "gaussian_noise": Corruption(gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
-    "shot_noise": Corruption(shot_noise, (500, 250, 100, 75, 50)),
-    "impulse_noise": Corruption(impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
-    "defocus_blur": Corruption(defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
-    "glass_blur": Corruption(glass_blur, ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))),
-    "motion_blur": Corruption(motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
-    "zoom_blur": Corruption(zoom_blur, (1.06, 1.11, 1.15, 1.20, 1.25)),
-    "snow": Corruption(
-        snow,
-        (
-            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+    change.__name__: Corruption(change, AT_32[change.__name__], AT_224[change.__name__])
+    for change in (
+        *(
+            gaussian_noise,
+            shot_noise,
+            impulse_noise,
+            defocus_blur,
+            glass_blur,
+            motion_blur,
+            zoom_blur,
+            snow,
+            frost,
+            fog,
         ),
-    ),
-    "frost": Corruption(frost, ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))),
-    "fog": Corruption(fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
-    "brightness": Corruption(brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
-    "contrast": Corruption(contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
-    "elastic_transform": Corruption(
-        elastic_transform,
-        ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-    ),
-    "pixelate": Corruption(pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
-    "jpeg_compression": Corruption(jpeg_compression, (80, 65, 58, 50, 40)),
+        *(brightness, contrast, elastic_transform, pixelate, jpeg_compression),
+    )
 }

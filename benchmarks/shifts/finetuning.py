@@ -1,4 +1,4 @@
-"""Gradient steps on a few pictures: fine-tuning on labels, and entropy minimisation without them. Plain torch."""
+"""Gradient steps on a few labelled pictures, and what rivals that train have in common. Plain torch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adapt.documents.patch import Tensors
 from adapt.networks.prepared import PreparedBase
 from training.documents import Frozen
-from training.images import to_input
 
 BATCH = 64  # labelled pictures per step; fewer where there are fewer
 CROP_SHARE = 8  # crops move by up to this part of a side
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
-STREAM = 200  # pictures per batch of TENT, as in its paper
+BACKWARD = 3  # forwards that a forward and a backward pass cost
 EVALUATED = 64  # pictures per forward
+STATISTICS_PIXELS = 2048 * 32 * 32  # per batch that statistics are estimated on: larger ones may not fit into memory
 
 
 class Schedule(Frozen):
@@ -40,12 +40,12 @@ def network(prepared: PreparedBase, ingredient: int, statistics: Tensors | None 
     net = prepared.base.model(prepared.manifest.ingredient_names[ingredient]).net
     new = {key: torch.from_numpy(array) for key, array in (statistics or {}).items()}
     net.load_state_dict({**net.state_dict(), **new})
-    return net.to(memory_format=torch.channels_last).eval()
+    return net.to(prepared.device).to(memory_format=torch.channels_last).eval()
 
 
 def inputs_of(prepared: PreparedBase, images: npt.NDArray[np.uint8]) -> Tensor:
-    """Return uint8 (n, H, W, 3) as the network wants them."""
-    return prepared.normalise(torch.from_numpy(to_input(images)))
+    """Return uint8 (n, H, W, 3) as the network wants them, on its device."""
+    return prepared.inputs(images)
 
 
 def blocks_of(net: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
@@ -85,57 +85,25 @@ def finetune(
         seed: of order and augmentation.
     """
     generator = torch.Generator().manual_seed(seed)
-    _train_only(net, parameters)
+    train_only(net, parameters)
     optimiser = torch.optim.AdamW(list(parameters), lr=schedule.lr, weight_decay=schedule.weight_decay)
-    with _batch_statistics(net):
+    with batch_statistics(net):
         for step, batch in enumerate(_endless(len(x), generator)):
             if step == schedule.steps:
                 break
             for group in optimiser.param_groups:
                 group["lr"] = schedule.lr * _rate((step + 0.5) / schedule.steps)
-            loss = cross_entropy(net(_augmented(x[batch], generator)), labels[batch])
+            loss = cross_entropy(net(augmented(x[batch], generator)), labels[batch].to(x.device))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-    _estimate_statistics(net, x)
+    estimate_statistics(net, x)
 
 
 @torch.inference_mode()
 def logits_of(net: nn.Module, x: Tensor) -> Tensor:
-    """Return logits (n, K) in eval mode."""
-    return torch.cat([net(batch) for batch in torch.split(x, EVALUATED)])
-
-
-def minimise_entropy(net: nn.Module, x: Tensor, *, lr: float, epochs: int, seed: int) -> Tensor:
-    """Adapt the normalisation layers to pictures without labels; return the logits (n, K) of the last time round.
-
-    Each batch is normalised with its own statistics, answered, and then used for one step of Adam that lowers the mean
-    entropy of its answers. LayerNorm has no statistics: there only its affines move. With `epochs` 0 nothing is
-    learned: the pictures are answered with the statistics of their batches.
-
-    Source: Wang et al. 2021 (arXiv:2006.10726), sec. 3.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    parameters = affines_of(net)
-    _train_only(net, parameters)
-    optimiser = torch.optim.Adam(parameters, lr=lr)
-    logits = torch.empty(0)
-    with _batch_statistics(net):
-        for _ in range(max(epochs, 1)):
-            # In random order: pictures sorted by class would make the statistics of a batch those of one class.
-            order = torch.randperm(len(x), generator=generator)
-            parts = []
-            for batch in order.tensor_split(-(-len(x) // STREAM)):
-                found = net(x[batch])
-                parts.append(found.detach())
-                if epochs:
-                    logs = found.log_softmax(dim=1)
-                    optimiser.zero_grad(set_to_none=True)
-                    (-(logs.exp() * logs).sum(dim=1).mean()).backward()
-                    optimiser.step()
-            logits = torch.empty_like(torch.cat(parts))
-            logits[order] = torch.cat(parts)
-    return logits
+    """Return logits (n, K) in eval mode, on the CPU."""
+    return torch.cat([net(batch) for batch in torch.split(x, EVALUATED)]).cpu()
 
 
 def _rate(done: float) -> float:
@@ -145,7 +113,8 @@ def _rate(done: float) -> float:
     return 0.5 * (1 + float(np.cos(np.pi * (done - WARM_UP) / (1 - WARM_UP))))
 
 
-def _train_only(net: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+def train_only(net: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+    """Let gradients reach these parameters of the network, and no others."""
     net.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -161,7 +130,7 @@ def _num_batches(n: int) -> int:
     return -(-n // BATCH)
 
 
-def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     """Return each picture moved a little at random, its border mirrored outwards, half of them mirrored."""
     height, width = x.shape[2:]
     reach = max(1, height // CROP_SHARE), max(1, width // CROP_SHARE)
@@ -176,21 +145,23 @@ def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _estimate_statistics(net: nn.Module, x: Tensor) -> None:
-    """Give BatchNorm the statistics of these inputs, a batch of all."""
+def estimate_statistics(net: nn.Module, x: Tensor) -> None:
+    """Give BatchNorm the statistics of these inputs: of one batch of all, or the mean of large batches."""
     layers = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     if not layers:
         return
     before = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.training, layer.momentum = True, 1.0
-    net(x)
+        layer.reset_running_stats()
+        layer.training, layer.momentum = True, None  # None: the mean of all batches
+    for batch in x.tensor_split(-(-len(x) * x.shape[2] * x.shape[3] // STATISTICS_PIXELS)):
+        net(batch.contiguous(memory_format=torch.channels_last))
     for layer, momentum in zip(layers, before, strict=True):
         layer.training, layer.momentum = False, momentum
 
 
 @contextmanager
-def _batch_statistics(net: nn.Module) -> Iterator[None]:
+def batch_statistics(net: nn.Module) -> Iterator[None]:
     """Let BatchNorm normalise with the batch at hand, and leave its running statistics alone."""
     layers = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     before = [(layer.training, layer.track_running_stats) for layer in layers]

@@ -22,7 +22,7 @@ from adapt.rungs.head import LastLayer
 from adapt.search.config import SearchConfig
 from adapt.search.search import Search, search
 from benchmarks.shifts.context import Answer, Context, Evidence, Method, Unseen
-from benchmarks.shifts.rivals import RIVALS
+from benchmarks.shifts.rivals.registry import RIVALS
 from benchmarks.shifts.table import Soups
 from training.manifest import Manifest
 

@@ -12,7 +12,7 @@ from benchmarks.shifts.bootstrap import Difference, holm
 from benchmarks.shifts.comparison import SUITE, Comparison
 from benchmarks.shifts.figures import plot_accuracy, plot_composition, plot_fronts, plot_landscapes
 from benchmarks.shifts.results import COSTLY, Accuracies, Found, Results, Settings, contract, spread
-from benchmarks.shifts.rivals import RIVALS
+from benchmarks.shifts.rivals.registry import RIVALS
 from benchmarks.shifts.sets import FOLDER_SETS
 from benchmarks.shifts.sources import family_of
 from benchmarks.tables import table
@@ -383,11 +383,11 @@ def _robustness(results: Results, shown: int) -> list[str]:
 
 
 def _costly(accuracies: Accuracies, settings: Settings) -> list[str]:
-    if not accuracies.keys() & set(COSTLY):
+    if not (costly := [name for name in COSTLY if name in accuracies]):
         return []
     draws = "the first draw" if settings.costly_seeds == 1 else f"the first {settings.costly_seeds} draws"
     return [
-        f"{', '.join(COSTLY)} train: they are run at n = {_spelled(settings.costly_n)} and on {draws} only; a dash "
+        f"{', '.join(costly)} train: they are run at n = {_spelled(settings.costly_n)} and on {draws} only; a dash "
         "stands for what was not run. Their hyper-parameters, and those of the other rivals, are the best on shifts of "
         "other families: `tuned.json`.",
         "",

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from pydantic import Field, ValidationError
 
 from benchmarks.shifts.methods import HINDSIGHT, Landscape
+from benchmarks.shifts.rivals.registry import TRAINED
 from benchmarks.shifts.sources import family_of
 from training.documents import Frozen, first_error
 
-COSTLY = ("finetune", "surgical", "tent")  # methods that are not run on every draw
+COSTLY = TRAINED  # methods that are not run on every draw
 
 
 class Settings(Frozen):

@@ -76,17 +76,21 @@ class Table:
         logits: float32 (C, n, K); NaN for a soup that is not usable.
         scores: losses and hits.
         seconds_per_forward: what one picture through the network took.
+        features: float32 (n, D), what the last layer of the nominal ingredient is given, if that was kept.
     """
 
     soups: Soups
     logits: Tensor
     scores: Scores
     seconds_per_forward: float
+    features: Tensor | None = None
 
     def at(self, positions: Positions) -> "Table":
         """Return the table of some of the pictures."""
         scores = Scores(self.scores.losses[:, :, positions], self.scores.correct[:, positions])
-        return replace(self, logits=self.logits[:, torch.from_numpy(positions)], scores=scores)
+        some = torch.from_numpy(positions)
+        features = None if self.features is None else self.features[some]
+        return replace(self, logits=self.logits[:, some], scores=scores, features=features)
 
 
 def tabulate(prepared: PreparedBase, soups: Soups, data: ImageSet) -> Table:

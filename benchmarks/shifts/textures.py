@@ -52,12 +52,13 @@ def clouds(n: int, height: int, width: int, *, decay: float, generator: np.rando
     return field[:, :height, :width]
 
 
-def frosted_windows(n: int, height: int, width: int, *, generator: np.random.Generator) -> Unit:
+def frosted_windows(n: int, height: int, width: int, *, scale: int = 1, generator: np.random.Generator) -> Unit:
     """Return n pieces (n, height, width, 3) of a frosted pane, cut out and mirrored at random, in [0, 1].
 
-    The published frost cuts them out of photographs, which are not ours to ship: this pane is drawn.
+    The published frost cuts them out of photographs, which are not ours to ship: this pane is drawn. With a larger
+    `scale` it is drawn larger, and pictures show a smaller part of it in more detail.
     """
-    pane = frosted_pane(generator)
+    pane = frosted_pane(generator, scale)
     rows, columns = generator.integers(0, len(pane), n), generator.integers(0, len(pane), n)
     # Pieces go on at the other edge of the pane; half of them are read upwards, half leftwards.
     row = (rows[:, None] + np.arange(height) * generator.choice([-1, 1], (n, 1))) % len(pane)
@@ -65,28 +66,34 @@ def frosted_windows(n: int, height: int, width: int, *, generator: np.random.Gen
     return np.asarray(pane[row[:, :, None], column[:, None, :]], dtype=np.float32)
 
 
-def frosted_pane(generator: np.random.Generator) -> Unit:
-    """Draw a square pane (S, S, 3) of ice ferns over a film of uneven thickness; opposite edges meet."""
-    ferns = Image.new("L", (FROST_SIZE * FINE, FROST_SIZE * FINE))
+def frosted_pane(generator: np.random.Generator, scale: int = 1) -> Unit:
+    """Draw a square pane (S, S, 3) of ice ferns over a film of uneven thickness; opposite edges meet.
+
+    Everything on it, and the pane itself, is `scale` times as large as for small pictures.
+    """
+    fine = FINE * scale
+    ferns = Image.new("L", (FROST_SIZE * fine, FROST_SIZE * fine))
     draw = ImageDraw.Draw(ferns)
     for _ in range(FERNS):
-        _draw_fern(draw, generator.random(2) * FROST_SIZE * FINE, generator)
+        _draw_fern(draw, generator.random(2) * FROST_SIZE * fine, generator, fine)
     needles = np.asarray(ferns.reduce(FINE), dtype=np.float32) / 255
-    film = _ridges(generator)
-    ice = film + 1.4 * ndimage.gaussian_filter(needles, 0.5, mode="wrap") * (0.4 + 0.6 * film)
+    film = _ridges(generator, scale)
+    ice = film + 1.4 * ndimage.gaussian_filter(needles, 0.5 * scale, mode="wrap") * (0.4 + 0.6 * film)
     ice += 0.1 * generator.standard_normal(ice.shape)
     ice = ICE_MEAN + ICE_SPREAD * (ice - ice.mean()) / ice.std()
     return np.asarray((ice[:, :, None] * ICE).clip(0, 1), dtype=np.float32)
 
 
-def _draw_fern(draw: ImageDraw.ImageDraw, root: npt.NDArray[np.float64], generator: np.random.Generator) -> None:
+def _draw_fern(
+    draw: ImageDraw.ImageDraw, root: npt.NDArray[np.float64], generator: np.random.Generator, fine: int
+) -> None:
     """Draw a needle with side needles at 60 degrees, once for every tile it may reach into."""
-    size = FROST_SIZE * FINE
-    direction, length = generator.uniform(0, 2 * np.pi), generator.uniform(20, 60) * FINE
-    bend = generator.normal(0, 0.004) / FINE
-    along = np.arange(0, length, 2.5 * FINE)
+    size = FROST_SIZE * fine
+    direction, length = generator.uniform(0, 2 * np.pi), generator.uniform(20, 60) * fine
+    bend = generator.normal(0, 0.004) / fine
+    along = np.arange(0, length, 2.5 * fine)
     angles = direction + bend * along
-    spine = root + np.cumsum(2.5 * FINE * np.stack([np.cos(angles), np.sin(angles)], axis=1), axis=0)
+    spine = root + np.cumsum(2.5 * fine * np.stack([np.cos(angles), np.sin(angles)], axis=1), axis=0)
     lines = [(spine[:-1], spine[1:])]
     for side in (-np.pi / 3, np.pi / 3):
         reach = 0.35 * (length - along) * generator.uniform(0.4, 1.0, len(along))
@@ -98,14 +105,16 @@ def _draw_fern(draw: ImageDraw.ImageDraw, root: npt.NDArray[np.float64], generat
         first, last = starts + (np.asarray(tile) - 1) * size, ends + (np.asarray(tile) - 1) * size
         touches = ((first >= 0) & (first < size)).all(axis=1) | ((last >= 0) & (last < size)).all(axis=1)
         for start, end, shade in zip(first[touches], last[touches], shades[touches], strict=True):
-            draw.line((*start, *end), fill=int(shade), width=FINE)
+            draw.line((*start, *end), fill=int(shade), width=fine)
 
 
-def _ridges(generator: np.random.Generator) -> Unit:
+def _ridges(generator: np.random.Generator, scale: int) -> Unit:
     """Return a field (S, S) from 0 to 1 of ridges at several scales."""
-    field = np.zeros((FROST_SIZE, FROST_SIZE), dtype=np.float32)
+    field = np.zeros((FROST_SIZE * scale, FROST_SIZE * scale), dtype=np.float32)
     for octave, sigma in enumerate((16.0, 8.0, 4.0, 2.0, 1.0)):
-        noise = ndimage.gaussian_filter(generator.standard_normal(field.shape, dtype=np.float32), sigma, mode="wrap")
+        noise = ndimage.gaussian_filter(
+            generator.standard_normal(field.shape, dtype=np.float32), scale * sigma, mode="wrap"
+        )
         field += (1 - np.abs(noise / noise.std()).clip(0, 1)) ** 2 / 2**octave
     field -= field.min()
     return np.asarray(field / field.max())

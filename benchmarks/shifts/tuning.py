@@ -3,8 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,65 +17,21 @@ from adapt.networks.recalibration import PRIOR_IMAGES
 from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from benchmarks.shifts.context import Answer, Context, Unseen
-from benchmarks.shifts.finetuning import Schedule
-from benchmarks.shifts.rivals import adapted, entropy_minimised, trained
+from benchmarks.shifts.grids import GRID
+from benchmarks.shifts.options import FineTuning, Options, Recalibration, Refit, Surgery, Tent, spelled
+from benchmarks.shifts.rivals.finetuned import trained
+from benchmarks.shifts.rivals.picked import adapted
+from benchmarks.shifts.rivals.tent import entropy_minimised
 from benchmarks.shifts.sets import as_support, draw, draw_positions
 from benchmarks.shifts.sources import Sources, family_of
 from benchmarks.shifts.table import Soups, tabulate
-from benchmarks.shifts.tuned import (
-    FineTuning,
-    Learned,
-    Options,
-    Recalibration,
-    Refit,
-    Surgery,
-    Tent,
-    Trial,
-    Trials,
-)
+from benchmarks.shifts.tuned import Trial, Trials
 from training.data import ImageSet
 
 logger = logging.getLogger(__name__)
 
 SHIFTS = ("gaussian_noise", "defocus_blur", "fog", "contrast", "sketch")
-IMAGES: tuple[Learned, ...] = ("support", "unseen")
 START_PRIOR = 4.0  # while others are tuned; in a comparison it is the tuned one
-
-
-def _schedules(lrs: Sequence[float], steps: int) -> list[Schedule]:
-    return [Schedule(lr=lr, steps=steps) for lr in lrs]
-
-
-# What is tried, by number of labelled pictures; a step is of 20, 50 or 63 of them. Higher rates than these, and more
-# steps with few pictures, ended below what training starts from. All start from what `picked_bn` picks; on these
-# shifts that was the nominal ingredient each time.
-GRID: Mapping[str, Mapping[int, Sequence[Options]]] = {
-    "picked_bn": {n: [Recalibration(prior_images=prior) for prior in (0.5, 1, 2, 4, 8, 16)] for n in (20, 100)},
-    "picked_head": {n: [Refit(min_images=least) for least in (0, 50)] for n in (20, 100)},
-    "finetune": {
-        n: [FineTuning(schedule=schedule) for schedule in schedules]
-        for n, schedules in {
-            20: _schedules((1e-5, 3e-5, 1e-4, 3e-4), 40),
-            100: _schedules((3e-5, 1e-4, 3e-4), 60),
-            1000: _schedules((1e-4, 3e-4, 1e-3), 250),
-        }.items()
-    },
-    "surgical": {
-        n: [Surgery(part=part, schedule=schedule) for part, schedule in product(parts, schedules)]
-        for n, parts, schedules in (
-            (20, (0, 0.25, 1), _schedules((3e-4, 1e-3), 60)),
-            (100, (0, 0.25, 1), _schedules((3e-4, 1e-3), 80)),
-            (1000, (0, 0.25), _schedules([1e-3], 250)),
-        )
-    },
-    "tent": {
-        n: [
-            Tent(learns_on=images, lr=lr, epochs=1 if images == "unseen" else 5)
-            for images, lr in product(IMAGES, (3e-4, 1e-3, 3e-3, 1e-2))
-        ]
-        for n in (20, 100)
-    },
-}
 TUNED_N = tuple(sorted({n for grid in GRID.values() for n in grid}))
 PROFILES = ((1.0, 32.0), (1.0, 12.0), (0.3, 30.0), (4.0, 12.0), (16.0, 16.0))
 
@@ -152,7 +107,9 @@ def tune_profile(
 
 def describe(trials: Trials) -> str:
     """Return what is chosen for each left-out family, as a table."""
-    families = sorted({family_of(shift) for trial in next(iter(trials.methods.values())) for shift in trial.accuracy})
+    families = sorted(
+        {trials.family(shift) for tried in trials.methods.values() for trial in tried for shift in trial.accuracy}
+    )
     lines = ["| method | n | " + " | ".join(families) + " |", "|---|---:|" + "---|" * len(families)]
     for method, tried in trials.methods.items():
         for n in sorted({trial.n for trial in tried}):
@@ -162,11 +119,8 @@ def describe(trials: Trials) -> str:
 
 
 def _spelled(trial: Trial) -> str:
-    options = dict(trial.options)
-    schedule = options.pop("schedule", {})
-    shown = {**options, **{name: value for name, value in schedule.items() if name in ("lr", "steps")}}
     mean = float(np.mean(list(trial.accuracy.values())))
-    return ", ".join(f"{name} {value}" for name, value in shown.items()) + f": {100 * mean:.1f}"
+    return f"{spelled(trial.options)}: {100 * mean:.1f}"
 
 
 def _task(
@@ -187,6 +141,7 @@ def _answer(context: Context, options: Options) -> Answer:
         return adapted(context, bn=None, refit=options)
     if isinstance(options, Tent):
         return entropy_minimised(context, options, bn=START_PRIOR)
+    assert isinstance(options, FineTuning | Surgery), "the grid of small pictures has no others"
     return trained(context, options, bn=START_PRIOR)
 
 

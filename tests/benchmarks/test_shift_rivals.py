@@ -15,24 +15,28 @@ from benchmarks.shifts.bootstrap import Cell, Resampler, holm
 from benchmarks.shifts.context import Context, Shared, Unseen
 from benchmarks.shifts.finetuning import (
     Schedule,
-    _augmented,
     affines_of,
+    augmented,
     blocks_of,
     finetune,
     inputs_of,
     logits_of,
-    minimise_entropy,
     network,
 )
+from benchmarks.shifts.grids import GRID
 from benchmarks.shifts.methods import methods_of
+from benchmarks.shifts.options import FineTuning, Recalibration, Refit, Surgery, Tent
 from benchmarks.shifts.results import Found, packed
-from benchmarks.shifts.rivals import RIVALS, adapted, entropy_minimised, part_of, recalibrated, trained
+from benchmarks.shifts.rivals.finetuned import part_of, trained
+from benchmarks.shifts.rivals.picked import adapted, recalibrated
+from benchmarks.shifts.rivals.registry import RIVALS
+from benchmarks.shifts.rivals.tent import entropy_minimised, minimise_entropy
 from benchmarks.shifts.sets import as_support
 from benchmarks.shifts.sources import Sources
 from benchmarks.shifts.suite import SUITE
 from benchmarks.shifts.table import soups_of, tabulate
-from benchmarks.shifts.tuned import FineTuning, Recalibration, Refit, Surgery, Tent, Trial, Trials, chosen
-from benchmarks.shifts.tuning import GRID, SHIFTS, describe
+from benchmarks.shifts.tuned import Trial, Trials, chosen
+from benchmarks.shifts.tuning import SHIFTS, describe
 from training.bases import load_base_set
 from training.data import ImageSet, from_arrays
 
@@ -119,12 +123,12 @@ def test_parts_run_from_input_to_output(prepared: PreparedBase, prepared_ln: Pre
 def test_augmentation_moves_mirrors_and_invents_nothing() -> None:
     x = torch.arange(2 * 3 * 16 * 16, dtype=torch.float32).view(2, 3, 16, 16)
     generator = torch.Generator().manual_seed(0)
-    seen = [_augmented(x, generator) for _ in range(40)]
+    seen = [augmented(x, generator) for _ in range(40)]
     assert all(set(moved[i].flatten().tolist()) <= set(x[i].flatten().tolist()) for moved in seen for i in range(2))
     assert any(torch.equal(moved[0, :, :, 8:12].diff(dim=2), torch.full((3, 16, 3), -1.0)) for moved in seen)
     assert any(torch.equal(moved[0, :, :, 8:12].diff(dim=2), torch.full((3, 16, 3), 1.0)) for moved in seen)
     flat = torch.ones(3, 3, 16, 16)
-    assert torch.equal(_augmented(flat, generator), flat)
+    assert torch.equal(augmented(flat, generator), flat)
 
 
 def entropy(logits: torch.Tensor) -> float:
@@ -245,7 +249,7 @@ def test_choices_are_made_on_other_families(n: int, family: str, prior: int) -> 
 
 def test_a_method_takes_the_choice_for_its_family(prepared: PreparedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     context, _, _ = make_context(prepared)
-    monkeypatch.setattr(tuned, "trials_for", lambda base_set: trials())
+    monkeypatch.setattr(tuned, "trials_for", lambda base_set, large: trials())
     assert chosen(context, "picked_bn", Recalibration).prior_images == 1
 
 

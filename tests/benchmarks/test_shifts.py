@@ -8,9 +8,10 @@ from PIL import Image
 from benchmarks.pictures import jpegs
 from benchmarks.shifts.__main__ import List, Preview
 from benchmarks.shifts.corruptions import CORRUPTIONS
+from benchmarks.shifts.levels import AT_32, AT_224, between, growth
 from benchmarks.shifts.pixels import Batch, line_blur, magnifier, to_bytes, to_unit, warp
 from benchmarks.shifts.suite import FAMILIES, STANDARD, SUITE, find_shift
-from benchmarks.shifts.textures import clouds, frosted_windows
+from benchmarks.shifts.textures import clouds, frosted_pane, frosted_windows
 from training.cli import EXIT_BAD_INPUT, run
 from training.data import from_arrays
 from training.images import decode, prepare
@@ -99,6 +100,62 @@ def test_other_sizes_work(name: str) -> None:
     pictures = np.stack([decode(file) for file in jpegs(2, 18, 45, seed=0)])
     assert SUITE[name](pictures, seed=0).shape == pictures.shape
     assert SUITE[name](pictures[:0], seed=0).shape == (0, 18, 45, 3)
+
+
+def test_small_pictures_are_shifted_as_they_always_were(pictures: Batch) -> None:
+    """Block means of four pictures, of all shifts at all severities, as measured before other sizes were scaled."""
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "shifts.json").read_text())
+    assert set(golden) == {f"{name}@{severity}" for name in SUITE for severity in range(1, 6)}
+    for name, means in golden.items():
+        kind, _, severity = name.partition("@")
+        after = SUITE[kind](pictures, int(severity), seed=0)[:4]
+        found = after.reshape(4, 2, 16, 2, 16, 3).mean(axis=(0, 2, 4)).ravel()
+        assert np.abs(found - means).max() < 1.5, name
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_published_strengths_hold_at_both_published_sizes(name: str) -> None:
+    for severity in range(1, 6):
+        level = CORRUPTIONS[name].level
+        assert level(severity, 32, 32) == level(severity, 18, 45) == AT_32[name][severity - 1]
+        assert level(severity, 224, 224) == level(severity, 500, 400) == AT_224[name][severity - 1]
+        small, found, large = (np.asarray(level(severity, size, size)) for size in (32, 160, 224))
+        assert (np.minimum(small, large) <= found).all()
+        assert (found <= np.maximum(small, large)).all()
+
+
+def test_lengths_lie_on_a_geometric_line() -> None:
+    assert growth(160, 200) == pytest.approx(np.log(5) / np.log(7))
+    assert between(2, 8, 0.5) == pytest.approx(4)
+    assert between((1, 0.0), (9, 3.0), 0.5) == pytest.approx((3, 1.5))
+
+
+@pytest.mark.parametrize("name", sorted(set(SUITE) - {"frost"}))  # whose pane takes seconds to draw
+def test_large_pictures_are_shifted_too_and_more_with_severity(name: str, pictures: Batch) -> None:
+    large = pictures[:3].repeat(5, axis=1).repeat(5, axis=2)
+    least, most = (SUITE[name](large, severity, seed=0) for severity in (1, 5))
+    assert most.shape == large.shape
+    assert distance(least, large) > 0.005
+    if name not in {"glass_blur", "elastic_transform"}:  # ImageNet-C's trade one thing for another, too
+        assert distance(most, large) > distance(least, large)
+
+
+@pytest.mark.parametrize("name", ["defocus_blur", "glass_blur", "motion_blur"])
+def test_blur_reaches_further_in_larger_pictures(name: str) -> None:
+    reaches = []
+    for size in (32, 160):
+        edge = np.zeros((2, size, size, 3), dtype=np.uint8)
+        edge[:, :, size // 2 :] = 255
+        after = SUITE[name](edge, 5, seed=0)[0, size // 2]
+        reaches.append(int(((after > 2) & (after < 253)).any(axis=1).sum()))
+    assert reaches[1] >= 2 * reaches[0]
+
+
+def test_larger_ice_has_larger_ferns() -> None:
+    small, large = (frosted_pane(np.random.default_rng(0), scale)[..., 1] for scale in (1, 2))
+    assert large.shape == (2 * small.shape[0], 2 * small.shape[1])
+    steps = [float(np.abs(pane - np.roll(pane, 4, axis=0)).mean()) for pane in (small, large)]
+    assert steps[1] < steps[0]
 
 
 def test_other_pictures_get_other_noise_from_one_seed() -> None:
