@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Scale(Command):
     """Measure bundle, memory, swap, predictions and an adaptation of several networks on a real server.
 
-    Takes about half an hour and, for vit-b16, 8 GB of memory and 4 GB of disk.
+    Takes about half an hour and, for vit-b16, about 10 GB of memory and 4 GB of disk.
 
     Example: python -m benchmarks.scale --rows photos resnet50 --out runs/scale
     """
