@@ -1,6 +1,7 @@
 """The `init` command: look at a folder of photographs and write a recipe for it, with the reasons."""
 
 import json
+import os
 import re
 from pathlib import Path
 from string import Template
@@ -182,5 +183,6 @@ def _ingredient(plan: Plan, name: str, threats: dict[Norm, str]) -> str:
 
 
 def _slug(folder: Path) -> str:
-    """Return a name for a base set made of the folder's."""
-    return re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:63].strip("-") or "photographs"
+    """Return a name for a base set, made of the folder's as it was given: a link keeps its own."""
+    name = Path(os.path.abspath(folder)).name.lower()  # noqa: PTH100 (resolve would follow the link)
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")[:63].strip("-") or "photographs"

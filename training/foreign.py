@@ -2,8 +2,10 @@
 
 import argparse
 import codecs
+import logging
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 from training.bases import StateDict, StateDictMismatch, check_like
 from training.models import head_keys
 
+logger = logging.getLogger(__name__)
+
 Channels = tuple[float, float, float]
 Head = Literal["new", "keep"]
 Match = Literal["name", "order"]
@@ -29,7 +33,10 @@ WRAPPERS = (
     *("state_dict", "model", "model_state_dict", "net"),
     *("ema", "model_ema", "state_dict_ema", "ema_state_dict"),
 )
-PREFIXES = {"module", "model", "net", "_orig_mod", "attacker", "0", "1"}
+PREFIXES = {"module", "model", "timm_model", "net", "_orig_mod", "attacker", "0", "1"}
+# What stands beside the weights and takes no part in the answers: class weights of a loss (Lightning keeps it in the
+# module), and a block that TRADES' wide ResNet makes and never calls (a part of RobustBench's checkpoints has it).
+UNUSED = {"criterion", "loss", "loss_fn", "loss_func", "sub_block1"}
 MEANS, STDS = {"mean", "mu", "new_mean"}, {"std", "sigma", "new_std"}
 COUNTERS = {"num_batches_tracked", "n_averaged"}
 _numpy_scalar = np.float64(0).__reduce__()[0]
@@ -178,7 +185,10 @@ def _renamed_in_order(tensors: Mapping[str, Tensor], net: nn.Module, head: Head)
 
 
 def fit_weights(tensors: Mapping[str, Tensor], net: nn.Module, where: str = "", *, head: Head = "keep") -> Fitted:
-    """Give the tensors the network's own keys; take out the normalisation, repeats and counters.
+    """Give the tensors the network's own keys; take out the normalisation, repeats, counters and what is never used.
+
+    Where the keys do not fit, timm's own filter for checkpoints of this network's family is tried: it knows the names
+    that earlier versions and the authors used, and interpolates position embeddings made for another input size.
 
     Args:
         tensors: a flat state dict, perhaps with a prefix before every key.
@@ -189,14 +199,44 @@ def fit_weights(tensors: Mapping[str, Tensor], net: nn.Module, where: str = "", 
     Raises:
         ValueError: the weights of another network; names the first five keys that differ.
     """
+    prefix = _best_prefix(tensors, net.state_dict())
+    try:
+        return _fit(tensors, net, prefix, where, head)
+    except ValueError:
+        converted = _converted(tensors, net, prefix, head)
+        if converted is None:
+            raise
+    fitted = _fit(converted, net, prefix, where, head)
+    logger.info("names and shapes of the weights were converted by timm, as for its own checkpoints")
+    return fitted
+
+
+def _converted(tensors: Mapping[str, Tensor], net: nn.Module, prefix: str, head: Head) -> dict[str, Tensor] | None:
+    """Return the tensors as timm's filter for this family renames and reshapes them; None where names still lack."""
+    convert: Any = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return None
+    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    try:
+        inside = {name.removeprefix(prefix): floats.pop(name) for name in tensors if name.startswith(prefix)}
+        found = {prefix + name: tensor for name, tensor in convert(inside, net).items()}
+    except Exception:  # on names of another network, timm's filters stumble in whatever way
+        return None
+    free = head_keys(net) if head == "new" else set()
+    needed = {prefix + name for name in net.state_dict().keys() - free if _last(name) not in COUNTERS}
+    return floats | found if needed <= found.keys() else None
+
+
+def _fit(tensors: Mapping[str, Tensor], net: nn.Module, prefix: str, where: str, head: Head) -> Fitted:
     expected = net.state_dict()
-    prefix = _best_prefix(tensors, expected)
     weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
     rest |= {prefix + name: weights.pop(name) for name in list(weights) if name not in expected}
     mean, std = _normalisation(rest, MEANS), _normalisation(rest, STDS)
     if (mean is None) != (std is None):
         raise ValueError(f"holds the {'std' if mean is None else 'mean'} of a normalisation, but not the other half")
+    if unused := sorted({part for part in map(_unused_part, rest) if part}):
+        logger.info("left out %s: no part of the network", ", ".join(unused))
     others = {name: tensor for name, tensor in rest.items() if not _may_go(name, tensor, weights)}
     weights |= {name.removeprefix(prefix): tensor for name, tensor in others.items()}
     weights |= {name: expected[name] for name in expected.keys() - weights.keys() if _last(name) in COUNTERS}
@@ -234,14 +274,22 @@ def _last(name: str) -> str:
 
 
 def _may_go(name: str, tensor: Tensor, weights: Mapping[str, Tensor]) -> bool:
-    """Say if an entry is no weight of the network: normalisation, a counter, or a repeat of one under another prefix.
+    """Say if an entry is no weight of the network: normalisation, a counter, what is never used, or a repeat.
 
-    The robustness library saves each network twice: alone, and inside its attacker.
+    The robustness library saves each network twice: alone, and inside its attacker, under another prefix.
     """
     if _is_normalisation(name, tensor, MEANS | STDS) or _last(name) in COUNTERS:
         return True
+    if _unused_part(name):
+        return True
     twins = [weights.get(name.removeprefix(prefix)) for prefix in _prefixes(name)]
     return any(twin is not None and torch.equal(twin, tensor) for twin in twins)
+
+
+def _unused_part(name: str) -> str | None:
+    """Return which of `UNUSED` an entry belongs to."""
+    part = next((part for part in name.split(".") if part not in PREFIXES), "")
+    return part if part in UNUSED else None
 
 
 def _is_normalisation(name: str, tensor: Tensor, names: set[str]) -> bool:
@@ -265,11 +313,14 @@ def _check(found: StateDict, expected: Mapping[str, Tensor], net: nn.Module) -> 
     try:
         check_like(expected, found)
     except StateDictMismatch as error:
+        hidden = [name for name in found if name not in expected and name not in str(error)]
+        beside = f"; it also has {', '.join(hidden[:3])}" if hidden else ""
+        beside += f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
         head = head_keys(net)
         try:
             check_like(*({name: state[name] for name in state if name not in head} for state in (expected, found)))
         except StateDictMismatch:
-            raise ValueError(f"of another architecture: {error}") from None
+            raise ValueError(f"of another architecture: {error}{beside}") from None
         raise ValueError(f"of another number of classes: {error}; name as many, or start with a new head") from None
     if bad := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
         raise ValueError(f"expected finite weights, found NaN or infinity in {bad[0]}")

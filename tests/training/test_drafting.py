@@ -343,6 +343,16 @@ def test_any_name_of_a_folder_becomes_a_recipe(
     assert written(capsys, folder, weights)["recipe"]["data"]["path"] == str(folder)
 
 
+def test_a_link_to_a_folder_names_the_recipe(folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.parent / "link").symlink_to(folder)
+    monkeypatch.chdir(folder.parent)
+    assert call("link", "--arch", ARCH, "--weights", weights) == 0
+    assert load_recipe(folder.parent / "link.yaml").name == "link"
+    monkeypatch.chdir(folder)
+    assert call(".", "--arch", ARCH, "--weights", weights) == 0
+    assert load_recipe(folder / "my-photos.yaml").name == "my-photos"
+
+
 def test_random_choices_of_others_are_not_disturbed(folder: Path, weights: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)

@@ -2,6 +2,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,12 @@ PLAIN: dict[str, tuple[Callable[[StateDict], Any], str]] = {
     "compiled": (lambda state: prefixed("_orig_mod.", state), "_orig_mod."),
     "lightning": (lambda state: {"state_dict": prefixed("model.", state)}, "state_dict/model."),
     "several": (lambda state: prefixed("module._orig_mod.net.", state), "module._orig_mod.net."),
+    "transformers' TimmWrapper": (lambda state: prefixed("timm_model.", state), "timm_model."),
+    "class weights of a loss, by Lightning": (
+        lambda state: {"state_dict": prefixed("model.", state) | {"criterion.weight": torch.ones(3)}},
+        "state_dict/model.",
+    ),
+    "class weights of a loss, beside": (lambda state: state | {"loss_fn.weight": torch.ones(3)}, ""),
     "without counters": (without_counters, ""),
 }
 WITH_NORMALISATION: dict[str, tuple[Callable[[StateDict], Any], str]] = {
@@ -230,6 +237,70 @@ def test_transformers_are_imported_too(data: Path, tmp_path: Path) -> None:
     assert base.manifest.ingredients[0].threat_model is None
     assert base.manifest.ingredients[0].objective == "nominal"
     assert torch.equal(base.state_dicts["linf"]["pos_embed"], state["pos_embed"])
+
+
+def test_the_block_that_wide_resnets_of_robustbench_never_call_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TRADES' network makes a `sub_block1` like its first group; about 25 checkpoints of RobustBench hold one."""
+    wide = make_classifier(Architecture(name="saucier_wide_resnet", kwargs={"depth": 10, "widen_factor": 1})).net
+    weights = wide.state_dict()
+    group = {name: tensor for name, tensor in weights.items() if name.startswith("block1.")}
+    never_called = {f"sub_{name}": tensor + 1 for name, tensor in group.items()}
+    torch.save(prefixed("module.", weights | never_called), tmp_path / "wrn.pt")
+    with caplog.at_level("INFO"):
+        fitted = load_weights(tmp_path / "wrn.pt", wide)
+    assert caplog.messages == ["left out sub_block1: no part of the network"]
+    assert all(torch.equal(fitted.state_dict[name], tensor) for name, tensor in weights.items())
+    torch.save(weights | {"block4.weight": torch.ones(3)}, tmp_path / "wrn.pt")
+    with pytest.raises(CheckpointError, match=r"block4\.weight is not expected"):
+        load_weights(tmp_path / "wrn.pt", wide)
+
+
+def old_swin(state: StateDict) -> StateDict:
+    """Swin as its authors and timm before 0.9 saved it: downsampling ends a stage, masks and indices are saved too."""
+    renamed = {}
+    for name, tensor in state.items():
+        stage = re.sub(r"^layers\.(\d)\.downsample", lambda found: f"layers.{int(found[1]) - 1}.downsample", name)
+        renamed[stage.replace("head.fc.", "head.")] = tensor
+    index = torch.zeros(16, 16, dtype=torch.int64)
+    return renamed | {
+        "layers.0.blocks.0.attn.relative_position_index": index,
+        "layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16),
+    }
+
+
+SWIN = Architecture(
+    name="swin_tiny_patch4_window7_224",
+    kwargs={"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]},
+)
+
+
+@pytest.mark.parametrize("wrap", [dict, halved, lambda state: prefixed("module.", state)], ids=["", "half", "module"])
+def test_names_of_earlier_versions_are_known_to_timm(wrap: Callable[[StateDict], Any], tmp_path: Path) -> None:
+    spec = INPUT.model_copy(update={"height": 32, "width": 32})
+    net = create_classifier(SWIN, spec, 3).net
+    torch.save(wrap(old_swin(net.state_dict())), tmp_path / "swin.pt")
+    fitted = load_weights(tmp_path / "swin.pt", net)
+    for name, tensor in net.state_dict().items():
+        assert torch.allclose(fitted.state_dict[name], tensor, atol=1e-3 if wrap is halved else 0)
+    torch.save(old_swin(create_classifier(SWIN, spec, 5).net.state_dict()), tmp_path / "swin.pt")
+    with pytest.raises(CheckpointError, match=r"of another number of classes: head\.fc\.bias is float32\[5\]"):
+        load_weights(tmp_path / "swin.pt", net)
+    assert not load_weights(tmp_path / "swin.pt", net, head="new").state_dict["head.fc.weight"].any()
+
+
+def test_position_embeddings_of_another_size_are_interpolated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    vit = Architecture(name="vit_tiny_patch16_224", kwargs={"embed_dim": 12, "depth": 1, "num_heads": 1})
+    large, small = (
+        create_classifier(vit, INPUT.model_copy(update={"height": side, "width": side}), 3).net for side in (96, 64)
+    )
+    torch.save(large.state_dict(), tmp_path / "vit.pt")
+    with caplog.at_level("INFO", "training.foreign"):
+        fitted = load_weights(tmp_path / "vit.pt", small)
+    assert "converted by timm" in caplog.text
+    assert fitted.state_dict["pos_embed"].shape == (1, 17, 12)
+    assert torch.equal(fitted.state_dict["blocks.0.mlp.fc1.weight"], large.state_dict()["blocks.0.mlp.fc1.weight"])
 
 
 def test_averaged_weights_are_chosen_by_key(weights: StateDict, data: Path, tmp_path: Path, capsys) -> None:
@@ -368,6 +439,7 @@ def test_another_architecture_is_refused_with_five_keys(
     assert "more" in message
     message = failure(capsys, tmp_path / "net.pt", data, *GIVEN, arch=LAYERNORM_NET)
     assert "of another architecture: blocks.0.attn.proj.bias is missing" in message
+    assert "; it also has stem.0.weight, stem.1.weight, stem.1.bias and " in message
     missing = {key: tensor for key, tensor in weights.items() if key != "stem.0.weight"}
     torch.save(missing | {"stem.0.scale": torch.ones(3), "teacher.head.weight": torch.ones(2)}, tmp_path / "net.pt")
     message = failure(capsys, tmp_path / "net.pt", data, *GIVEN)
