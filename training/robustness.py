@@ -1,8 +1,11 @@
 """Clean, robust and union accuracy of a classifier: a quick measurement, and a strong one that can be interrupted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Never
+from functools import partial
+from typing import Literal, NamedTuple, Never, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +32,14 @@ STRONG_LOSSES: dict[Norm, tuple[LossName, ...]] = {
     "L1": ("ce", "dlr-targeted"),
 }
 QUICK_STEPS, STRONG_STEPS, STRONG_RESTARTS = 40, 100, 5
+
+
+RandomStarts = Callable[[int, Norm, int, int], int]  # seed, norm, first image of the batch, number of the attempt
+Result = TypeVar("Result")
+
+
+class LogitsNotFinite(ValueError):
+    """A classifier whose logits are NaN or infinite."""
 
 
 class Attempt(NamedTuple):
@@ -72,6 +83,11 @@ class Evaluation:
         return {name: int(correct.sum()) for name, correct in {**self.correct, "union": self.union}.items()}
 
 
+def random_starts(seed: int, norm: Norm, start: int, number: int) -> int:
+    """Return the seed of an attempt's random starts: leaving out a norm, a batch or an attempt changes no other."""
+    return (((number * 1_000_003 + seed) * 1_000_003 + start) * len(NORMS) + NORMS.index(norm)) % 2**63
+
+
 def evaluate_classifier(
     model: nn.Module,
     images: Float[Tensor, "N C H W"],
@@ -84,7 +100,9 @@ def evaluate_classifier(
     losses: Losses | None = None,
     device: str = "cpu",
     batch_size: int = 250,
+    num_threads: int | None = None,
     seed: int = 0,
+    random_starts: RandomStarts = random_starts,
     journal: Journal | None = None,
     progress: str | None = None,
 ) -> Evaluation:
@@ -96,8 +114,7 @@ def evaluate_classifier(
 
     The same seed, batch size and device give the same answer, in one go or continued from a journal. On CUDA it is
     computed in float32 throughout, not in TensorFloat-32. The model is moved to `device` and stays there; otherwise it
-    is left as it was found. What breaks an image is judged by one more
-    forward pass, not by the attack.
+    is left as it was found. What breaks an image is judged by one more forward pass, not by the attack.
 
     Args:
         model: logits (B, K) of images in [0, 1].
@@ -110,12 +127,16 @@ def evaluate_classifier(
         losses: losses of APGD by norm, one after the other. Default: one, as above; `STRONG_LOSSES` are harder.
         device: where to compute.
         batch_size: images attacked at once.
+        num_threads: batches attacked at a time, each on one core: small nets gain more from this than from torch's own
+            threads, and it changes no result. Default: one batch after the other, on torch's threads.
         seed: of the random starts.
+        random_starts: what gives each attempt on a batch a seed of its own.
         journal: gets every finished attempt on a batch, and spares those that it already has.
         progress: label of a progress bar on stderr; null for none.
 
     Raises:
-        ValueError: no images, two threat models of one norm, logits that are not finite, or as `attacks.apgd`.
+        LogitsNotFinite: a ValueError: the weights are broken.
+        ValueError: no images, two threat models of one norm, or as `attacks.apgd`.
     """
     norms = [threat.norm for threat in threats]
     if len(set(norms)) < len(norms):
@@ -124,8 +145,19 @@ def evaluate_classifier(
     if losses is None:
         losses = {norm: (APGD_LOSSES[norm] if attack == "apgd" else "ce",) for norm in NORMS}
     model.to(device)
-    run = _Run(model, images, labels, attack, num_steps, device, batch_size, seed, journal or Journal(None, {}))
-    with eval_mode(model), exact_floats():
+    with eval_mode(model), exact_floats(), _pool(num_threads) as pool:
+        run = _Run(
+            model=model,
+            images=images,
+            labels=labels,
+            attack=attack,
+            num_steps=num_steps,
+            device=device,
+            batch_size=batch_size,
+            random_start=partial(random_starts, seed),
+            journal=journal or Journal(None, {}),
+            pool=pool,
+        )
         predicted, num_classes = _predict(run)
         clean = predicted == labels.cpu()
         plans = {norm: _attempts(losses[norm], norm, num_classes, num_restarts) for norm in norms}
@@ -142,6 +174,12 @@ def as_input(data: ImageSet) -> tuple[Float[Tensor, "N 3 H W"], Int[Tensor, "N"]
     return torch.from_numpy(to_input(data.images)), torch.from_numpy(data.labels)
 
 
+def _pool(num_threads: int | None) -> AbstractContextManager[ThreadPoolExecutor | None]:
+    if num_threads is None:
+        return nullcontext()
+    return ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
 class _Run(NamedTuple):
     """What every attempt needs."""
 
@@ -152,8 +190,14 @@ class _Run(NamedTuple):
     num_steps: int
     device: str
     batch_size: int
-    seed: int
+    random_start: Callable[[Norm, int, int], int]
     journal: Journal
+    pool: ThreadPoolExecutor | None
+
+    def over_batches(self, work: Callable[[int], Result]) -> list[Result]:
+        """Return what some work, given the first image of a batch, gives for each batch."""
+        starts = range(0, len(self.images), self.batch_size)
+        return list(map(work, starts) if self.pool is None else self.pool.map(work, starts))
 
 
 def _attempts(losses: Sequence[LossName], norm: Norm, num_classes: int, num_restarts: int) -> list[Attempt]:
@@ -166,11 +210,13 @@ def _attempts(losses: Sequence[LossName], norm: Norm, num_classes: int, num_rest
 
 def _predict(run: _Run) -> tuple[Tensor, int]:
     """Return the classes given to the unperturbed images, int64 (N,) on the CPU, and the number of classes."""
+
+    def predict(start: int) -> Tensor:
+        batch = run.images[start : start + run.batch_size]
+        return _logits(run.model, batch.to(run.device, memory_format=torch.channels_last)).cpu()
+
     if (known := run.journal.get("clean")) is None:
-        parts = [
-            _logits(run.model, batch.to(run.device, memory_format=torch.channels_last)).cpu()
-            for batch in torch.split(run.images, run.batch_size)
-        ]
+        parts = run.over_batches(predict)
         known = [parts[0].shape[1], *torch.cat(parts).argmax(1).tolist()]
         run.journal.put("clean", known)
     return torch.tensor(known[1:], dtype=torch.long), known[0]
@@ -181,25 +227,23 @@ def _survivors(
 ) -> Tensor:
     """Return which images survive all attempts, bool (N,) on the CPU."""
     survived = clean.clone()
-    for start in range(0, len(clean), run.batch_size):
+
+    def attack(start: int) -> None:
         batch = survived[start : start + run.batch_size]  # a view: what breaks here, breaks there
         for number, attempt in enumerate(attempts):
             rows = start + torch.nonzero(batch)[:, 0]
             if len(rows) > 0:
                 key = f"{threat.norm}/{start}/{number}"
                 if (broken := run.journal.get(key)) is None:
-                    # A stream of its own for every norm, batch and attempt: leaving one out changes no other.
-                    noise = torch.Generator().manual_seed(_stream(run.seed, threat.norm, start, number))
+                    noise = torch.Generator().manual_seed(run.random_start(threat.norm, start, number))
                     broken = _broken(run, rows, threat, attempt, noise)
                     run.journal.put(key, broken)
                 survived[broken] = False
             bar.set_postfix(standing=int(survived.sum()), refresh=False)
             bar.update(len(batch))
+
+    run.over_batches(attack)
     return survived
-
-
-def _stream(seed: int, norm: Norm, start: int, number: int) -> int:
-    return (((number * 1_000_003 + seed) * 1_000_003 + start) * len(NORMS) + NORMS.index(norm)) % 2**63
 
 
 def _broken(run: _Run, rows: Tensor, threat: ThreatModel, attempt: Attempt, noise: torch.Generator) -> list[int]:
@@ -219,5 +263,5 @@ def _broken(run: _Run, rows: Tensor, threat: ThreatModel, attempt: Attempt, nois
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     logits: Tensor = model(x)
     if not torch.isfinite(logits).all():
-        raise ValueError("expected finite logits, got NaN or infinity: the weights are broken")
+        raise LogitsNotFinite("expected finite logits, got NaN or infinity: the weights are broken")
     return logits

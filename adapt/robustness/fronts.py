@@ -104,14 +104,15 @@ class FrontsCommand(Command):
         plans = [edges + surface, edges][: len(bases)]
         device = pick_device(self.device)
         threads = (self.threads or torch.get_num_threads()) if device.type == "cpu" else 1
-        total = sum(map(num_missing, plans, results.bases)) * len(test)
-        with tqdm(total=total, desc="attacking soups", unit="image", disable=None) as bar:
+        total = sum(map(num_missing, plans, results.bases))
+        with tqdm(total=total, desc="attacking soups", unit="soup", disable=None) as bar:
             for position, (base, plan) in enumerate(zip(bases, plans, strict=True)):
 
                 def keep(measured: BaseFronts, position: int = position) -> None:
                     nonlocal results
                     results = results.with_base(position, measured)
                     write_fronts(path, results)
+                    bar.update()
 
                 measure_soups(
                     PreparedBase(base, device=device),
@@ -121,7 +122,6 @@ class FrontsCommand(Command):
                     results.settings,
                     num_threads=threads,
                     on_soup=keep,
-                    on_images=bar.update,
                 )
         return results
 

@@ -1,30 +1,24 @@
 """Many soups under attack: which ones a picture needs, their accuracy, and the file that keeps the numbers."""
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from adapt.documents.soup import BnMode
 from adapt.networks.forward import BATCH_PIXELS, MIN_BATCH
 from adapt.networks.prepared import PreparedBase
 from adapt.search.grid import simplex
-from training.attacks import apgd
 from training.data import ImageSet
-from training.devices import exact_floats
 from training.documents import Frozen
-from training.evaluate import APGD_LOSSES
 from training.files import replace_file
-from training.images import to_input
 from training.manifest import NORMS, Manifest, Norm, ThreatModel
 from training.models import Classifier
-from training.threat import union
+from training.robustness import LogitsNotFinite, as_input, evaluate_classifier
 
 LOW, HIGH = -0.25, 1.25  # of the coefficient along an edge
 STEP = 0.125  # along edges and in the triangle, so that soups on the triangle's edges are measured once
@@ -156,7 +150,6 @@ def measure_soups(
     *,
     num_threads: int = 1,
     on_soup: Callable[[BaseFronts], None],
-    on_images: Callable[[int], object] = lambda count: None,
 ) -> BaseFronts:
     """Attack the soups that are not yet known and return them with those that are.
 
@@ -168,38 +161,38 @@ def measure_soups(
         known: what was measured before.
         images: at the network's input size.
         settings: of the attack.
-        num_threads: batches attacked at a time, each on one core: small nets gain more from this than from torch's
-            own threads. Changes no result.
+        num_threads: batches attacked at a time, each on one core. Changes no result.
         on_soup: called after each soup with everything known so far.
-        on_images: called with the number of images done.
     """
     names = prepared.manifest.ingredient_names
     model = prepared.model(settings.bn_mode)
-    classifier = Classifier(model.net, prepared.manifest.input).to(prepared.device).eval()
-    batches = _batches(prepared, images)
+    classifier = Classifier(model.net, prepared.manifest.input)
+    x, y = as_input(images)
     seen = {_key(soup.coefficients) for soup in known.soups}
-    attack = partial(_attacked, classifier, settings)
-    with (
-        ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        exact_floats(),
-    ):
-        for coefficients in wanted:
-            if _key(coefficients) in seen:
-                continue
-            seen.add(_key(coefficients))
-            full = {name: float(coefficients.get(name, 0.0)) for name in names}
-            parts: list[dict[str, Tensor] | None] = [None]
-            if model.usable(torch.tensor([list(full.values())], dtype=torch.float64))[0]:
-                model.set(list(full.values()))
-                parts = []
-                for batch, found in zip(batches, pool.map(attack, batches), strict=True):
-                    parts.append(found)
-                    on_images(len(batch.labels))
-            else:
-                on_images(len(images))
-            soups = (*known.soups, SoupAccuracy(coefficients=full, accuracy=_accuracy(parts)))
-            known = known.model_copy(update={"soups": soups})
-            on_soup(known)
+    for coefficients in wanted:
+        if _key(coefficients) in seen:
+            continue
+        seen.add(_key(coefficients))
+        full = {name: float(coefficients.get(name, 0.0)) for name in names}
+        accuracy = None
+        if model.usable(torch.tensor([list(full.values())], dtype=torch.float64))[0]:
+            model.set(list(full.values()))
+            with suppress(LogitsNotFinite):
+                accuracy = evaluate_classifier(
+                    classifier,
+                    x,
+                    y,
+                    settings.threat_models,
+                    num_steps=settings.num_steps,
+                    device=str(prepared.device),
+                    batch_size=_batch_size(prepared, images),
+                    num_threads=num_threads,
+                    seed=settings.seed,
+                    random_starts=random_starts,
+                ).accuracies()
+        soups = (*known.soups, SoupAccuracy(coefficients=full, accuracy=accuracy))
+        known = known.model_copy(update={"soups": soups})
+        on_soup(known)
     return known
 
 
@@ -212,70 +205,12 @@ def _key(coefficients: dict[str, float]) -> frozenset[tuple[str, float]]:
     return frozenset((name, round(value, 9)) for name, value in coefficients.items() if abs(value) > 1e-9)
 
 
-class _Batch(NamedTuple):
-    start: int
-    images: Tensor
-    labels: Tensor
-
-
-def _batches(prepared: PreparedBase, images: ImageSet) -> list[_Batch]:
-    height, width = images.images.shape[1:3]
-    size = max(MIN_BATCH, BATCH_PIXELS["cuda" if prepared.device.type == "cuda" else "cpu"] // (height * width))
-    batches = []
-    for start in range(0, len(images), size):
-        x = torch.from_numpy(to_input(images.images[start : start + size])).to(prepared.device)
-        y = torch.from_numpy(images.labels[start : start + size]).to(prepared.device)
-        batches.append(_Batch(start, x.contiguous(memory_format=torch.channels_last), y))
-    return batches
-
-
-def _attacked(classifier: Classifier, settings: FrontSettings, batch: _Batch) -> dict[str, Tensor] | None:
-    """Return which images are classified correctly, clean and under each threat model; null for logits not finite."""
-    x, y = batch.images, batch.labels
-    clean = _is_correct(classifier, x, y)
-    if clean is None:
-        return None
-    found = {"clean": clean.cpu()}
-    for threat in settings.threat_models:
-        survived = clean.clone()
-        if clean.any():
-            x_adv = apgd(
-                classifier,
-                x[clean],
-                y[clean],
-                threat,
-                num_steps=settings.num_steps,
-                loss=APGD_LOSSES[threat.norm],
-                generator=torch.Generator().manual_seed(_stream(settings.seed, threat.norm, batch.start)),
-            )
-            right = _is_correct(classifier, x_adv, y[clean])
-            if right is None:
-                return None
-            survived[clean] = right
-        found[threat.norm] = survived.cpu()
-    return found
-
-
-def _accuracy(parts: Sequence[dict[str, Tensor] | None]) -> dict[str, float] | None:
-    columns: dict[str, list[Tensor]] = {}
-    for part in parts:
-        if part is None:
-            return None
-        for name, correct in part.items():
-            columns.setdefault(name, []).append(correct)
-    whole = {name: torch.cat(column) for name, column in columns.items()}
-    whole["union"] = union(list(whole.values()))
-    return {name: int(correct.sum()) / len(correct) for name, correct in whole.items()}
-
-
-def _stream(seed: int, norm: Norm, start: int) -> int:
+def random_starts(seed: int, norm: Norm, start: int, number: int) -> int:
+    """Return the seed of the random starts on a batch: not the one of `training`, but that of results already kept."""
     return int(np.random.SeedSequence([seed, NORMS.index(norm), start]).generate_state(1)[0])
 
 
-@torch.no_grad()
-def _is_correct(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor | None:
-    logits = classifier(x)
-    if not logits.isfinite().all():
-        return None
-    correct: Tensor = logits.argmax(1) == y
-    return correct
+def _batch_size(prepared: PreparedBase, images: ImageSet) -> int:
+    height, width = images.images.shape[1:3]
+    size: int = max(MIN_BATCH, BATCH_PIXELS["cuda" if prepared.device.type == "cuda" else "cpu"] // (height * width))
+    return size

@@ -531,8 +531,8 @@ MUTANTS = [
     Mutant(
         "training/evaluation-in-tensorfloat",
         "training/robustness.py",
-        "with eval_mode(model), exact_floats():",
-        "with eval_mode(model):",
+        "with eval_mode(model), exact_floats(), _pool(num_threads) as pool:",
+        "with eval_mode(model), _pool(num_threads) as pool:",
         _in("evaluate", "evaluation_is_in_float32_and_leaves_the_setting"),
         "accuracies on a GPU are those of other logits than the service's",
     ),

@@ -48,6 +48,12 @@ def test_the_answer_repeats_and_one_norm_does_not_change_another(trained: Traine
     assert torch.equal(alone.correct["L2"], once.correct["L2"])
 
 
+def test_several_batches_at_a_time_change_no_answer(trained: Trained) -> None:
+    attacked = [evaluate_classifier(*trained, THREATS, num_steps=3, batch_size=16, num_threads=n) for n in (None, 3)]
+    assert torch.equal(attacked[0].predicted, attacked[1].predicted)
+    assert all(torch.equal(correct, attacked[1].correct[name]) for name, correct in attacked[0].correct.items())
+
+
 def test_a_larger_radius_breaks_more(trained: Trained) -> None:
     small, large = (
         evaluate_classifier(*trained, (ThreatModel(norm="Linf", eps=eps),), num_steps=5).accuracies()

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-import adapt.robustness.robust
 from adapt.networks.mixing import mix
 from adapt.networks.prepared import PreparedBase
 from adapt.reporting.plots import plot_fronts
@@ -25,6 +24,7 @@ from adapt.robustness.robust import (
     known_of,
     measure_soups,
     num_missing,
+    random_starts,
     read_fronts,
     write_fronts,
 )
@@ -106,7 +106,7 @@ def test_accuracy_is_that_of_the_mixed_network_under_the_same_attack(
     x, y = torch.from_numpy(to_input(images.images)), torch.from_numpy(images.labels)
     with torch.no_grad():
         clean = classifier(x).argmax(1) == y
-    noise = torch.Generator().manual_seed(adapt.robustness.robust._stream(0, "L2", 0))
+    noise = torch.Generator().manual_seed(random_starts(0, "L2", 0, 0))
     x_adv = apgd(classifier, x[clean], y[clean], threat, num_steps=4, loss="dlr", generator=noise)
     with torch.no_grad():
         robust = int((classifier(x_adv).argmax(1) == y[clean]).sum()) / 40
@@ -158,9 +158,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(prepared: PreparedBase, lab
     write_fronts(tmp_path / "fronts.json", fronts)
     known = known_of(read_fronts(tmp_path / "fronts.json", chosen), prepared.manifest)
     assert num_missing(SOUPS, known) == 1
-    done: list[int] = []
-    found = measure(prepared, images, known=known, on_images=done.append)
-    assert sum(done) == 20
+    done: list[BaseFronts] = []
+    found = measure(prepared, images, known=known, on_soup=done.append)
+    assert len(done) == 1
     assert found == measure(prepared, images)
     assert read_fronts(tmp_path / "none.json", chosen) == ()
 
@@ -189,6 +189,17 @@ def test_raw_soups_with_negative_variances_are_left_out(
     found = measure(PreparedBase(base), images, [soup], settings=settings(images, bn_mode="raw"))
     assert found.soups[0].accuracy is None
     assert measure(PreparedBase(base), images, [soup]).soups[0].accuracy is not None
+
+
+def test_soups_whose_logits_are_not_finite_have_no_accuracy(
+    base_set_factory: Callable[..., Path], labelled: ImageSet, tmp_path: Path
+):
+    base = load_base_set(base_set_factory(tmp_path / "tiny"))
+    prepared, images = PreparedBase(base), labelled.subset(range(10))
+    rows = prepared.model("folded").rows
+    rows[base.manifest.ingredient_names.index("l2")] = float("nan")
+    found = measure(prepared, images, [{"linf": 1.0}, {"l2": 1.0}, {"l1": 1.0}])
+    assert [soup.accuracy is None for soup in found.soups] == [False, True, False]
 
 
 def other_threats(manifest: Manifest, threats: dict[str, ThreatModel | None]) -> Manifest:
