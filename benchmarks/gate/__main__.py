@@ -11,7 +11,8 @@ from pydantic import Field
 from benchmarks.gate.draws import Origin, read_draws, write_draws
 from benchmarks.gate.measure import Plan, measure
 from benchmarks.gate.records import Records
-from benchmarks.gate.report import claims, markdown, summary, write_report
+from benchmarks.gate.report import markdown, write_report
+from benchmarks.gate.summary import claims, summary
 from benchmarks.shifts.suite import SUITE
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 
@@ -66,7 +67,7 @@ class Gate(Command):
     )
 
     def execute(self) -> Result:
-        """Draw what is missing, and report; what is claimed is in `report.claims`."""
+        """Draw what is missing, and report; what is claimed is in `summary.claims`."""
         plan = QUICK if self.quick else FULL
         origin = Origin(self.base.name, self.seed)
         records = Records(self.work / ("quick.jsonl" if self.quick else "full.jsonl"))

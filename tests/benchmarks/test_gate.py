@@ -17,8 +17,9 @@ from benchmarks.gate import measure, nulls, real, spread
 from benchmarks.gate.__main__ import Gate
 from benchmarks.gate.draws import Origin, read_draws, write_draws
 from benchmarks.gate.records import Key, Records
-from benchmarks.gate.report import claims, markdown, summary
+from benchmarks.gate.report import markdown
 from benchmarks.gate.simulated import Retrained, SimulatedNetwork
+from benchmarks.gate.summary import claims, summary
 from benchmarks.shifts.sources import find_sources
 from training.bases import load_base_set
 from training.cli import EXIT_BAD_INPUT, EXIT_DONE, run
