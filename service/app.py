@@ -43,8 +43,9 @@ from service.store.jobs import JobQueue
 from service.store.keys import KeyRing, KeysError, read_keys
 from service.store.objects import ObjectStore, StoreError
 from service.store.references import References
-from service.store.registry import Conflict, Registry
+from service.store.registry import Registry
 from service.store.samples import Samples
+from service.store.transactions import Conflict
 from service.store.watches import Watches
 from training.documents import one_line
 from training.manifest import BaseSetError

@@ -19,8 +19,9 @@ from service.settings import Settings
 from service.store.backup import back_up
 from service.store.database import Database
 from service.store.migrate import differences, head, known_revision, upgrade
-from service.store.registry import Registry, UnknownVersion
+from service.store.registry import Registry
 from service.store.tables import Deployment
+from service.store.transactions import UnknownVersion
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result
 from training.documents import one_line
 

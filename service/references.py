@@ -14,7 +14,8 @@ from service.prediction.catalog import read_catalog
 from service.settings import Settings
 from service.store.objects import ObjectStore
 from service.store.references import ReferenceInfo, References
-from service.store.registry import Registry, UnknownDeployment
+from service.store.registry import Registry
+from service.store.transactions import UnknownDeployment
 from training.cli import Command, Result
 
 DeploymentArgument = Annotated[str, tyro.conf.Positional]

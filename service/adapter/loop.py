@@ -27,9 +27,10 @@ from service.prediction.reservoir import delete_others, read_reservoir
 from service.settings import Settings
 from service.store.jobs import JobQueue
 from service.store.references import References
-from service.store.registry import Registry, plan_of
+from service.store.registry import Registry
 from service.store.samples import Samples
 from service.store.tables import Deployment, Job, new_id
+from service.store.transactions import plan_of
 from service.store.watches import Rollback, Watches
 from training.documents import one_line
 

@@ -20,8 +20,9 @@ from service.store.intake import Intake
 from service.store.jobs import JobQueue
 from service.store.keeping import Choice
 from service.store.material import Material
-from service.store.registry import Registry, UnknownDeployment
+from service.store.registry import Registry
 from service.store.tables import Balance, Job
+from service.store.transactions import UnknownDeployment
 from training.images import Pixels
 from training.manifest import Manifest
 

@@ -26,9 +26,10 @@ from service.http.inference.routes import routes as inference_routes
 from service.http.openapi import openapi_document
 from service.http.problems import Problem, invalid
 from service.http.queries import Query
-from service.http.schemas import Bases, JobView, base_view, job_view
+from service.http.schemas import Bases, JobView
 from service.http.trial import predict_with_version
 from service.http.uploads import Part, media_type, read_body, read_images, read_multipart, unsupported
+from service.http.views import base_view, job_view
 from service.prediction.predictor import DEFAULT
 from service.store.intake import Wanted
 from service.store.jobs import landscape_of

@@ -25,20 +25,15 @@ from service.http.schemas import (
     NewWatch,
     ReservoirView,
     Soups,
-    deployment_view,
-    event_view,
-    job_view,
-    soup_view,
-    watch_view,
-    worker_view,
 )
 from service.http.uploads import read_json
+from service.http.views import deployment_view, event_view, job_view, soup_view, watch_view, worker_view
 from service.prediction.catalog import Base
 from service.prediction.predictor import DEFAULT
 from service.prediction.reservoir import count_kept, delete_reservoir, most_images
 from service.store.references import info_of
-from service.store.registry import UnknownDeployment, plan_of
 from service.store.tables import Deployment
+from service.store.transactions import UnknownDeployment, plan_of
 
 MAX_EVENTS = 1000  # in one answer
 DEFAULT_JOBS, MAX_JOBS = 20, 100  # of a list; a larger number is clipped

@@ -16,7 +16,7 @@ from service.prediction.loading import NotReady, Outdated
 from service.store.intake import TooManySamples
 from service.store.jobs import QueueFull
 from service.store.keeping import NothingKept
-from service.store.registry import Conflict, UnknownDeployment, UnknownVersion
+from service.store.transactions import Conflict, UnknownDeployment, UnknownVersion
 
 logger = logging.getLogger(__name__)
 

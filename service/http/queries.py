@@ -12,7 +12,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from service.http.problems import invalid
-from service.store.registry import UnknownVersion
+from service.store.transactions import UnknownVersion
 
 REMEMBERED_BYTES = 200  # of a query string
 VERSION = r"^[1-9][0-9]{0,8}$"  # the database's integers end somewhere

@@ -9,7 +9,8 @@ from starlette.responses import Response
 from service.http.context import Context, caller, json_response
 from service.http.problems import invalid
 from service.http.queries import Query
-from service.http.schemas import DeletedSamples, samples_view
+from service.http.schemas import DeletedSamples
+from service.http.views import samples_view
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 

@@ -19,7 +19,8 @@ from service.metrics import DeploymentMetrics, Metrics
 from service.prediction.batcher import Batcher, Logits
 from service.prediction.catalog import Base
 from service.settings import Settings
-from service.store.registry import Pointer, Registry, UnknownVersion
+from service.store.registry import Pointer, Registry
+from service.store.transactions import UnknownVersion
 from training.images import to_input
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,9 @@ from service.prediction.loading import LoadedSoup, Loader, NotReady, Outdated
 from service.prediction.reservoir import Reservoirs
 from service.prediction.sessions import Sessions
 from service.settings import Settings
-from service.store.registry import Pointer, Registry, UnknownVersion
+from service.store.registry import Pointer, Registry
 from service.store.tables import new_id
+from service.store.transactions import UnknownVersion
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ class Predictor:
             version: one of its stored versions; None for the current one.
 
         Raises:
-            UnknownDeployment, UnknownVersion: there is no such thing (service.store.registry).
+            UnknownDeployment, UnknownVersion: there is no such thing (service.store.transactions).
             NotReady: it cannot serve yet.
             Outdated: the version was made for other weights.
         """
@@ -124,7 +125,7 @@ class Predictor:
         """Return which version of a deployment a request accepted now is served with; builds nothing.
 
         Raises:
-            UnknownDeployment: there is none of that name (service.store.registry).
+            UnknownDeployment: there is none of that name (service.store.transactions).
             NotReady: it cannot serve yet.
         """
         if name not in self._served:

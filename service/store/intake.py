@@ -22,8 +22,8 @@ from service.store.keeping import (
 from service.store.material import Material, digest_of, pack_selection, summary_of, to_bytes
 from service.store.objects import ObjectStore
 from service.store.packs import Packs, unlabelled_key
-from service.store.registry import Conflict, get_deployment
 from service.store.tables import Job, Pack, new_id
+from service.store.transactions import Conflict, get_deployment
 from training.manifest import Manifest
 
 PACK_BYTES = 32_000_000  # most pixels of one pack: the rest of it must be written anew when one image goes

@@ -12,8 +12,8 @@ from adapt.documents.soup import Outcome, Soup, SupportSummary
 from service.store.database import Database, is_text
 from service.store.keeping import mark_used
 from service.store.material import unpack_selection
-from service.store.registry import add_soup, get_deployment, get_soup, move, soup_of
 from service.store.tables import ACTIVE_STATES, Deployment, Job, SoupVersion
+from service.store.transactions import add_soup, get_deployment, get_soup, move, soup_of
 from service.store.watches import Rollback, is_still, put_back
 
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more

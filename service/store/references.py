@@ -17,8 +17,8 @@ from service.store.database import Database
 from service.store.material import from_bytes, to_bytes
 from service.store.objects import ObjectStore
 from service.store.packs import ORPHAN_SECONDS
-from service.store.registry import get_deployment
 from service.store.tables import Deployment, new_id
+from service.store.transactions import get_deployment
 
 logger = logging.getLogger(__name__)
 

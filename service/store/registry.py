@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
-from adapt.documents.soup import Soup, soup_from_parts
+from adapt.documents.soup import Soup
 from service.store.database import MAX_INTEGER, Database, is_text
 from service.store.sums import Sums, add_sums, take_sums
 from service.store.tables import (
@@ -20,22 +19,10 @@ from service.store.tables import (
     ReservoirPlan,
     Sample,
     SoupVersion,
-    WatchPlan,
     Worker,
     new_id,
 )
-
-
-class UnknownDeployment(KeyError):
-    """No deployment of that name."""
-
-
-class UnknownVersion(KeyError):
-    """The deployment has no such soup version."""
-
-
-class Conflict(ValueError):
-    """The deployment is not in the state the caller expected."""
+from service.store.transactions import Conflict, add_soup, get_deployment, get_soup, move, plan_of, soup_of, watch_of
 
 
 class Pointer(NamedTuple):
@@ -308,102 +295,6 @@ class Registry:
         """Delete predictors that have been silent for `stale_seconds`."""
         with self._database.write() as session:
             session.execute(delete(Worker).where(Worker.heartbeat_at < time.time() - stale_seconds))
-
-
-def get_deployment(session: Session, name: str, *, lock: bool = False) -> Deployment:
-    """Return a deployment within a transaction, locked if asked for.
-
-    Raises:
-        UnknownDeployment: there is none of that name.
-    """
-    found = session.get(Deployment, name, with_for_update=lock or None) if is_text(name) else None
-    if found is None:
-        raise UnknownDeployment(name)
-    return found
-
-
-def plan_of(deployment: Deployment) -> ReservoirPlan | None:
-    """Return the reservoir of a deployment, None if it is off."""
-    return None if deployment.reservoir is None else ReservoirPlan(**deployment.reservoir)
-
-
-def watch_of(deployment: Deployment) -> WatchPlan | None:
-    """Return the watch of a deployment, None if it is off."""
-    return None if deployment.watch is None else WatchPlan(**deployment.watch)
-
-
-def last_move(session: Session, found: Deployment) -> Event:
-    """Return the event that made a deployment's current version current."""
-    moves = select(Event).where(Event.deployment == found.name, Event.to_version.is_not(None))
-    return session.scalars(moves.order_by(Event.seq.desc()).limit(1)).one()
-
-
-def get_soup(session: Session, deployment: str, version: int) -> SoupVersion:
-    """Return a soup version within a transaction.
-
-    Raises:
-        UnknownVersion: the deployment has no such version.
-    """
-    found = session.get(SoupVersion, (deployment, version)) if version <= MAX_INTEGER else None
-    if found is None:
-        raise UnknownVersion(version)
-    return found
-
-
-def soup_of(row: SoupVersion, *, held_out: bool = False) -> Soup:
-    """Return the soup of a row, within the transaction that read it: the bytes beside the document are read only now.
-
-    Args:
-        row: a version.
-        held_out: with its held-out answers.
-    """
-    document = row.soup if held_out else row.soup | {"held_out": None}
-    patch, answers = (None if document.get(part) is None else getattr(row, part) for part in ("patch", "held_out"))
-    return soup_from_parts(document, patch, answers)
-
-
-def add_soup(session: Session, deployment: str, soup: Soup, *, source: str, job: str | None = None) -> int:
-    """Insert a version; the caller holds the deployment's lock, so numbers are not given twice."""
-    latest = session.scalar(select(func.max(SoupVersion.version)).where(SoupVersion.deployment == deployment)) or 0
-    session.add(
-        SoupVersion(
-            deployment=deployment,
-            version=latest + 1,
-            soup=soup.model_dump(mode="json"),
-            patch=None if soup.patch is None else soup.patch.data,
-            held_out=None if soup.held_out is None else soup.held_out.data,
-            source=source,
-            job=job,
-        )
-    )
-    return latest + 1
-
-
-def move(
-    session: Session,
-    found: Deployment,
-    version: int,
-    *,
-    kind: str,
-    job: str | None = None,
-    who: str | None = None,
-    unproven: bool = False,
-    reason: str | None = None,
-) -> None:
-    """Point a locked deployment at another version and append the event."""
-    session.add(
-        Event(
-            deployment=found.name,
-            kind=kind,
-            from_version=found.version,
-            to_version=version,
-            job=job,
-            who=who,
-            reason=reason,
-            unproven=unproven,
-        )
-    )
-    found.version = version
 
 
 def _check_expected(found: Deployment, expected: int | None) -> None:

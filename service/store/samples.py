@@ -14,8 +14,8 @@ from service.store.keeping import packs_of, samples_of
 from service.store.material import Images, Material, Selected, from_bytes, unpack_selection
 from service.store.objects import ObjectStore
 from service.store.packs import Packs, drop_samples, unlabelled_key
-from service.store.registry import get_deployment
 from service.store.tables import Event, Job, Pack, Sample
+from service.store.transactions import get_deployment
 from training.manifest import Manifest
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from sqlalchemy.orm import Session
 
 from service.store.confidence import NOTHING, Collapse, Tally, WatchState, observe, start
 from service.store.database import Database
-from service.store.registry import get_deployment, last_move, move, watch_of
 from service.store.sums import take_sums, waiting_watches
 from service.store.tables import WATCH, ConfidenceSum, Deployment, Event, WatchPlan, new_id
+from service.store.transactions import get_deployment, last_move, move, watch_of
 
 
 class Suspect(NamedTuple):

@@ -14,7 +14,7 @@ from alembic import command
 from sqlalchemy import text
 
 from adapt.documents.patch import make_patch
-from service.http.schemas import job_view
+from service.http.views import job_view
 from service.store.confidence import NOTHING
 from service.store.database import Database, SchemaError
 from service.store.jobs import JobQueue

@@ -18,7 +18,8 @@ from service.store.database import Database
 from service.store.migrate import upgrade
 from service.store.objects import ObjectStore
 from service.store.references import FOLDER, ReferenceGone, References
-from service.store.registry import Registry, UnknownDeployment
+from service.store.registry import Registry
+from service.store.transactions import UnknownDeployment
 from tests.hostile import archives
 from tests.service.conftest import Labelled, Server
 from training.bases import load_base_set

@@ -16,8 +16,9 @@ from adapt.documents.patch import Patch, make_patch
 from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary
 from service.store.database import Database
 from service.store.jobs import SUPERSEDED, JobQueue, QueueFull, add_job
-from service.store.registry import Conflict, Registry, UnknownDeployment, UnknownVersion, get_deployment
+from service.store.registry import Registry
 from service.store.tables import Event, Job
+from service.store.transactions import Conflict, UnknownDeployment, UnknownVersion, get_deployment
 
 SUPPORT = SupportSummary(n=2, per_class={"cat": 1, "dog": 1})
 STALE = 30.0

@@ -21,9 +21,10 @@ from service.store.jobs import JobQueue, QueueFull
 from service.store.keeping import NothingKept
 from service.store.material import Material
 from service.store.objects import ObjectStore
-from service.store.registry import Registry, UnknownDeployment
+from service.store.registry import Registry
 from service.store.samples import Samples, SamplesGone
 from service.store.tables import Job, Pack, Sample
+from service.store.transactions import UnknownDeployment
 from training.images import pixel_hash
 from training.manifest import Manifest, read_manifest
 

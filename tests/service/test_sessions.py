@@ -24,7 +24,8 @@ from service.prediction.predictor import DEFAULT, STARTUP_SECONDS, Predictor
 from service.settings import Settings
 from service.store.database import Database
 from service.store.migrate import upgrade
-from service.store.registry import Registry, UnknownDeployment, UnknownVersion
+from service.store.registry import Registry
+from service.store.transactions import UnknownDeployment, UnknownVersion
 from training.images import to_input
 
 ROOM = 3  # sessions of the base set `tiny` that fit into the cache

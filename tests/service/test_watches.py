@@ -15,9 +15,10 @@ from service.prediction.confidences import Confidences
 from service.store.confidence import Tally
 from service.store.database import Database
 from service.store.jobs import SUPERSEDED, JobQueue
-from service.store.registry import Pointer, Registry, UnknownDeployment
+from service.store.registry import Pointer, Registry
 from service.store.sums import add_sums
 from service.store.tables import WATCH, ConfidenceSum, Deployment, Event, Job, new_id
+from service.store.transactions import UnknownDeployment
 from service.store.watches import Rollback, Suspect, Watches, state_of
 from tests.service.test_confidence import tally
 from tests.service.test_registry import add, claimed, outcome, soup
