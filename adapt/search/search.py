@@ -132,32 +132,14 @@ def search(
     with thread_count(config.threads):
         report(0.0, "preparing the base set")
         network = PreparedBase(base, device=pick_device(config.device)) if isinstance(base, BaseSet) else base
-        task = Task(
-            network=network,
-            support=support,
-            unlabelled=unlabelled,
-            current=current,
-            bn_mode=config.bn_mode,
-            recalibrate="statistics" in config.rungs and network.can_recalibrate,
-            folds=support.folds(NUM_FOLDS, seed=config.seed) if len(support) >= 2 else None,
-            weights=balanced_weights(support.labels) if config.balance else None,
-            train_from=config.train_from,
-            seed=config.seed,
-            report=report,
-            should_stop=should_stop,
-        )
-        evaluate = search_grid if strategy == "grid" else search_surrogate
-        trains = "early" in config.rungs and len(support) >= config.train_from
-        pool = evaluate(task.part(0.0, TRAINED_FROM) if trains else task, points)
-        library = Library(task.part(TRAINED_FROM, 1.0), pool)
+        task = _task(network, support, config, current, unlabelled, report, should_stop)
+        library = _evaluate(task, config, strategy, points)
         selected = select(library, [make(library) for name, make in LADDER.items() if name in config.rungs])
+    pool = library.pool
     counts = _judged_counts(pool, support)
     threshold = config.threshold(len(support), sum(counts))
     comparison = _compare(library, selected, seed=config.seed, threshold=threshold)
-    posterior = None
-    if comparison is not None:
-        gain = comparison.candidate - comparison.current
-        posterior = posterior_of_gain(gain, comparison.error, harm=config.harm)
+    posterior = _posterior(comparison, harm=config.harm)
     is_current = _is_current(task, selected.model)
     decision = decide(
         comparison,
@@ -178,19 +160,44 @@ def search(
     outcome = _outcome(library, selected, comparison, posterior, decision, summary, patch)
     if comparison is not None:
         outcome = outcome.model_copy(update={"attempt": config.attempt, "level": threshold})
-    soup = make_soup(
-        manifest,
-        outcome.coefficients,
-        bn_mode=outcome.bn_mode,
-        temperature=outcome.temperature,
-        patch=patch,
-        held_out=_held_out(task, selected),
-        evidence=outcome,
-    )
+    soup = _soup(task, selected, outcome, patch)
     if reference is not None:
         with thread_count(config.threads):
             soup, outcome = _bounded(soup, outcome, check_floor(network, soup, reference), config.promote)
     return Search(soup, outcome, pool, selected, comparison, is_current)
+
+
+def _task(
+    network: Network,
+    support: Support,
+    config: SearchConfig,
+    current: Soup,
+    unlabelled: Images | None,
+    report: Progress,
+    should_stop: ShouldStop | None,
+) -> Task:
+    return Task(
+        network=network,
+        support=support,
+        unlabelled=unlabelled,
+        current=current,
+        bn_mode=config.bn_mode,
+        recalibrate="statistics" in config.rungs and network.can_recalibrate,
+        folds=support.folds(NUM_FOLDS, seed=config.seed) if len(support) >= 2 else None,
+        weights=balanced_weights(support.labels) if config.balance else None,
+        train_from=config.train_from,
+        seed=config.seed,
+        report=report,
+        should_stop=should_stop,
+    )
+
+
+def _evaluate(task: Task, config: SearchConfig, strategy: Strategy, points: Lattice) -> Library:
+    """Evaluate the candidates; return them with what rungs are fitted to."""
+    evaluate = search_grid if strategy == "grid" else search_surrogate
+    trains = "early" in config.rungs and len(task.support) >= config.train_from
+    pool = evaluate(task.part(0.0, TRAINED_FROM) if trains else task, points)
+    return Library(task.part(TRAINED_FROM, 1.0), pool)
 
 
 def _compare(library: Library, selected: Selected, *, seed: int, threshold: float) -> Comparison | None:
@@ -211,6 +218,12 @@ def _compare(library: Library, selected: Selected, *, seed: int, threshold: floa
         seed=seed,
     )
     return compare_answers(fit, fresh=pool.standing.fresh, dependence=dependence, threshold=threshold)
+
+
+def _posterior(comparison: Comparison | None, *, harm: float) -> Posterior | None:
+    if comparison is None:
+        return None
+    return posterior_of_gain(comparison.candidate - comparison.current, comparison.error, harm=harm)
 
 
 def _is_current(task: Task, model: Model) -> bool:
@@ -291,6 +304,19 @@ def _patch(model: Model) -> Patch | None:
     if not model.tensors:
         return None
     return make_patch(model.tensors, recalibrated=model.recalibrated, rungs=model.rungs)
+
+
+def _soup(task: Task, selected: Selected, outcome: Outcome, patch: Patch | None) -> Soup:
+    """Return the candidate, with its evidence."""
+    return make_soup(
+        task.network.manifest,
+        outcome.coefficients,
+        bn_mode=outcome.bn_mode,
+        temperature=outcome.temperature,
+        patch=patch,
+        held_out=_held_out(task, selected),
+        evidence=outcome,
+    )
 
 
 def _held_out(task: Task, selected: Selected) -> HeldOut | None:
