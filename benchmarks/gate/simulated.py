@@ -66,8 +66,7 @@ class SimulatedNetwork:
         generator = np.random.default_rng([*seed, 0])
         self.manifest = simulated_manifest(num_ingredients)
         self.labels: Ints = generator.integers(NUM_CLASSES, size=num_images)
-        self.images = np.zeros((num_images, 2, 2, 3), dtype=np.uint8)
-        self.images.reshape(num_images, 12)[:, :4] = np.arange(num_images, dtype="<u4").view(np.uint8).reshape(-1, 4)
+        self.images = numbered_images(np.arange(num_images))
         self._seed, self._own = tuple(seed), float(np.sqrt(1 - correlation))
         means = np.float32(DISTANCE) * np.eye(NUM_CLASSES, dtype=np.float32)[self.labels]
         noise = generator.standard_normal((num_images, NUM_CLASSES), dtype=np.float32)
@@ -83,8 +82,7 @@ class SimulatedNetwork:
 
     def support(self, positions: Ints) -> Support:
         """Return some of the images, labelled."""
-        hashes = tuple(f"{number:064x}" for number in positions.tolist())
-        return Support(self.images[positions], self.labels[positions], hashes, self.manifest.class_names)
+        return numbered_support(positions, self.labels[positions], self.manifest)
 
     def canonical(self, bn_mode: BnMode) -> BnMode:
         """Return the mode."""
@@ -113,7 +111,7 @@ class SimulatedNetwork:
         should_stop: Callable[[], bool] | None = None,
     ) -> Run:
         """Return logits and features of soups, as networks do."""
-        positions = images.reshape(len(images), 12)[:, :4].copy().view("<u4").ravel().astype(np.int64)
+        positions = numbers_of(images)
         statistics: Tensors | None = None
         if recalibrate:
             statistics = {STATISTICS: np.asarray([_number(positions.tobytes())], dtype=np.float32)}
@@ -190,15 +188,33 @@ class Retrained:
         return has_lower_loss and int(own.right.sum()) >= int(below.right.sum())
 
 
-def simulated_manifest(num_ingredients: int) -> Manifest:
-    """Return the manifest of a base set that is not there."""
+def numbered_images(numbers: Ints) -> npt.NDArray[np.uint8]:
+    """Return images that hold their own number (from 0 to 2**32 - 1), uint8 (n, 2, 2, 3)."""
+    images = np.zeros((len(numbers), 2, 2, 3), dtype=np.uint8)
+    images.reshape(len(numbers), 12)[:, :4] = numbers.astype("<u4").view(np.uint8).reshape(-1, 4)
+    return images
+
+
+def numbers_of(images: npt.NDArray[np.uint8]) -> Ints:
+    """Return the numbers that images hold, (n,)."""
+    return images.reshape(len(images), 12)[:, :4].copy().view("<u4").ravel().astype(np.int64)
+
+
+def numbered_support(numbers: Ints, labels: Ints, manifest: Manifest) -> Support:
+    """Return the images of these numbers, labelled."""
+    hashes = tuple(f"{number:064x}" for number in numbers.tolist())
+    return Support(numbered_images(numbers), labels, hashes, manifest.class_names)
+
+
+def simulated_manifest(num_ingredients: int, num_classes: int = NUM_CLASSES) -> Manifest:
+    """Return the manifest of a base set that is not there, for 2 x 2 pixels."""
     names = [f"m{number}" for number in range(num_ingredients)]
     return Manifest(
         name="simulated",
         digest="0" * 64,
         architecture=Architecture(name="simulated", kwargs={}),
         input=InputSpec(height=2, width=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-        class_names=tuple(f"class {number}" for number in range(NUM_CLASSES)),
+        class_names=tuple(f"class {number}" for number in range(num_classes)),
         ingredients=tuple(
             Ingredient(
                 name=name,

@@ -15,22 +15,21 @@ import torch
 
 from adapt.documents.patch import Tensors
 from adapt.documents.soup import BnMode, default_soup
-from adapt.images.support import Support
 from adapt.networks.last_layer import Head
 from adapt.networks.network import Run
 from adapt.search.config import SearchConfig
 from adapt.search.search import search
-from training.manifest import Architecture, Ingredient, InputSpec, Manifest, Provenance
+from benchmarks.gate.simulated import numbered_support, numbers_of, simulated_manifest
+from training.manifest import Manifest
 
 NUM_CLASSES, WIDTH, NUM_INGREDIENTS = 1000, 768, 4
-PIXELS = InputSpec(height=2, width=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 @dataclass(frozen=True)
 class WideNetwork:
     """Random features, whose last layers are all that the ingredients differ in.
 
-    An image's first four bytes are its number; new statistics scale the features a little.
+    New statistics scale the features a little. Of the images there are only the numbers, as in `benchmarks.gate`.
     """
 
     manifest: Manifest
@@ -62,9 +61,8 @@ class WideNetwork:
         progress: Callable[[float], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Run:
-        numbers = np.ascontiguousarray(images.reshape(len(images), -1)[:, :4]).view(np.int32).ravel()
         moved = recalibrate or patch is not None
-        seen = self.features[torch.from_numpy(numbers).long()] * (1.1 if moved else 1.0)
+        seen = self.features[torch.from_numpy(numbers_of(images))] * (1.1 if moved else 1.0)
         logits = torch.empty(len(coefficients), len(images), NUM_CLASSES)
         for row, found in zip(coefficients.tolist(), logits, strict=True):
             torch.mm(seen, self.head(row).weight.float().T, out=found)
@@ -78,50 +76,14 @@ def make_network(num_images: int, labels: npt.NDArray[np.int64]) -> WideNetwork:
     layers = torch.randn(NUM_INGREDIENTS, NUM_CLASSES, WIDTH, generator=generator) / WIDTH**0.5
     truth = layers.mean(dim=0)[torch.from_numpy(labels)]
     features = 12 * truth + torch.randn(num_images, WIDTH, generator=generator)
-    names = tuple(f"m{number}" for number in range(NUM_INGREDIENTS))
-    manifest = Manifest(
-        name="wide",
-        digest="0" * 64,
-        architecture=Architecture(name="wide", kwargs={}),
-        input=PIXELS,
-        class_names=tuple(f"c{number}" for number in range(NUM_CLASSES)),
-        ingredients=tuple(
-            Ingredient(
-                name=name,
-                file=f"{name}.safetensors",
-                sha256="0" * 64,
-                threat_model=None,
-                objective="nominal",
-                parent=None,
-            )
-            for name in names
-        ),
-        default_coefficients={name: float(name == "m0") for name in names},
-        provenance=Provenance(
-            recipe={},
-            seed=0,
-            git_commit=None,
-            git_dirty=None,
-            versions={},
-            hardware="test",
-            data_hash="none",
-            seconds=0,
-        ),
-    )
-    return WideNetwork(manifest, features, layers)
-
-
-def make_support(n: int, manifest: Manifest, labels: npt.NDArray[np.int64]) -> Support:
-    images = np.zeros((n, 12), dtype=np.uint8)
-    images[:, :4] = np.arange(n, dtype=np.int32).view(np.uint8).reshape(n, 4)
-    return Support(images.reshape(n, 2, 2, 3), labels, tuple(map(str, range(n))), manifest.class_names)
+    return WideNetwork(simulated_manifest(NUM_INGREDIENTS, NUM_CLASSES), features, layers)
 
 
 def main(strategy: str, n: int) -> None:
     """Search, and print what it found and what it took."""
     labels = np.arange(n) % NUM_CLASSES
     network = make_network(n, labels)
-    support = make_support(n, network.manifest, labels)
+    support = numbered_support(np.arange(n), labels, network.manifest)
     settings = {"grid": "simplex", "step": 0.05} if strategy == "grid" else {}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = search(
