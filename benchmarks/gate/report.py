@@ -210,7 +210,8 @@ def _continual_section(data: Mapping[str, Any]) -> list[str]:
         "## Labels in five portions",
         "",
         "After each portion all labels so far are searched on. Accuracy on unseen pictures, percent: at the start, "
-        "served after each portion, and after a single adaptation to all labels. `behind`: what portions lose, points. "
+        "served after each portion, and after a single adaptation to all labels with `promote=auto`. `behind`: what "
+        "portions lose, points, with one standard error. "
         "`refused`: candidates that were better and not promoted, per series, and their mean gain in points.",
         "",
         *table(
@@ -222,7 +223,7 @@ def _continual_section(data: Mapping[str, Any]) -> list[str]:
                     f"{100 * cell['start']:.1f}",
                     " ".join(f"{100 * value:.1f}" for value in cell["served"]),
                     f"{100 * cell['once']:.1f}",
-                    f"{100 * cell['behind']:+.1f}",
+                    f"{100 * cell['behind']:+.1f} +- {100 * cell['behind_error']:.1f}",
                     f"{cell['refused']:.1f} ({100 * cell['refused_gain']:+.1f})",
                 ]
                 for name, cell in data["continual"].items()

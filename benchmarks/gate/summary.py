@@ -211,23 +211,21 @@ def _calibration(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _continual(records: Records) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for drifts in (False, True):
-        for portion in sorted({n for _, n in records.of("continual")}):
-            rows = [
-                row
-                for (case, n), some in records.of("continual").items()
-                for row in some
-                if n == portion and case.endswith(", drifting") == drifts
-            ]
-            if rows:
-                found[f"5 x {portion}{', drifting' if drifts else ''}"] = {
-                    "draws": len(rows),
-                    "start": _mean([row["start"] for row in rows]),
-                    "served": [_mean([row["served"][k] for row in rows]) for k in range(len(rows[0]["served"]))],
-                    "once": _mean([row["once"] for row in rows]),
-                    "behind": _mean([row["once"] - row["served"][-1] for row in rows]),
-                    "refused": _mean([sum(gain > 0 for gain in row["refused"]) for row in rows]),
-                    "refused_gain": _mean([gain for row in rows for gain in row["refused"] if gain > 0] or [0.0]),
-                }
-    return found
+    """Return what labels in portions lead to, by size of the portions and kind: drifting or not, and the policy."""
+    kinds: dict[str, list[Row]] = {}
+    for (case, portion), rows in records.of("continual").items():
+        _, *kind = case.split(", ")
+        kinds.setdefault(", ".join([f"5 x {portion}", *kind]), []).extend(rows)
+    return {
+        name: {
+            "draws": len(rows),
+            "start": _mean([row["start"] for row in rows]),
+            "served": [_mean([row["served"][k] for row in rows]) for k in range(len(rows[0]["served"]))],
+            "once": _mean([row["once"] for row in rows]),
+            "behind": _mean([row["once"] - row["served"][-1] for row in rows]),
+            "behind_error": float(np.std([row["once"] - row["served"][-1] for row in rows]) / len(rows) ** 0.5),
+            "refused": _mean([sum(gain > 0 for gain in row["refused"]) for row in rows]),
+            "refused_gain": _mean([gain for row in rows for gain in row["refused"] if gain > 0] or [0.0]),
+        }
+        for name, rows in sorted(kinds.items(), key=lambda item: (item[0].count(","), item[0]))
+    }
