@@ -7,9 +7,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import tyro
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from benchmarks.client import Load, hammer, multipart, post_request
 from benchmarks.machine import machine
-from benchmarks.pictures import jpegs
+from benchmarks.pictures import jpegs, photographs
 from benchmarks.server import serve
 from benchmarks.serving.bare import serve_bare
 from benchmarks.serving.raw import Raw, start_raw
@@ -25,21 +25,48 @@ from benchmarks.serving.rivals import MAX_BATCH, RIVALS, serve_rival
 from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
 from service.http.answers import confidences, predictions_json
-from training.cli import Command, Result, run
+from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.images import load_image, to_input
 from training.manifest import Manifest, read_manifest
 
 NUM_IMAGES = 64
 
 
+class Photo(NamedTuple):
+    """A kind of photograph to send."""
+
+    height: int
+    width: int
+    quality: int
+    num_files: int  # different ones
+    aim: float  # times the requests of the next best server that the service is meant to answer
+
+
+PHOTOS = {
+    "12 MP": Photo(3000, 4000, 90, 4, 4.0),
+    "1.2 MP": Photo(960, 1280, 85, 16, 1.0),
+    "500 px": Photo(375, 500, 85, 32, 1.0),
+}
+SMALL = "input size"  # of pictures that have the network's
+
+
 class Serving(Command):
     """Measure `/predict` on one image per request at several concurrencies, beside a bare app.
 
     Example: python -m benchmarks.serving bases/cifar10-small --rounds 5
+
+    Photographs: python -m benchmarks.serving --photos --rivals fastapi litserve bentoml --concurrency 1 8
     """
 
     name: ClassVar[str] = "serving"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path | None, tyro.conf.Positional] = Field(
+        default=None, description="base set; default: bases/cifar10-small, with --photos bases/photos"
+    )
+    photos: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+        default=False,
+        description="send JPEGs of 12 and 1.2 megapixels and of 500 pixels, which rivals leave to Pillow; exit code 1 "
+        "unless the service answers 4 times as many of the first as the next best, and more of the others",
+    )
     concurrency: tuple[int, ...] = Field(default=(1, 8, 32), description="kept-alive connections")
     rounds: int = Field(
         default=5, ge=1, description="interleaved rounds per concurrency, after one that does not count"
@@ -58,23 +85,46 @@ class Serving(Command):
             raise ValueError(f"rivals: expected some of {', '.join(RIVALS)}, got {unknown[0]!r}")
         if ("mlserver" in self.rivals) != (self.mlserver is not None):
             raise ValueError("expected --mlserver PYTHON together with the rival mlserver, got one of them")
-        manifest = read_manifest(self.base)
-        files = jpegs(NUM_IMAGES, manifest.input.height, manifest.input.width, seed=self.seed)
+        base = self.base or Path("bases/photos" if self.photos else "bases/cifar10-small")
+        manifest = read_manifest(base)
+        pictures = self._pictures(manifest)
         with tempfile.TemporaryDirectory(prefix="saucier-") as work:
             folder = Path(work)
-            bundle = build_bundle(self.base, folder / "bundles")
-            costs = _stage_costs(bundle, manifest, files)
+            bundle = build_bundle(base, folder / "bundles")
+            costs = {kind: _stage_costs(bundle, manifest, files) for kind, files in pictures.items()}
             with contextlib.ExitStack() as stack:
-                server = stack.enter_context(serve(folder, self.base, workers=self.workers, bundles=bundle.parent))
-                bare_port = stack.enter_context(serve_bare(self.base, bundle, workers=self.workers))
+                server = stack.enter_context(serve(folder, base, workers=self.workers, bundles=bundle.parent))
+                bare_port = stack.enter_context(serve_bare(base, bundle, workers=self.workers))
                 ports = {"bare": bare_port, "service": server.port, "service_multipart": server.port}
+                options: dict[str, Any] = {"workers": self.workers, "mlserver": self.mlserver, "is_plain": self.photos}
                 for name in self.rivals:
-                    rival = serve_rival(name, folder, self.base, bundle, workers=self.workers, mlserver=self.mlserver)
-                    ports[name] = stack.enter_context(rival)
-                raw = stack.enter_context(start_raw(self.base, bundle, files, workers=self.workers))
-                rows = [self._measure(concurrency, ports, files, raw) for concurrency in self.concurrency]
-        data = {"rows": rows, "stage_us": costs, "workers": self.workers, "rounds": self.rounds, "machine": machine()}
-        return Result(data, _text(data))
+                    ports[name] = stack.enter_context(serve_rival(name, folder, base, bundle, **options))
+                rows = []
+                for kind, files in pictures.items():
+                    with start_raw(base, bundle, files, workers=self.workers) as raw:
+                        found = [self._measure(concurrency, ports, files, raw) for concurrency in self.concurrency]
+                    rows += [{"pictures": kind} | row for row in found]
+        data: dict[str, Any] = {
+            "rows": rows,
+            "stage_us": costs,
+            "workers": self.workers,
+            "rounds": self.rounds,
+            "machine": machine(),
+        }
+        is_met = True
+        if self.photos and self.rivals:
+            data["ahead"] = ahead(rows, self.rivals)
+            is_met = all(min(ratios.values()) >= PHOTOS[kind].aim for kind, ratios in data["ahead"].items())
+        return Result(data, _text(data), EXIT_DONE if is_met else EXIT_CLAIM_FAILED)
+
+    def _pictures(self, manifest: Manifest) -> dict[str, list[bytes]]:
+        """Return the files to send, by kind."""
+        if not self.photos:
+            return {SMALL: jpegs(NUM_IMAGES, manifest.input.height, manifest.input.width, seed=self.seed)}
+        return {
+            kind: photographs(photo.num_files, photo.height, photo.width, seed=self.seed, quality=photo.quality)
+            for kind, photo in PHOTOS.items()
+        }
 
     def _measure(self, concurrency: int, ports: dict[str, int], files: list[bytes], raw: Raw) -> dict[str, Any]:
         requests = {}
@@ -95,19 +145,28 @@ class Serving(Command):
         row: dict[str, Any] = {
             "concurrency": concurrency,
             "raw": {
-                "per_second": round(float(np.median(ceilings[1:]))),
+                "per_second": round(float(np.median(ceilings[1:])), 1),
                 "ratio": round(float(np.median(np.divide(ceilings[1:], bare))), 3),
             },
         }
         for name, measured in loads.items():
             row[name] = {
-                "per_second": round(float(np.median([load.per_second for load in measured]))),
+                "per_second": round(float(np.median([load.per_second for load in measured])), 1),
                 "p50_ms": round(float(np.median([load.percentile_ms(50) for load in measured])), 2),
                 "p99_ms": round(float(np.median([load.percentile_ms(99) for load in measured])), 2),
             }
             against = np.divide([load.per_second for load in measured], bare)
             row[name]["ratio"] = round(float(np.median(against)), 3)
         return row
+
+
+def ahead(rows: list[dict[str, Any]], rivals: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return how many times the requests of the best rival the service answers, by kind of picture and clients."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        best = max(row[name]["per_second"] for name in rivals)
+        found.setdefault(row["pictures"], {})[str(row["concurrency"])] = round(row["service"]["per_second"] / best, 2)
+    return found
 
 
 def _file(file: bytes) -> tuple[bytes, str]:
@@ -168,15 +227,23 @@ def _text(data: dict[str, Any]) -> str:
         data["machine"],
         f"{'clients':>7}  {'server':18} {'requests/s':>10} {'p50 ms':>8} {'p99 ms':>8} {'of bare':>8}",
     ]
+    kind = None
     for row in data["rows"]:
+        if row["pictures"] != kind:
+            kind = row["pictures"]
+            lines.append(f"pictures: {kind}")
         for name, cell in row.items():
-            if name == "concurrency":
+            if name in ("concurrency", "pictures"):
                 continue
             p50, p99 = cell.get("p50_ms", ""), cell.get("p99_ms", "")
             numbers = f"{cell['per_second']:10} {p50:>8} {p99:>8} {cell['ratio']:8.3f}"
             lines.append(f"{row['concurrency']:7}  {name:18} {numbers}")
-    shared = ", ".join(f"{name} {cost:.0f} us" for name, cost in data["stage_us"].items())
-    lines.append(f"work that both share, per request, alone in one process: {shared}")
+    for kind, costs in data["stage_us"].items():
+        shared = ", ".join(f"{name} {cost:.0f} us" for name, cost in costs.items())
+        lines.append(f"work that both share, per request, alone in one process ({kind}): {shared}")
+    for kind, ratios in data.get("ahead", {}).items():
+        said = ", ".join(f"{ratio} with {clients}" for clients, ratio in ratios.items())
+        lines.append(f"requests of the service over those of the next best, {kind}: {said} clients")
     return "\n".join(lines)
 
 

@@ -1,10 +1,12 @@
 """The same network behind other model servers, each as its documentation has it.
 
-All decode and prepare as the service does and answer with the same JSON. Where and what to serve stands in the
-environment, as two of them start processes of their own.
+All answer with the same JSON. They read files as the service does, or, with `PLAIN`, as most services do: Pillow
+decodes the whole picture, converts, resizes and crops it. Where and what to serve stands in the environment, as two of
+them start processes of their own.
 """
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -17,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from benchmarks.server import ROOT, free_port
 from deploy.runtime import Bundle
 from service.http.answers import confidences, predictions_json
-from training.images import Pixels, load_image, to_input
-from training.manifest import read_manifest
+from training.images import CROP_FRACTION, Pixels, load_image, to_input
+from training.manifest import InputSpec, read_manifest
 
 BASE, BUNDLE, PORT, WORKERS = "RIVAL_BASE", "RIVAL_BUNDLE", "RIVAL_PORT", "RIVAL_WORKERS"
-GRPC_PORT = "RIVAL_GRPC_PORT"
+GRPC_PORT, PLAIN = "RIVAL_GRPC_PORT", "RIVAL_PLAIN"
 MAX_BATCH = 32
 START_SECONDS = 90
 STOP_SECONDS = 20
@@ -42,6 +45,8 @@ class Network:
 
     def decode(self, file: bytes) -> Pixels:
         """Return the pixels of a file as the network wants them."""
+        if os.environ.get(PLAIN):
+            return plain_pixels(file, self._manifest.input)
         return load_image(file, self._manifest.input).pixels
 
     def answer(self, images: list[Pixels]) -> list[bytes]:
@@ -49,6 +54,21 @@ class Network:
         probabilities = confidences(self._session.run(to_input(np.stack(images))), self._manifest.default_temperature)
         names = self._manifest.class_names
         return [predictions_json("default", 1, row[None], names, top_k=3) for row in probabilities]
+
+
+def plain_pixels(file: bytes, spec: InputSpec) -> Pixels:
+    """Return a file's pixels (spec.height, spec.width, 3) as torchvision's and timm's evaluation transforms have them.
+
+    Nothing is turned, checked, or reduced first.
+    """
+    with Image.open(io.BytesIO(file)) as opened:
+        image = opened.convert("RGB")
+    if spec.resize == "stretch":
+        return np.asarray(image.resize((spec.width, spec.height), Image.Resampling.BICUBIC))
+    scale = max(spec.height / image.height, spec.width / image.width) / CROP_FRACTION
+    resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (resized.width - spec.width) // 2, (resized.height - spec.height) // 2
+    return np.asarray(resized.crop((left, top, left + spec.width, top + spec.height)))
 
 
 def fastapi_app() -> Any:
@@ -82,7 +102,14 @@ def run_fastapi() -> None:
 
 @contextlib.contextmanager
 def serve_rival(
-    name: str, folder: Path, base: Path, bundle: Path, *, workers: int, mlserver: Path | None = None
+    name: str,
+    folder: Path,
+    base: Path,
+    bundle: Path,
+    *,
+    workers: int,
+    mlserver: Path | None = None,
+    is_plain: bool = False,
 ) -> Iterator[int]:
     """Run a rival until the block ends and yield its port.
 
@@ -93,6 +120,7 @@ def serve_rival(
         bundle: its serving bundle.
         workers: processes.
         mlserver: interpreter of the environment that MLServer is installed in.
+        is_plain: it reads files by `plain_pixels`.
 
     Raises:
         RuntimeError: it ended or was not ready in time; the message has the end of its log.
@@ -104,6 +132,7 @@ def serve_rival(
         PORT: str(port),
         GRPC_PORT: str(free_port()),
         WORKERS: str(workers),
+        PLAIN: "1" if is_plain else "",
         "OMP_NUM_THREADS": "1",
         "BENTOML_HOME": str(folder / "rival-bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",

@@ -17,13 +17,15 @@ from benchmarks.client import hammer, multipart, post_request
 from benchmarks.guard.__main__ import Guard
 from benchmarks.guard.trials import spoiled
 from benchmarks.load.__main__ import LoadTest
-from benchmarks.pictures import jpegs
+from benchmarks.pictures import jpegs, photographs
 from benchmarks.postgres import binaries
 from benchmarks.search.__main__ import Search
-from benchmarks.serving.__main__ import Serving
+from benchmarks.serving.__main__ import Serving, ahead
+from benchmarks.serving.rivals import plain_pixels
 from benchmarks.swap.__main__ import Swap
 from tests.conftest import CLASSES
-from training.images import decode
+from training.images import decode, load_image
+from training.manifest import InputSpec
 
 
 def test_pictures_are_different_jpegs_of_the_size_asked_for() -> None:
@@ -94,6 +96,39 @@ def test_the_serving_benchmark_runs(tiny_base_set: Path) -> None:
     data = Serving(base=tiny_base_set, concurrency=(2,), rounds=1, seconds=0.5).execute().data
     (row,) = data["rows"]
     assert min(row[name]["per_second"] for name in ("bare", "service", "service_multipart")) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_the_serving_benchmark_sends_photographs(tiny_base_set: Path) -> None:
+    result = Serving(base=tiny_base_set, photos=True, concurrency=(2,), rounds=1, seconds=0.5).execute()
+    assert [row["pictures"] for row in result.data["rows"]] == ["12 MP", "1.2 MP", "500 px"]
+    assert min(row["service"]["per_second"] for row in result.data["rows"]) > 0
+    assert result.data["stage_us"]["12 MP"]["decode"] > result.data["stage_us"]["500 px"]["decode"]
+
+
+def test_the_next_best_is_the_best_rival() -> None:
+    cells = {"service": 30.0, "bare": 40.0, "fastapi": 5.0, "litserve": 6.0}
+    row = {"pictures": "12 MP", "concurrency": 8} | {name: {"per_second": value} for name, value in cells.items()}
+    assert ahead([row], ("fastapi", "litserve")) == {"12 MP": {"8": 5.0}}
+
+
+def test_photographs_have_the_detail_of_photographs() -> None:
+    first, second = photographs(2, 300, 420, seed=1)
+    assert first != second
+    assert (first, second) == tuple(photographs(2, 300, 420, seed=1))
+    pixels = decode(first)
+    assert pixels.shape == (300, 420, 3)
+    assert 0.2 < len(first) / (300 * 420) < 0.6  # as cameras write; smooth pictures have a tenth of it
+
+
+def test_rivals_that_leave_files_to_pillow_see_nearly_the_same_pixels() -> None:
+    spec = InputSpec(height=64, width=64, mean=(0, 0, 0), std=(1, 1, 1), resize="crop")
+    (file,) = photographs(1, 900, 1200, seed=2)
+    for rule in ("crop", "stretch"):
+        changed = spec.model_copy(update={"resize": rule})
+        difference = np.abs(plain_pixels(file, changed).astype(int) - load_image(file, changed).pixels)
+        assert 0 < difference.mean() < 0.8
 
 
 @pytest.mark.slow
