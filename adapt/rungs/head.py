@@ -22,6 +22,9 @@ from adapt.rungs.task import Part, Task
 PENALTIES = (300.0, 100.0, 30.0, 10.0)
 MAX_STEPS = 60  # of L-BFGS; it starts at the solution for the next stronger pull
 
+# Of the largest logit (at least 1), the share by which rounding may move what the last layer says alone.
+SAME_LOGITS = 1e-3
+
 MIN_IMAGES = 50  # below, a wrong choice of the penalty costs more than a fitted layer gains
 
 Ints = npt.NDArray[np.int64]
@@ -39,10 +42,13 @@ class LastLayer:
         self._fitted: dict[tuple[int, bytes], tuple[Model, list[Model]]] = {}
 
     def refuse(self, below: Model, some: Part) -> str | None:
-        """Say so where there is no linear last layer, or the images are too few, or lack a class."""
+        """Say so where the logits are not those of a linear last layer, or the images are too few, or lack a class."""
         if below.features is None or below.layer is None:
             return "the network has no linear last layer"
-        return refuse_current(self._library, below) or refuse_labels(self._task, some, least=MIN_IMAGES)
+        why = refuse_current(self._library, below) or refuse_labels(self._task, some, least=MIN_IMAGES)
+        if why is None and not _is_last(below.layer, below):
+            return "the network's logits are not those of its last layer alone"
+        return why
 
     def fit(self, below: Model, some: Part) -> Sequence[Model]:
         """Return the model below with its last layer fitted, one for each penalty."""
@@ -68,6 +74,14 @@ class LastLayer:
             weights=part(self._task.weights, images),
         )
         return [_with_head(below, Head(head.weight.float(), head.bias.float()), f"{key}") for head in heads]
+
+
+def _is_last(layer: Head, model: Model) -> bool:
+    """Say if nothing comes behind or beside the last layer: VOLO adds the answers of a second one to its logits."""
+    assert model.features is not None, "the last layer is linear"
+    logits = model.answer(np.ones(len(model.features), dtype=np.bool_)).double()
+    allowed = SAME_LOGITS * max(1.0, float(logits.abs().max()))
+    return float((layer(model.features) - logits).abs().max()) <= allowed
 
 
 def _with_head(below: Model, head: Head, key: str) -> Model:

@@ -31,7 +31,8 @@ from adapt.networks.network import check_stop
 from adapt.networks.prepared import PreparedBase
 from training.devices import exact_floats
 
-# Of the network's weights in matrices and filters, the share that is trained, from the input on; and their most.
+# Of the network's weights in matrices and filters, the share that is trained, from the input on; and their most, unless
+# the first filters alone are more: those of a vision transformer's patches are, and without them nothing is early.
 SHARE, MAX_WEIGHTS = 0.1, 2**16
 LEARNING_RATE = 1e-3  # the highest; it rises over the first steps and falls along a cosine
 STEPS = 0.8  # the power of the number of images: 40 steps for 100, 251 for 1,000
@@ -73,23 +74,37 @@ class Trained(NamedTuple):
 
 
 def early_keys(net: nn.Module, head_key: str) -> list[str]:
-    """Return the names of what is trained: the first weights, and all vectors; nothing of the last layer.
+    """Return the names of what is trained: the first filters, and all vectors; nothing of the last layer.
+
+    Filters are kernels and matrices; vectors are scales, shifts and tokens, whatever their number of dimensions.
+    Embeddings of positions and tables of attention biases are neither, and stay.
 
     Args:
         net: its parameters are named in the order in which images pass them, as is usual.
         head_key: name of the last layer.
     """
-    parameters = {name: p for name, p in net.named_parameters() if not name.startswith(f"{head_key}.")}
-    weights = sum(p.numel() for p in net.parameters() if p.dim() > 1)
-    room, found = min(int(SHARE * weights), MAX_WEIGHTS), []
-    for name, parameter in parameters.items():
-        if parameter.dim() > 1:
+    filters = {name: p.numel() for name, p in net.named_parameters() if _is_filter(net, name, p)}
+    most = max(MAX_WEIGHTS, next(iter(filters.values()), 0))
+    room, found = min(int(SHARE * sum(filters.values())), most), []
+    for name, parameter in net.named_parameters():
+        if name.startswith(f"{head_key}."):
+            continue
+        if name in filters:
             if parameter.numel() > room:
                 room = 0  # what lies behind the first that does not fit is not early
                 continue
             room -= parameter.numel()
-        found.append(name)
+            found.append(name)
+        elif sum(size > 1 for size in parameter.shape) <= 1:
+            found.append(name)
     return found
+
+
+def _is_filter(net: nn.Module, name: str, parameter: Tensor) -> bool:
+    """Say if a parameter is a kernel or a matrix that the input of its layer is multiplied with."""
+    layer, _, own_name = name.rpartition(".")
+    is_embedding = isinstance(net.get_submodule(layer), nn.Embedding)
+    return parameter.dim() > 1 and "weight" in own_name and not is_embedding
 
 
 def train_early(

@@ -4,7 +4,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+import timm
 import torch
+from pydantic import JsonValue
 
 from adapt.documents.patch import STATISTICS
 from adapt.documents.soup import default_soup
@@ -53,7 +55,10 @@ def accuracy(prepared: PreparedBase, found: Search, unseen: Support) -> float:
     return float((served_logits(prepared, found.soup, unseen.images).argmax(1).numpy() == unseen.labels).mean())
 
 
-def test_first_weights_and_all_vectors_are_trained_and_nothing_of_the_last_layer(
+POSITIONS = ("pos_embed", "relative_position_bias_table")
+
+
+def test_first_filters_and_all_vectors_are_trained_and_nothing_of_the_last_layer(
     base: BaseSet, ln_base: BaseSet
 ) -> None:
     for one in (base, ln_base):
@@ -62,13 +67,43 @@ def test_first_weights_and_all_vectors_are_trained_and_nothing_of_the_last_layer
         assert head is not None
         keys = early_keys(net, head)
         inner = {name: p for name, p in net.named_parameters() if not name.startswith(head)}
-        assert {name for name, p in inner.items() if p.dim() == 1} <= set(keys) <= set(inner)
-        weights = [name for name, p in inner.items() if p.dim() > 1]
-        trained = [name for name in weights if name in keys]
-        assert trained == weights[: len(trained)]
-        assert sum(inner[name].numel() for name in trained) <= 0.1 * sum(
-            p.numel() for p in net.parameters() if p.dim() > 1
+        filters = [name for name, p in inner.items() if name.endswith("weight") and p.dim() > 1]
+        others = inner.keys() - filters
+        assert {name for name in others if not name.endswith(POSITIONS)} <= set(keys) <= set(inner)
+        trained = [name for name in filters if name in keys]
+        assert trained == filters[: len(trained)]
+        assert (
+            0
+            < sum(inner[name].numel() for name in trained)
+            <= 0.1 * sum(p.numel() for p in net.parameters() if p.dim() > 1)
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "filters"),
+    [
+        # Each block is a twentieth.
+        ("vit_tiny_patch16_224", {"depth": 20, "embed_dim": 24, "num_heads": 2, "patch_size": 4, "img_size": 64}, 8),
+        ("vit_tiny_patch16_224", {}, 1),  # the filters of its patches alone are more than `MAX_WEIGHTS`
+        ("swin_tiny_patch4_window7_224", {"depths": [2, 2], "embed_dim": 24, "num_heads": [2, 4]}, 4),
+        ("volo_d1_224", {}, 2),
+        ("cait_xxs24_224", {}, 1),
+    ],
+    ids=["deep", "wide", "swin", "volo", "cait"],
+)
+def test_of_vision_transformers_the_patch_embedding_and_what_follows_are_trained(
+    name: str, kwargs: dict[str, JsonValue], filters: int
+) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=3, **kwargs)
+    keys = early_keys(net, "head")
+    inner = dict(net.named_parameters())
+    trained = [key for key in keys if key.endswith("weight") and inner[key].dim() > 1]
+    assert len(trained) == filters
+    assert trained[0].startswith("patch_embed.")
+    assert all(key.startswith(("patch_embed.", "blocks.0.", "blocks.1", "layers.0.blocks.0.")) for key in trained)
+    assert not any(key.endswith(POSITIONS) for key in keys)
+    assert ("cls_token" in keys) == ("cls_token" in inner)
 
 
 def test_swapped_colours_are_learned_and_what_was_judged_is_what_is_served(

@@ -1,12 +1,25 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models import register_model
+from timm.models.volo import VOLO
 
-from adapt.networks.forward import run_soups
+from adapt.documents.soup import default_soup
+from adapt.networks.forward import run_soups, served_logits
 from adapt.networks.last_layer import Head
 from adapt.networks.prepared import PreparedBase, find_head
 from adapt.rungs.head import PENALTIES, fit_heads
+from adapt.search.config import SearchConfig
+from adapt.search.search import search
+from tests.adapt.pictures import coloured, turned
+from training.bases import load_base_set
+from training.manifest import Architecture
 
 
 def problem(n: int, seed: int) -> tuple[torch.Tensor, np.ndarray, Head]:
@@ -124,3 +137,27 @@ def test_no_other_layer_has_a_lower_weighted_objective() -> None:
         for _ in range(20):
             moved = Head(head.weight + 0.01 * torch.randn(head.weight.shape, generator=generator), head.bias)
             assert least <= value(moved, penalty) + 1e-4
+
+
+@register_model
+def tiny_volo(pretrained: bool = False, num_classes: int = 3, use_aux_head: bool = True, **_: Any) -> VOLO:
+    """timm's VOLO, which adds the answers of a second last layer to those of the first."""
+    stages = {"embed_dims": (16, 24), "num_heads": (2, 2), "downsamples": (True, False)}
+    blocks = {"layers": [1, 1], "outlook_attention": (True, False), "patch_size": 4, "stem_hidden_dim": 8}
+    return VOLO(img_size=16, num_classes=num_classes, use_aux_head=use_aux_head, **stages, **blocks)
+
+
+@pytest.mark.parametrize("has_second", [True, False])
+def test_a_last_layer_is_fitted_only_where_it_alone_gives_the_logits(
+    has_second: bool, tmp_path: Path, base_set_factory: Callable[..., Path]
+) -> None:
+    architecture = Architecture(name="tiny_volo", kwargs={"use_aux_head": has_second})
+    prepared = PreparedBase(load_base_set(base_set_factory(tmp_path / "volo", architecture=architecture)))
+    pictures = turned(coloured(120, prepared.manifest.class_names))
+    found = search(prepared, pictures, SearchConfig(rungs=("head",)), current=default_soup(prepared.manifest))
+    why = "the network's logits are not those of its last layer alone"
+    assert found.outcome.not_tried == ({"head": why} if has_second else {})
+    assert found.choice.rungs == (() if has_second else ("head",))
+    everything = np.ones(120, dtype=np.bool_)
+    served = served_logits(prepared, found.soup, pictures.images) / found.soup.temperature
+    np.testing.assert_allclose(served.numpy(), found.choice.logits(everything).float().numpy(), rtol=1e-3, atol=1e-3)
