@@ -1,7 +1,7 @@
 """What methods are given and what they return."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adapt.images.support import Support
 from adapt.networks.prepared import PreparedBase
+from benchmarks.shifts.options import Options
 from benchmarks.shifts.table import Table
 
 T = TypeVar("T")
@@ -23,21 +24,27 @@ class Shared:
 
     Attributes:
         borrowed: seconds that work took which was found done.
+        borrowed_cpu: seconds of CPU time that it took.
     """
 
     def __init__(self) -> None:
-        self.borrowed = 0.0
-        self._done: dict[str, tuple[Any, float]] = {}
+        self.borrowed = self.borrowed_cpu = 0.0
+        self._done: dict[str, tuple[Any, float, float]] = {}
 
     def get(self, name: str, work: Callable[[], T]) -> T:
         """Return what the work of this name returns."""
         if name in self._done:
             found: T = self._done[name][0]
             self.borrowed += self._done[name][1]
+            self.borrowed_cpu += self._done[name][2]
             return found
-        started, before = time.perf_counter(), self.borrowed
+        started, started_cpu = time.perf_counter() - self.borrowed, time.process_time() - self.borrowed_cpu
         found = work()
-        self._done[name] = found, time.perf_counter() - started + self.borrowed - before
+        self._done[name] = (
+            found,
+            time.perf_counter() + self.borrowed - started,
+            time.process_time() + self.borrowed_cpu - started_cpu,
+        )
         return found
 
 
@@ -55,6 +62,7 @@ class Context:
         stream: uint8 (m, H, W, 3), m <= `STREAM`, other pictures of the shift that nobody labelled; not the unseen
             ones.
         source: uint8 (s, H, W, 3), pictures of the kind that the base set was trained on, without labels.
+        given: hyper-parameters by method, in the place of those chosen.
     """
 
     prepared: PreparedBase
@@ -65,6 +73,7 @@ class Context:
     shared: Shared = field(default_factory=Shared)
     stream: npt.NDArray[np.uint8] | None = None
     source: npt.NDArray[np.uint8] | None = None
+    given: Mapping[str, Options] = field(default_factory=dict)
 
 
 class Unseen(NamedTuple):

@@ -30,7 +30,7 @@ def plot_accuracy(accuracies: Accuracies, settings: Settings, path: Path) -> Non
     if fixed:
         best = max(fixed, key=lambda name: float(fixed[name].mean()))
         drawn[best] = fixed[best]
-    figure = _figure(9.5, 6)
+    figure = new_figure(9.5, 6)
     axes: Any = figure.subplots()
     for number, (name, values) in enumerate(drawn.items()):
         mean, error = (100 * part for part in spread(values))
@@ -60,7 +60,7 @@ def plot_composition(results: Results, n: int, path: Path) -> bool:
     names = names or [name for name in ("soup_grid",) if name in settings.methods]
     if not names:
         return False
-    figure = _figure(2.2 + 3.6 * len(names), 1.6 + 0.27 * len(settings.shifts))
+    figure = new_figure(2.2 + 3.6 * len(names), 1.6 + 0.27 * len(settings.shifts))
     panels: Any = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, names, strict=True):
         table = np.full((len(settings.shifts), len(settings.ingredients)), np.nan)
@@ -85,7 +85,7 @@ def plot_fronts(results: Results, n: int, path: Path) -> None:
     """Draw accuracy under the union of attacks against accuracy, a point for each shift, a cross for each mean."""
     settings = results.settings
     rows = [row for row in results.attacked.records.values() if row.shift in settings.shifts]
-    figure = _figure(7.5, 5.5)
+    figure = new_figure(7.5, 5.5)
     axes: Any = figure.subplots()
     for number, method in enumerate(dict.fromkeys(row.method for row in rows)):
         points = [(row.accuracy["clean"], row.accuracy["union"]) for row in rows if row.method == method]
@@ -118,7 +118,7 @@ def plot_landscapes(results: Results, path: Path) -> bool:
     alone = [int(np.abs(soups - row).max(axis=1).argmin()) for row in np.eye(soups.shape[1])]
     columns = min(MAPS_ACROSS, len(settings.shifts))
     rows = -(-len(settings.shifts) // columns)
-    figure = _figure(2.1 * columns, 2.15 * rows + 0.5)
+    figure = new_figure(2.1 * columns, 2.15 * rows + 0.5)
     panels: Any = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat[len(settings.shifts) :]:
         axes.set_visible(False)
@@ -142,7 +142,8 @@ def plot_landscapes(results: Results, path: Path) -> bool:
     return True
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty matplotlib figure of this size in inches, for `save_figure`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported late: slow
     from matplotlib.figure import Figure
 

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -132,7 +132,7 @@ def _run_draw(
         stream = data.images[_others(draw.pool, positions, seed=draw.seed)]
         context = Context(prepared, support, family_of(shift), draw.seed, table.at(positions), stream=stream)
         unseen_pictures = Unseen(test.images, tested.logits)
-        found = dict(_answers(context, unseen_pictures, test.labels, {name: methods[name] for name in missing}))
+        found = dict(answers(context, unseen_pictures, test.labels, {name: methods[name] for name in missing}))
         results.rows.add(Row(shift=shift, n=n, seed=draw.seed, methods=found, commit=checkout))
 
 
@@ -142,10 +142,10 @@ def _others(pool: Positions, labelled: Positions, *, seed: int) -> Positions:
     return np.random.default_rng(seed).permutation(others)[:STREAM]
 
 
-def _answers(
-    context: Context, unseen: Unseen, labels: Positions, methods: dict[str, Method]
+def answers(
+    context: Context, unseen: Unseen, labels: Positions, methods: Mapping[str, Method]
 ) -> Iterator[tuple[str, Found]]:
-    """Yield what each method found."""
+    """Yield what each method found; its answers to unseen pictures are held against their labels (t,)."""
     targets = torch.from_numpy(labels)
 
     def judged(predict: Predict) -> npt.NDArray[np.bool_]:
@@ -154,13 +154,17 @@ def _answers(
         return np.asarray(right.numpy())
 
     for name, method in methods.items():
-        context.shared.borrowed = 0.0
-        started = time.perf_counter()
+        context.shared.borrowed = context.shared.borrowed_cpu = 0.0
+        started, started_cpu = time.perf_counter(), time.process_time()
         answer = method(context)
         seconds = time.perf_counter() - started + context.shared.borrowed
+        cpu_seconds = time.process_time() - started_cpu + context.shared.borrowed_cpu
         if answer.is_tabled:
             seconds += answer.forwards * context.table.seconds_per_forward
+            cpu_seconds += answer.forwards * context.table.cpu_per_forward
+        started = time.perf_counter()
         right = judged(answer.predict)
+        answering = time.perf_counter() - started
         evidence = {} if answer.evidence is None else answer.evidence._asdict()
         yield (
             name,
@@ -168,7 +172,9 @@ def _answers(
                 accuracy=float(right.mean()),
                 forwards=answer.forwards,
                 seconds=round(seconds, 4),
+                cpu_seconds=round(cpu_seconds, 4),
                 passes=answer.passes,
+                answering=round(answering, 4),
                 coefficients=answer.coefficients,
                 runners_up=tuple(float(judged(predict).mean()) for predict in answer.runners_up),
                 hits=packed(right),

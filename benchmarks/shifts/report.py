@@ -1,5 +1,6 @@
 """The report of what a run found: tables, and the pictures of `figures`."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,10 +41,11 @@ def reported(results: Results) -> Result:
 
 
 def write_report(folder: Path, results: Results, accuracies: Accuracies) -> list[Path]:
-    """Write `REPORT.md` and its pictures into the folder; older ones are replaced. Return their paths."""
-    written = [folder / "REPORT.md", folder / "accuracy.png"]
+    """Write `REPORT.md`, `results.json` and pictures into the folder; older ones are replaced. Return their paths."""
+    written = [folder / "REPORT.md", folder / "accuracy.png", folder / "results.json"]
     written[0].write_text(markdown(results, accuracies), encoding="utf-8")
     plot_accuracy(accuracies, results.settings, written[1])
+    written[2].write_text(json.dumps(contract(accuracies, results.settings), indent=1) + "\n", encoding="utf-8")
     if plot_composition(results, shown_n(results.settings), folder / "composition.png"):
         written.append(folder / "composition.png")
     if plot_landscapes(results, folder / "landscapes.png"):
@@ -107,12 +109,6 @@ def markdown(results: Results, accuracies: Accuracies) -> str:
             ),
         ]
     )
-
-
-def _maps(results: Results) -> list[str]:
-    if results.soups() is None:
-        return []
-    return ["![what each soup gains over the best ingredient of a shift](landscapes.png)", ""]
 
 
 def command(settings: Settings) -> str:

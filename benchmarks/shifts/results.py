@@ -3,15 +3,16 @@
 import base64
 import copy
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import product
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 
+from benchmarks.shifts.lines import Keyed, Lines
 from benchmarks.shifts.methods import HINDSIGHT, Landscape
 from benchmarks.shifts.rivals.registry import TRAINED
 from benchmarks.shifts.sources import family_of
@@ -54,7 +55,9 @@ class Found(Frozen):
     accuracy: float = Field(description="on the unseen pictures")
     forwards: int = Field(description="pictures through the network for adapting")
     seconds: float = Field(description="of adapting")
+    cpu_seconds: float | None = Field(default=None, description="of adapting, CPU time; null in earlier results")
     passes: int = Field(description="networks that an unseen picture goes through")
+    answering: float | None = Field(default=None, description="seconds that all unseen pictures took")
     coefficients: tuple[float, ...] | None = Field(description="of the soup, if it is one")
     cross_fitted: float | None = Field(default=None, description="accuracy as the search itself estimates it")
     current: float | None = Field(default=None, description="accuracy of the default soup on the labelled pictures")
@@ -79,7 +82,7 @@ def packed(right: npt.NDArray[np.bool_]) -> str:
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
-class Row(Frozen):
+class Row(Keyed):
     """All methods on one draw."""
 
     shift: str
@@ -93,12 +96,12 @@ class Row(Frozen):
         """Which draw. Rows of the same one are of different methods."""
         return self.shift, self.n, self.seed
 
-    def joined(self, other: "Row") -> "Row":
+    def joined(self, later: "Row") -> "Row":
         """Return both rows' methods."""
-        return self.model_copy(update={"methods": {**self.methods, **other.methods}, "commit": other.commit})
+        return self.model_copy(update={"methods": {**self.methods, **later.methods}, "commit": later.commit})
 
 
-class LandscapeRow(Frozen):
+class LandscapeRow(Keyed):
     """What a draw of a shift is: its unseen pictures, and the accuracy of every soup of the table."""
 
     shift: str
@@ -112,16 +115,12 @@ class LandscapeRow(Frozen):
         """Which draw."""
         return self.shift, self.seed
 
-    def joined(self, other: "LandscapeRow") -> "LandscapeRow":
-        """Return the later one."""
-        return other
-
     def landscape(self) -> Landscape:
         """Return it as methods read it."""
         return Landscape(family_of(self.shift), np.asarray(self.pool), np.asarray(self.test))
 
 
-class AttackedRow(Frozen):
+class AttackedRow(Keyed):
     """One method's soup for a shift, chosen on its first draw, attacked on unseen pictures of the shift."""
 
     shift: str
@@ -136,55 +135,8 @@ class AttackedRow(Frozen):
         """Which soup."""
         return self.shift, self.method
 
-    def joined(self, other: "AttackedRow") -> "AttackedRow":
-        """Return the later one."""
-        return other
-
 
 Floats = npt.NDArray[np.float64]
-Record = TypeVar("Record", Row, LandscapeRow, AttackedRow)
-
-
-class Lines(Generic[Record]):
-    """Records in a file of JSON lines, each on disk once `add` returns."""
-
-    def __init__(self, path: Path, model: type[Record]) -> None:
-        """Read what is there; a last line that a killed process did not finish is dropped.
-
-        Raises:
-            ValueError: a line is no such record.
-        """
-        self._path = path
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole, _, torn = text.rpartition("\n")
-        if torn:
-            path.write_text(whole + "\n" if whole else "", encoding="utf-8")
-        self.records: dict[Any, Record] = {}
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                record = model.model_validate_json(line)
-            except ValidationError as error:
-                raise ValueError(f"{path}, line {number}: {first_error(error)}") from None
-            self._keep(record)
-
-    def add(self, record: Record) -> None:
-        """Append a record."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(record.model_dump_json() + "\n")
-        self._keep(record)
-
-    def replace(self, records: Sequence[Record]) -> None:
-        """Put these in the place of all there are."""
-        partial = self._path.with_name(f".{self._path.name}")
-        partial.write_text("".join(record.model_dump_json() + "\n" for record in records), encoding="utf-8")
-        partial.replace(self._path)
-        self.records = {}
-        for record in records:
-            self._keep(record)
-
-    def _keep(self, record: Record) -> None:
-        before = self.records.get(record.key)
-        self.records[record.key] = record if before is None else before.joined(record)
 
 
 class Results:

@@ -124,7 +124,7 @@ def draw_positions(
     Raises:
         ValueError: not more than `n_support` different pictures.
     """
-    order = np.asarray(sorted(_distinct(labels, hashes), key=lambda index: _place(hashes[index], seed)), dtype=np.int64)
+    order = np.asarray(sorted(distinct(labels, hashes), key=lambda index: _place(hashes[index], seed)), dtype=np.int64)
     if n_support < 1 or n_test < 1 or len(order) <= n_support:
         raise ValueError(
             f"expected n_support and n_test from 1, and more different pictures than n_support, got {n_support}, "
@@ -146,7 +146,7 @@ def without(data: ImageSet, hashes: Collection[str]) -> ImageSet:
     return data.subset([index for index, digest in enumerate(data.hashes) if digest not in gone])
 
 
-def _distinct(labels: npt.NDArray[np.int64], hashes: Sequence[str]) -> list[int]:
+def distinct(labels: npt.NDArray[np.int64], hashes: Sequence[str]) -> list[int]:
     """Return the positions of pictures with one label, each once."""
     seen: dict[str, list[int]] = {}
     for index, digest in enumerate(hashes):

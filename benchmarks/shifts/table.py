@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from adapt.documents.soup import default_soup
 from adapt.evidence.scores import TEMPERATURES, Scores
-from adapt.networks.forward import score_logits, soup_logits
+from adapt.networks.forward import run_soups, score_logits, soup_logits
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.pool import SAME, distinct
 from adapt.search.grid import Grid, finest
 from adapt.search.surrogate import nodes
+from benchmarks.shifts.nominal import nominal_of
 from training.data import ImageSet
 from training.manifest import Manifest
 
@@ -76,6 +78,7 @@ class Table:
         logits: float32 (C, n, K); NaN for a soup that is not usable.
         scores: losses and hits.
         seconds_per_forward: what one picture through the network took.
+        cpu_per_forward: how much of that was CPU time.
         features: float32 (n, D), what the last layer of the nominal ingredient is given, if that was kept.
     """
 
@@ -83,6 +86,7 @@ class Table:
     logits: Tensor
     scores: Scores
     seconds_per_forward: float
+    cpu_per_forward: float
     features: Tensor | None = None
 
     def at(self, positions: Positions) -> "Table":
@@ -93,32 +97,43 @@ class Table:
         return replace(self, logits=self.logits[:, some], scores=scores, features=features)
 
 
-def tabulate(prepared: PreparedBase, soups: Soups, data: ImageSet) -> Table:
-    """Run every soup on every picture."""
-    started = time.perf_counter()
-    logits = soup_logits(prepared, soups.coefficients, data.images)
-    seconds = time.perf_counter() - started
-    scores = score_logits(logits, data.labels)
-    return Table(soups, logits, scores, seconds / (len(soups.coefficients) * len(data)))
+def tabulate(prepared: PreparedBase, soups: Soups, data: ImageSet, *, with_features: bool = False) -> Table:
+    """Run every soup on every picture; keep the features of the nominal ingredient, one of the soups, if asked to."""
+    started, started_cpu = time.perf_counter(), time.process_time()
+    if with_features:
+        found = run_soups(prepared, soups.coefficients, data.images)
+        logits, features = found.logits, found.features[soups.ingredients()[nominal_of(prepared.manifest)]]
+    else:
+        logits, features = soup_logits(prepared, soups.coefficients, data.images), None
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
+    scores, forwards = score_logits(logits, data.labels), len(soups.coefficients) * len(data)
+    return Table(soups, logits, scores, seconds / forwards, cpu_seconds / forwards, features)
 
 
 def empty_table(soups: Soups, data: ImageSet, num_classes: int) -> Table:
     """Return a table of none of the soups, for methods that look nothing up."""
     n = len(data)
     scores = Scores(np.empty((0, len(TEMPERATURES), n), np.float32), np.empty((0, n), np.bool_))
-    return Table(Soups(soups.coefficients[:0], 0), torch.empty(0, n, num_classes), scores, 0.0)
+    return Table(Soups(soups.coefficients[:0], 0), torch.empty(0, n, num_classes), scores, 0.0, 0.0)
 
 
 def write_table(file: Path, table: Table) -> None:
     """Keep the logits of a table."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}")
-    np.savez(partial, logits=table.logits.numpy(), seconds=table.seconds_per_forward)
+    arrays: dict[str, Any] = {
+        "logits": table.logits.numpy(),
+        "seconds": (table.seconds_per_forward, table.cpu_per_forward),
+    }
+    if table.features is not None:
+        arrays["features"] = table.features.numpy()
+    np.savez(partial, **arrays)
     partial.replace(file)
 
 
 def read_table(file: Path, soups: Soups, data: ImageSet) -> Table:
     """Return the table that was kept of these soups and pictures."""
     with np.load(file) as kept:
-        logits, seconds = torch.from_numpy(kept["logits"]), float(kept["seconds"])
-    return Table(soups, logits, score_logits(logits, data.labels), seconds)
+        logits, (seconds, cpu_seconds) = torch.from_numpy(kept["logits"]), kept["seconds"].tolist()
+        features = torch.from_numpy(kept["features"]) if "features" in kept else None
+    return Table(soups, logits, score_logits(logits, data.labels), seconds, cpu_seconds, features)

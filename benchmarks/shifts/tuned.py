@@ -78,9 +78,11 @@ class Trials(Frozen):
 def chosen(context: Context, method: str, kind: type[Chosen]) -> Chosen:
     """Return the hyper-parameters of a method for the number of pictures at hand.
 
-    They are the best on other families of shifts; where the method was never tuned for such a base set, the middle of
-    what would be tried.
+    They are those given by hand; else the best on other families of shifts; where the method was never tuned for such a
+    base set, the middle of what would be tried.
     """
+    if (given := context.given.get(method)) is not None:
+        return kind.model_validate(given.model_dump())
     manifest, n = context.prepared.manifest, len(context.support)
     trials = trials_for(manifest.name, large=is_large(manifest))
     tried = trials is not None and next((name for name in (method, SAME.get(method)) if name in trials.methods), None)

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,9 @@ from adapt.networks.recalibration import PRIOR_IMAGES
 from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from benchmarks.shifts.context import Answer, Context, Unseen
-from benchmarks.shifts.grids import GRID
-from benchmarks.shifts.options import FineTuning, Options, Recalibration, Refit, Surgery, Tent, spelled
-from benchmarks.shifts.rivals.finetuned import trained
-from benchmarks.shifts.rivals.picked import adapted
-from benchmarks.shifts.rivals.tent import entropy_minimised
+from benchmarks.shifts.grids import GRID, middle
+from benchmarks.shifts.options import Options, Recalibration, spelled
+from benchmarks.shifts.rivals.registry import RIVALS
 from benchmarks.shifts.sets import as_support, draw, draw_positions
 from benchmarks.shifts.sources import Sources, family_of
 from benchmarks.shifts.table import Soups, tabulate
@@ -67,8 +66,8 @@ def tune(
             for name, grid in methods.items():
                 started = time.perf_counter()
                 for position, options in enumerate(grid.get(n, ())):
-                    logits = _answer(context, options).predict(unseen)
-                    found[name][n, position][shift] = _accuracy(logits, test.labels)
+                    logits = answer_with(context, name, options).predict(unseen)
+                    found[name][n, position][shift] = accuracy_of(logits, test.labels)
                 logger.info("%s, n = %d, %s: %.0f s", shift, n, name, time.perf_counter() - started)
     return Trials(
         command=command,
@@ -99,10 +98,16 @@ def tune_profile(
                 config, current = SearchConfig(seed=seed), default_soup(prepared.manifest)
                 soup = search(prepared, parts.support, config, current=current).soup
                 logits = served_logits(prepared, soup, parts.test.images)
-                found[profile][count][shift] = _accuracy(logits, parts.test.labels)
+                found[profile][count][shift] = accuracy_of(logits, parts.test.labels)
             logger.info("%s, n = %d: %d profiles", shift, count, len(found))
     prepared.recalibrator = prepared.recalibrator_with(PRIOR_IMAGES)
     return found
+
+
+def answer_with(context: Context, method: str, options: Options) -> Answer:
+    """Return what a rival makes of these hyper-parameters; those that it takes from others are the same for all."""
+    start: dict[str, Options] = {"picked_bn": Recalibration(prior_images=START_PRIOR), "probe": middle("probe", 100)}
+    return RIVALS[method](replace(context, given={**start, method: options}))
 
 
 def describe(trials: Trials) -> str:
@@ -134,16 +139,6 @@ def _task(
     return context, data.subset(positions.test)
 
 
-def _answer(context: Context, options: Options) -> Answer:
-    if isinstance(options, Recalibration):
-        return adapted(context, bn=options.prior_images, refit=None)
-    if isinstance(options, Refit):
-        return adapted(context, bn=None, refit=options)
-    if isinstance(options, Tent):
-        return entropy_minimised(context, options, bn=START_PRIOR)
-    assert isinstance(options, FineTuning | Surgery), "the grid of small pictures has no others"
-    return trained(context, options, bn=START_PRIOR)
-
-
-def _accuracy(logits: Tensor, labels: npt.NDArray[np.int64]) -> float:
+def accuracy_of(logits: Tensor, labels: npt.NDArray[np.int64]) -> float:
+    """Return the share of logits (n, K) that are largest at the labels (n,)."""
     return float((logits.argmax(dim=1) == torch.from_numpy(labels)).double().mean())

@@ -16,11 +16,13 @@ from adapt.networks.prepared import PreparedBase
 from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from benchmarks.pictures import jpegs
-from benchmarks.shifts.__main__ import FULL, QUICK, main
+from benchmarks.shifts.__main__ import main
+from benchmarks.shifts.command import FULL, QUICK
 from benchmarks.shifts.context import STREAM, Context, Shared, Unseen
 from benchmarks.shifts.harness import _others, draw_pictures, known_methods
+from benchmarks.shifts.lines import Lines
 from benchmarks.shifts.methods import Landscape, fit_mixture, methods_of, soup_oracle, soup_single
-from benchmarks.shifts.results import LandscapeRow, Lines, Row, Settings
+from benchmarks.shifts.results import LandscapeRow, Row, Settings
 from benchmarks.shifts.sets import as_support, clean_images
 from benchmarks.shifts.suite import FAMILIES, SUITE, find_shift
 from benchmarks.shifts.table import Table, soups_of, tabulate

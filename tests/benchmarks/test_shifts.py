@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.pictures import jpegs
-from benchmarks.shifts.__main__ import List, Preview
 from benchmarks.shifts.corruptions import CORRUPTIONS
 from benchmarks.shifts.levels import AT_32, AT_224, between, growth
 from benchmarks.shifts.pixels import Batch, line_blur, magnifier, to_bytes, to_unit, warp
+from benchmarks.shifts.preview import List, Preview
 from benchmarks.shifts.suite import FAMILIES, STANDARD, SUITE, find_shift
 from benchmarks.shifts.textures import clouds, frosted_pane, frosted_windows
 from training.cli import EXIT_BAD_INPUT, run
