@@ -99,8 +99,9 @@ def test_unusual_files_are_read_as_a_viewer_shows_them(server: Server, kind: str
 
 
 def test_large_picture_is_resized(server: Server) -> None:
-    pixels = np.random.default_rng(4).integers(0, 256, (600, 400, 3), dtype=np.uint8)
-    small = np.asarray(Image.fromarray(pixels).resize((16, 16), Image.Resampling.BICUBIC))
+    pixels = np.random.default_rng(4).integers(0, 256, (640, 384, 3), dtype=np.uint8)
+    halfway = Image.fromarray(pixels).reduce((12, 20))  # by whole factors to twice the size at least, as documented
+    small = np.asarray(halfway.resize((16, 16), Image.Resampling.BICUBIC))
     large = encode(pixels)
     assert len(large) > 500_000
     one, other = predictions(server.client, [large, encode(small)])

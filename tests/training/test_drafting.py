@@ -264,7 +264,7 @@ def unreadable_class(folder: Path) -> None:
 
 def no_images(folder: Path) -> None:
     for path in (folder / "sky").iterdir():
-        path.unlink()
+        path.rename(path.with_suffix(".txt"))
 
 
 def loose_files(folder: Path) -> None:

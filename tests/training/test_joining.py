@@ -240,6 +240,7 @@ def test_images_of_other_classes_and_absent_data_are_refused(
     checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data" / "zebra").mkdir(parents=True)
+    (tmp_path / "data" / "zebra" / "one.png").write_bytes(b"")
     assert "zebra: expected a class folder named one of" in failure(capsys, checkpoint, folder, tmp_path / "data")
     assert "nowhere: expected a folder" in failure(capsys, checkpoint, folder, tmp_path / "nowhere")
     assert call(checkpoint, tmp_path / "data", None) == 2
