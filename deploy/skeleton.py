@@ -3,26 +3,21 @@
 Exporters fold BatchNorm silently in eval mode. Here nothing is constant-folded into a parameter: parameters are graph
 inputs while the graph is simplified and become external initialisers, named as in the state dict, only afterwards. ONNX
 Runtime fuses BatchNorm when it builds a session, for whichever soup's weights it is given.
-
-Attention is exported as products and a softmax. PyTorch's fused attention with a mask has no export with a free batch
-size, and where it has one the products are as fast in ONNX Runtime.
 """
 
 import logging
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir
 import onnxscript.optimizer
-import torch
 from torch import Tensor
 
 from deploy.layout import ALIGNMENT, FLOAT_BYTES, INPUT_NAME, OUTPUT_NAME, WEIGHTS_LOCATION, TensorSlot
 from deploy.session import Floats
+from training.exporting import ExportError, export_graph, quiet_exporter
 from training.models import Classifier
 
 logger = logging.getLogger(__name__)
@@ -30,10 +25,6 @@ logger = logging.getLogger(__name__)
 NET_PREFIX = "net."  # of the timm network inside Classifier
 STATISTICS = ("running_mean", "running_var")
 OWN_NAME = "_value"  # appended to a graph value whose name a weight or a constant has
-
-
-class ExportError(ValueError):
-    """A network that does not become an ONNX graph with all its weights outside. One line."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +57,9 @@ def make_skeleton(classifier: Classifier, image_shape: tuple[int, int, int]) -> 
             parameters and statistics are external.
     """
     weights = {key: tensor for key, tensor in classifier.net.state_dict().items() if tensor.is_floating_point()}
-    with _quiet_exporter(), _plain_attention(classifier):
-        model = _export(classifier, image_shape)
-        inputs = _weights_to_inputs(model.graph, weights)
+    model = export_graph(classifier, image_shape, names=(INPUT_NAME, OUTPUT_NAME))
+    inputs = _weights_to_inputs(model.graph, weights)
+    with quiet_exporter():
         onnxscript.optimizer.optimize(model)
     _check_batchnorms(model.graph, weights, set(inputs))
     _keep_pads(model.graph)
@@ -96,62 +87,6 @@ def embed(skeleton: Skeleton, row: Floats) -> onnx.ModelProto:
             tensor.data_location = onnx.TensorProto.DEFAULT
             tensor.raw_data = row[slots[tensor.name].floats].astype("<f4").tobytes()
     return model
-
-
-def _export(classifier: Classifier, image_shape: tuple[int, int, int]) -> onnx_ir.Model:
-    example = torch.zeros(2, *image_shape)
-    try:
-        program = torch.onnx.export(
-            classifier,
-            (example,),
-            dynamo=True,
-            optimize=False,  # folds weights otherwise
-            verbose=False,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
-        raise ExportError(f"the network cannot be exported with a free batch size: {_root_cause(error)}") from error
-    if program is None:
-        raise ExportError("the network cannot be exported: torch returned no program")
-    return program.model
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence what the exporter says about each node, and the deprecations its parts have for one another."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
-
-
-@contextmanager
-def _plain_attention(classifier: Classifier) -> Iterator[None]:
-    """Have timm's attention layers compute products and a softmax, step by step."""
-    fused = [module for module in classifier.modules() if getattr(module, "fused_attn", False)]
-    for module in fused:
-        module.fused_attn = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in fused:
-            module.fused_attn = True  # type: ignore[assignment]
-
-
-def _root_cause(error: BaseException) -> str:
-    """Return the first line of the innermost error: the exporter's own text is about reporting it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _weights_to_inputs(graph: onnx_ir.Graph, weights: Mapping[str, Tensor]) -> dict[str, onnx_ir.Value]:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -190,13 +190,13 @@ def find_splits(spec: DataSpec, input_spec: InputSpec, path: Path | None = None)
     """
     parts: Mapping[str, Images]
     if spec.source == "digits":
-        parts = dict(zip(("train", "test"), load_digits(), strict=True))
+        parts = {part: _at_size(data, input_spec) for part, data in zip(("train", "test"), load_digits(), strict=True)}
     else:
         root = path or (Path(spec.path) if spec.path else None)
         if root is None:
             raise ValueError(f"data source {spec.source!r} needs a folder: give its path")
         if spec.source == "cifar10" and not (root / "train").is_dir():
-            parts = _torchvision_cifar10(root)
+            parts = {part: _at_size(data, input_spec) for part, data in _torchvision_cifar10(root).items()}
         else:
             parts = find_parts(root, input_spec, needs_test=spec.test_fraction == 0)
     train: Images = parts["train"]
@@ -368,6 +368,13 @@ def _torchvision_cifar10(root: Path) -> dict[str, ImageSet]:
         images, labels = np.asarray(dataset.data, dtype=np.uint8), np.asarray(dataset.targets, dtype=np.int64)
         parts[part] = from_arrays(images, labels, CIFAR10_CLASSES)
     return parts
+
+
+def _at_size(data: ImageSet, spec: InputSpec) -> ImageSet:
+    """Return the pictures at the network's size; their hashes stay."""
+    if data.images.shape[1:3] == (spec.height, spec.width):
+        return data
+    return replace(data, images=np.stack([prepare(image, spec) for image in data.images]))
 
 
 def from_arrays(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], class_names: Sequence[str]) -> ImageSet:

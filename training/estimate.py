@@ -19,6 +19,7 @@ from training.models import Classifier, create_classifier
 from training.recipe import IngredientSpec, Recipe
 from training.start import load_start
 from training.threat import DEFAULT_THREATS
+from training.trial import check_network
 
 TIMED_STEPS = 2
 SMALL_BATCH = 16  # images per timed step on a CPU, where larger batches take little less time per image ...
@@ -105,11 +106,12 @@ def estimate(
         seed: of weights and batches.
 
     Raises:
-        ValueError: the data or the weights do not fit the recipe.
+        ValueError: the data or the weights do not fit the recipe, or the network cannot be trained or served.
     """
     file = recipe.start_file(weights)
     splits = load_splits(recipe.data, recipe.input, data_path)
     accelerator = compute.accelerator()
+    check_network(recipe.architecture, recipe.input, len(splits.train.class_names))
     costs = []
     with tempfile.TemporaryDirectory(prefix="saucier-") as folder:
         for spec in recipe.ingredients:

@@ -60,10 +60,10 @@ def create_classifier(architecture: Architecture, spec: InputSpec, num_classes: 
         with torch.no_grad():
             logits = classifier(torch.zeros(1, 3, spec.height, spec.width))
     except Exception as error:  # timm's constructors and forwards raise whatever they run into
-        raise ValueError(f"{_describe(architecture, spec)}: {_first_line(error)}") from error
+        raise ValueError(f"{describe(architecture, spec)}: {_first_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"{_describe(architecture, spec)}: expected logits (1, {num_classes}), got {got}")
+        raise ValueError(f"{describe(architecture, spec)}: expected logits (1, {num_classes}), got {got}")
     return classifier
 
 
@@ -117,8 +117,8 @@ def timm_arguments(architecture: Architecture, spec: InputSpec) -> dict[str, Any
     return kwargs
 
 
-def _describe(architecture: Architecture, spec: InputSpec) -> str:
-    """Name the network and its input size, and timm's own size where that is another."""
+def describe(architecture: Architecture, spec: InputSpec) -> str:
+    """Return a name of the network for errors, with its input size, and timm's own size where that is another."""
     text = f"architecture {architecture.name!r} with {architecture.kwargs} at {spec.height}x{spec.width} pixels"
     config = timm.get_pretrained_cfg(architecture.name.partition(".")[0])
     own = None if config is None else tuple(config.input_size[1:])

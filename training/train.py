@@ -20,6 +20,7 @@ from training.measure import measure, moments_of
 from training.models import create_classifier
 from training.recipe import Recipe
 from training.start import load_start, start_record
+from training.trial import check_network
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ def train(
         The manifest of the base set written; None in all but the main process.
 
     Raises:
-        ValueError: data, `start` or `weights` do not fit the recipe, or `out` has the unfinished run of another recipe.
+        ValueError: data, `start` or `weights` do not fit the recipe, `out` has the unfinished run of another recipe, or
+            the network cannot be trained or served.
         FileExistsError: `out` already holds something.
         FloatingPointError: the loss became NaN or infinite.
     """
@@ -66,6 +68,7 @@ def train(
     splits = load_splits(recipe.data, recipe.input, data_path)
     base = _load_base(recipe, start, splits)
     accelerator = compute.accelerator()
+    check_network(recipe.architecture, recipe.input, len(splits.train.class_names))
     is_main = accelerator.is_main_process
     work = _open_work_folder(recipe, seed, out, splits.train, base, begin, is_main=is_main)
     if compute.tracker is not None:

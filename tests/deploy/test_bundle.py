@@ -21,8 +21,9 @@ from deploy.bundle import build_bundle, check_bundle
 from deploy.layout import ALIGNMENT, BUNDLE_NAME, MODES, WEIGHTS_LOCATION
 from deploy.parity import ParityError, TorchReference, compare, parity_cases
 from deploy.runtime import Bundle, BundleError, UnusableSoup, find_bundle
-from deploy.skeleton import ExportError, Skeleton, make_skeleton
+from deploy.skeleton import Skeleton, make_skeleton
 from training.bases import load_base_set, rewrite_manifest, save_base_set
+from training.exporting import ExportError
 from training.manifest import Architecture, BaseSetError, Metric, Storage, read_manifest
 from training.models import Classifier
 

@@ -14,8 +14,8 @@ from adapt.documents.soup import BnMode, SoupError, default_soup, make_soup
 from deploy.export import check_export, export, read_exported_soup
 from deploy.layout import BundleError
 from deploy.parity import ParityError, TorchReference
-from deploy.skeleton import ExportError
 from training.bases import BaseSet, load_base_set
+from training.exporting import ExportError
 
 AFFINE = {"linf": 1.25, "nominal": -0.25, "l2": 0.5, "l1": -0.5}
 CONVEX = {"linf": 0.1, "nominal": 0.2, "l2": 0.3, "l1": 0.4}

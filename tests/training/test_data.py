@@ -10,6 +10,7 @@ from tests.conftest import INPUT
 from training.data import (
     DataSpec,
     ImageFiles,
+    ImageSet,
     balanced_indices,
     find_test_folder,
     find_validation_folder,
@@ -18,6 +19,7 @@ from training.data import (
     load_folder,
     load_splits,
 )
+from training.manifest import InputSpec
 
 
 def write_folder(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
@@ -164,6 +166,19 @@ def test_cifar10_that_is_neither_there_nor_downloadable_is_one_clear_error(tmp_p
     (tmp_path / "file").write_text("a file where torchvision wants a folder")
     with pytest.raises(ValueError, match="CIFAR-10 cannot be downloaded"):
         load_splits(DataSpec(source="cifar10", num_validation=10), INPUT, tmp_path / "file")
+
+
+def test_digits_come_at_the_size_of_the_recipe() -> None:
+    spec = InputSpec(height=32, width=24, mean=(0.5,) * 3, std=(0.5,) * 3)
+    data = DataSpec(source="digits", num_validation=20)
+    own = load_splits(data, spec.model_copy(update={"height": 16, "width": 16}))
+    for part, other in zip(load_splits(data, spec), own, strict=True):
+        assert isinstance(part, ImageSet)
+        assert isinstance(other, ImageSet)
+        assert part.images.shape[1:] == (32, 24, 3)
+        assert other.images.shape[1:] == (16, 16, 3)
+        assert part.hashes == other.hashes
+        assert np.array_equal(part.labels, other.labels)
 
 
 def test_digits_are_embedded_balanced_and_disjoint() -> None:
