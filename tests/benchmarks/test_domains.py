@@ -1,6 +1,7 @@
 """Methods on folders of pictures, and on corruptions of a base set's own held-out pictures."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -104,7 +105,10 @@ def test_the_report_has_tables_costs_and_pictures(finished: Path) -> None:
     for title in ("Mean of drawing, sketch", "drawing, accuracy", "sketch, accuracy", "corruptions, mean of 2"):
         assert f"## {title}" in text
     assert "## Points by which ladder is above, on drawing, sketch, paired by draw" in text
-    assert "## Cost of adapting" in text
+    assert "; up to 2 draws from seed 0 on" in text
+    cost = text.partition("## Cost of adapting")[2].partition("##")[0]
+    rows = dict(line.strip("| ").split(" | ", 1) for line in cost.splitlines() if line.startswith("| "))
+    assert re.search(r"^\d+ \| - \| [\d.]+ s \([\d.]+\), [\d,]+ \|", rows["finetune_nominal"])
     assert "## Accuracy in percent by corruption, n = 50" not in text
     assert "Machine: " in text
     assert "--domains FOLDERS/drawing,FOLDERS/sketch,fog,contrast" in text
@@ -194,6 +198,7 @@ def test_two_processes_find_what_one_does(
         (["--domains", "sketch", "--quick"], "expected only without --domains"),
         (["--domains", "sketch", "--methods", "soup_grid"], "methods: expected some of"),
         (["--domains", "sketch", "--n", "0"], "n: expected whole numbers from 1"),
+        (["--domains", "sketch", "--n", "50"], "n: expected at most 20, as unseen pictures must be left, got (50,)"),
         (["--domains", "sketch", "--device", "tpu"], "expected device cpu, cuda or auto"),
         (["--jobs", "2"], "expected only together with --domains"),
     ],
