@@ -265,10 +265,22 @@ def test_draws_are_disjoint_nested_in_nothing_and_shared_by_corruptions(finished
     for seed in range(3):
         draw = draw_domain("fog", fog.labels, fog.hashes, n_test=40, seed=seed)
         assert not {fog.hashes[i] for i in draw.pool} & {fog.hashes[i] for i in draw.test}
-        assert (len(draw.pool), len(draw.test)) == (20, 40)
+        assert (len(draw.pool), len(draw.test)) == (32, 40)
         for n in (4, 12):
             assert set(draw.support(fog.labels, n, seed=seed)) <= set(draw.pool)
             assert len(draw.support(fog.labels, n, seed=seed)) == n
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rare_classes_are_labelled_and_unseen_in_their_share(seed: int) -> None:
+    labels = np.repeat(np.arange(3), [900, 960, 40])
+    hashes = [str(index) for index in range(len(labels))]
+    draw = draw_domain("sketch", labels, hashes, n_test=1000, seed=seed)
+    assert np.bincount(labels[draw.test]).tolist() == pytest.approx([900 * 9 / 19, 960 * 9 / 19, 40 * 9 / 19], abs=1)
+    assert np.bincount(labels[draw.support(labels, 60, seed=seed)]).tolist() == [20, 20, 20]
+    assert not set(draw.test) & set(draw.pool)
+    other = draw_domain("sketch", labels, hashes, n_test=1000, seed=seed + 1)
+    assert set(draw.test) != set(other.test)
 
 
 @pytest.mark.parametrize(

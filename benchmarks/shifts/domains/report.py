@@ -96,7 +96,8 @@ def _description(study: Study, values: Values, records: Sequence[Record]) -> lis
         f"Command: `{command(study, values)}`. Measured at commit {', '.join(commits)}; reported at {commit()}.",
         "",
         f"Base set `{study.base_set}` ({study.base_digest[:12]}); {_draws(values.num_draws())} from seed "
-        f"{study.seed} on. Unseen pictures of a draw: {', '.join(shown)}. Labelled ones are never among them, and all "
+        f"{study.seed} on. Unseen pictures of a draw: {', '.join(shown)}; classes are as frequent in them as "
+        "in the domain. Labelled ones are never among them and even over the classes, as far as these have enough. All "
         "methods see the same draws. After +- is one standard error over draws; in brackets how many, where others "
         "have more. Draws share their domain's pictures: the error tells how far luck in drawing goes, not other data.",
         "",
