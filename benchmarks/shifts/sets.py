@@ -135,6 +135,24 @@ def draw_positions(
     return Positions(np.sort(support), np.sort(others[balanced_indices(labels[others], n_test, seed=seed)]))
 
 
+def draw_stratified(labels: npt.NDArray[np.int64], hashes: Sequence[str], *, n_test: int, seed: int) -> Positions:
+    """Choose a test part in which classes are as frequent as in the whole set; all other pictures may be labelled.
+
+    For sets with rare classes: a test part even over the classes, drawn after an even support, would lack them. Order,
+    repeats and pictures under two labels: see `draw_positions`.
+
+    Args:
+        labels: (N,).
+        hashes: N pixel hashes of the originals.
+        n_test: pictures of the test part, fewer than there are different ones.
+        seed: of the draw.
+    """
+    order = sorted(distinct(labels, hashes), key=lambda index: (labels[index], _place(hashes[index], seed)))
+    steps = (np.arange(n_test) + 0.5) * len(order) / n_test  # even steps through pictures sorted by class
+    test = np.asarray(order, dtype=np.int64)[steps.astype(np.int64)]
+    return Positions(np.setdiff1d(order, test).astype(np.int64), np.sort(test))
+
+
 def as_support(data: ImageSet) -> Support:
     """Return the set as an adaptation takes it."""
     return Support(data.images, data.labels, data.hashes, data.class_names)

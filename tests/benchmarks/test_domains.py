@@ -1,6 +1,7 @@
 """Methods on folders of pictures, and on corruptions of a base set's own held-out pictures."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -104,7 +105,10 @@ def test_the_report_has_tables_costs_and_pictures(finished: Path) -> None:
     for title in ("Mean of drawing, sketch", "drawing, accuracy", "sketch, accuracy", "corruptions, mean of 2"):
         assert f"## {title}" in text
     assert "## Points by which ladder is above, on drawing, sketch, paired by draw" in text
-    assert "## Cost of adapting" in text
+    assert "; up to 2 draws from seed 0 on" in text
+    cost = text.partition("## Cost of adapting")[2].partition("##")[0]
+    rows = dict(line.strip("| ").split(" | ", 1) for line in cost.splitlines() if line.startswith("| "))
+    assert re.search(r"^\d+ \| - \| [\d.]+ s \([\d.]+\), [\d,]+ \|", rows["finetune_nominal"])
     assert "## Accuracy in percent by corruption, n = 50" not in text
     assert "Machine: " in text
     assert "--domains FOLDERS/drawing,FOLDERS/sketch,fog,contrast" in text
@@ -194,6 +198,7 @@ def test_two_processes_find_what_one_does(
         (["--domains", "sketch", "--quick"], "expected only without --domains"),
         (["--domains", "sketch", "--methods", "soup_grid"], "methods: expected some of"),
         (["--domains", "sketch", "--n", "0"], "n: expected whole numbers from 1"),
+        (["--domains", "sketch", "--n", "50"], "n: expected at most 20, as unseen pictures must be left, got (50,)"),
         (["--domains", "sketch", "--device", "tpu"], "expected device cpu, cuda or auto"),
         (["--jobs", "2"], "expected only together with --domains"),
     ],
@@ -260,10 +265,22 @@ def test_draws_are_disjoint_nested_in_nothing_and_shared_by_corruptions(finished
     for seed in range(3):
         draw = draw_domain("fog", fog.labels, fog.hashes, n_test=40, seed=seed)
         assert not {fog.hashes[i] for i in draw.pool} & {fog.hashes[i] for i in draw.test}
-        assert (len(draw.pool), len(draw.test)) == (20, 40)
+        assert (len(draw.pool), len(draw.test)) == (32, 40)
         for n in (4, 12):
             assert set(draw.support(fog.labels, n, seed=seed)) <= set(draw.pool)
             assert len(draw.support(fog.labels, n, seed=seed)) == n
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rare_classes_are_labelled_and_unseen_in_their_share(seed: int) -> None:
+    labels = np.repeat(np.arange(3), [900, 960, 40])
+    hashes = [str(index) for index in range(len(labels))]
+    draw = draw_domain("sketch", labels, hashes, n_test=1000, seed=seed)
+    assert np.bincount(labels[draw.test]).tolist() == pytest.approx([900 * 9 / 19, 960 * 9 / 19, 40 * 9 / 19], abs=1)
+    assert np.bincount(labels[draw.support(labels, 60, seed=seed)]).tolist() == [20, 20, 20]
+    assert not set(draw.test) & set(draw.pool)
+    other = draw_domain("sketch", labels, hashes, n_test=1000, seed=seed + 1)
+    assert set(draw.test) != set(other.test)
 
 
 @pytest.mark.parametrize(

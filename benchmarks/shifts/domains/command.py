@@ -97,6 +97,8 @@ def run_domains(request: Request) -> Result:
         costly_n=request.costly_n,
         costly_draws=_seeds(request.seed, min(request.draws, request.costly_draws)),
     )
+    if min(request.n) > max(most.values()):
+        raise ValueError(f"n: expected at most {max(most.values())}, as unseen pictures must be left, got {request.n}")
     for domain in domains:
         if too_many := [n for n in request.n if n > most[domain.name]]:
             logger.info("%s: at most %d pictures can be labelled, not %s", domain.name, most[domain.name], too_many)

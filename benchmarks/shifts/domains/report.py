@@ -95,8 +95,9 @@ def _description(study: Study, values: Values, records: Sequence[Record]) -> lis
     return [
         f"Command: `{command(study, values)}`. Measured at commit {', '.join(commits)}; reported at {commit()}.",
         "",
-        f"Base set `{study.base_set}` ({study.base_digest[:12]}); up to {values.num_draws()} draws from seed "
-        f"{study.seed} on. Unseen pictures of a draw: {', '.join(shown)}. Labelled ones are never among them, and all "
+        f"Base set `{study.base_set}` ({study.base_digest[:12]}); {_draws(values.num_draws())} from seed "
+        f"{study.seed} on. Unseen pictures of a draw: {', '.join(shown)}; classes are as frequent in them as "
+        "in the domain. Labelled ones are never among them and even over the classes, as far as these have enough. All "
         "methods see the same draws. After +- is one standard error over draws; in brackets how many, where others "
         "have more. Draws share their domain's pictures: the error tells how far luck in drawing goes, not other data.",
         "",
@@ -109,12 +110,15 @@ def _description(study: Study, values: Values, records: Sequence[Record]) -> lis
             if CORRUPTIONS in values.families
             else []
         ),
-        "; ".join(present) + ". `fixed_` is an ingredient as it is. Rivals' hyper-parameters are the best on the other "
-        "domains.",
+        "; ".join(present) + ". `fixed_` is an ingredient as it is.",
         "",
         f"Machine: {'; '.join(machines)}",
         "",
     ]
+
+
+def _draws(count: int) -> str:
+    return "one draw" if count == 1 else f"up to {count} draws"
 
 
 def command(study: Study, values: Values) -> str:
@@ -188,11 +192,12 @@ def _cost(values: Values, heads: Sequence[str]) -> list[str]:
         answering: list[float] = []
         for n in values.counts:
             records = values.records_of(method, n)
-            there = [record.found for record in records]
-            seconds, forwards = (
-                float(np.mean([getattr(f, part) for f in there] or [0])) for part in ("seconds", "forwards")
+            found = [record.found for record in records]
+            seconds, cpu, forwards = (
+                float(np.mean([getattr(one, part) or 0 for one in found] or [0]))
+                for part in ("seconds", "cpu_seconds", "forwards")
             )
-            cells.append(f"{seconds:.1f} s, {forwards:,.0f}" if there else "-")
+            cells.append(f"{seconds:.1f} s ({cpu:.1f}), {forwards:,.0f}" if found else "-")
             answering += [1000 * (r.found.answering or 0) / r.unseen for r in records if not needs_table(method)]
         rows.append([method, f"{np.mean(answering):.0f}" if answering else "-", *cells])
     return [

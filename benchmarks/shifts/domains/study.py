@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from benchmarks.shifts.lines import Keyed
 from benchmarks.shifts.results import Found
-from benchmarks.shifts.sets import distinct, draw_positions
+from benchmarks.shifts.sets import distinct, draw_stratified
 from benchmarks.shifts.suite import STANDARD
 from training.data import balanced_indices
 from training.documents import Frozen, first_error
@@ -92,7 +92,7 @@ class Draw(NamedTuple):
     test: Positions
 
     def support(self, labels: Positions, n: int, *, seed: int) -> Positions:
-        """Return the n labelled ones, even over the classes; they do not depend on what other n are asked for."""
+        """Return the n labelled ones, as even over the classes as these allow; no other n changes them."""
         return self.pool[balanced_indices(labels[self.pool], n, seed=seed)]
 
 
@@ -110,12 +110,13 @@ def most_labelled(domain: str, labels: Positions, hashes: Sequence[str], *, n_te
 
 
 def draw_domain(domain: str, labels: Positions, hashes: Sequence[str], *, n_test: int, seed: int) -> Draw:
-    """Return disjoint pictures to label and to report. See `draw_positions`.
+    """Return disjoint pictures to label and to report; in the latter classes are as frequent as in the domain.
 
     Corruptions of the same clean pictures share their draws.
     """
     most = most_labelled(domain, labels, hashes, n_test=n_test)
-    return Draw(*draw_positions(labels, hashes, n_support=most, n_test=n_test, seed=seed))
+    unseen = min(n_test, len(distinct(labels, hashes)) - most)
+    return Draw(*draw_stratified(labels, hashes, n_test=unseen, seed=seed))
 
 
 class Record(Keyed):
