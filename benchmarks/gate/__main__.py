@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 from pydantic import Field
 
-from benchmarks.gate.draws import Origin, read_draws, write_draws
+from benchmarks.gate.draws import read_draws, write_draws
 from benchmarks.gate.measure import Plan, measure
-from benchmarks.gate.records import Records
+from benchmarks.gate.records import Origin, Records
 from benchmarks.gate.report import markdown, write_report
 from benchmarks.gate.summary import claims, summary
 from benchmarks.shifts.suite import SUITE
@@ -70,7 +70,7 @@ class Gate(Command):
         """Draw what is missing, and report; what is claimed is in `summary.claims`."""
         plan = QUICK if self.quick else FULL
         origin = Origin(self.base.name, self.seed)
-        records = Records(self.work / ("quick.jsonl" if self.quick else "full.jsonl"))
+        records = Records(self.work / ("quick.jsonl" if self.quick else "full.jsonl"), origin)
         if not self.quick and not len(records) and (drawn := read_draws(DRAWS, origin)):
             logger.info("starting from the %d draws of %s", len(drawn), DRAWS)
             records.add(drawn)
@@ -94,7 +94,7 @@ class Gate(Command):
             for path in paths:
                 logger.info("wrote %s", path)
         checked = claims(data)
-        holds = all(checked.values())
+        holds = bool(checked) and all(checked.values())
         return Result({**data, "claims": checked}, markdown(data, command), EXIT_DONE if holds else EXIT_CLAIM_FAILED)
 
 

@@ -9,26 +9,19 @@ A change of what a search finds makes these draws obsolete: remove the file, and
 import json
 import lzma
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.gate.nulls import Series
-from benchmarks.gate.records import Key, Records, Row, read_line, write_line
+from benchmarks.gate.records import Key, Origin, Records, Row, read_line, write_line, write_origin
 from training.files import replace_file
 
 DIGITS = 4  # 130,000 draws stay below 1.5 MB
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "pb": 0}]
 
 
-class Origin(NamedTuple):
-    """What draws depend on, besides the code."""
-
-    base: str  # name of the base set
-    seed: int
-
-
 def write_draws(path: Path, records: Records, origin: Origin) -> None:
     """Write the records; the same records give the same bytes. An older file is replaced."""
-    lines = [json.dumps(origin._asdict()), *(write_line(key, _shortened(key, row)) for key, row in records)]
+    lines = [write_origin(origin), *(write_line(key, _shortened(key, row)) for key, row in records)]
     content = lzma.compress("".join(f"{line}\n" for line in lines).encode(), filters=FILTERS)
     replace_file(path, lambda partial: partial.write_bytes(content))
 

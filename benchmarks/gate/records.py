@@ -1,4 +1,7 @@
-"""Records of simulated adaptations: one line of JSON each, so that a run continues where an earlier one stopped."""
+"""Records of simulated adaptations: one line of JSON each, so that a run continues where an earlier one stopped.
+
+The first line says what was drawn from.
+"""
 
 import json
 from collections import defaultdict
@@ -18,16 +21,40 @@ class Key(NamedTuple):
     turn: int  # number of the draw
 
 
+class Origin(NamedTuple):
+    """What draws depend on, besides the code."""
+
+    base: str  # name of the base set
+    seed: int
+
+
 class Records:
     """Rows by key, kept in a file."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, origin: Origin) -> None:
+        """Read what is there; a last line that a killed process did not finish is dropped.
+
+        Raises:
+            ValueError: the file has draws of another origin, or no draws.
+        """
+        self._path, self._origin = path, origin
         self._rows: dict[Key, Row] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                key, row = read_line(line)
-                self._rows[key] = row
+        if not path.exists():
+            return
+        whole, end, torn = path.read_text(encoding="utf-8").rpartition("\n")
+        if torn:
+            path.write_text(whole + end, encoding="utf-8")
+        try:
+            first, *lines = whole.splitlines() or [write_origin(origin)]
+            found = Origin(**json.loads(first))
+            self._rows = dict(map(read_line, lines))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: expected draws of an earlier run ({error}): name another folder") from None
+        if found != origin:
+            raise ValueError(
+                f"{path}: expected draws of {origin.base} with seed {origin.seed}, got some of {found.base} with seed "
+                f"{found.seed}: name another folder"
+            )
 
     def __contains__(self, key: Key) -> bool:
         return key in self._rows
@@ -43,6 +70,8 @@ class Records:
         """Keep rows, in memory and in the file."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
+            if file.tell() == 0:
+                file.write(write_origin(self._origin) + "\n")
             for key, row in found:
                 self._rows[key] = row
                 file.write(write_line(key, row) + "\n")
@@ -54,6 +83,11 @@ class Records:
             if key.part == part:
                 found[key.case, key.n].append(row)
         return dict(found)
+
+
+def write_origin(origin: Origin) -> str:
+    """Return the first line of a file."""
+    return json.dumps(origin._asdict())
 
 
 def read_line(line: str) -> tuple[Key, Row]:

@@ -15,14 +15,16 @@ from adapt.search.search import search
 from benchmarks.gate import __main__ as command
 from benchmarks.gate import measure, nulls, real, spread
 from benchmarks.gate.__main__ import Gate
-from benchmarks.gate.draws import Origin, read_draws, write_draws
-from benchmarks.gate.records import Key, Records
+from benchmarks.gate.draws import read_draws, write_draws
+from benchmarks.gate.records import Key, Origin, Records
 from benchmarks.gate.report import markdown
 from benchmarks.gate.simulated import Retrained, SimulatedNetwork
 from benchmarks.gate.summary import claims, summary
 from benchmarks.shifts.sources import find_sources
 from training.bases import load_base_set
 from training.cli import EXIT_BAD_INPUT, EXIT_DONE, run
+
+ORIGIN = Origin("cifar10-small", 0)
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +112,39 @@ def test_bets_are_won_on_gains_and_not_on_noise():
 
 def test_records_are_kept_and_go_on_where_they_stopped(tmp_path: Path):
     path = tmp_path / "work" / "full.jsonl"
-    Records(path).add([(Key("null", nulls.CASES[0].name, 20, turn), {"a": turn}) for turn in range(3)])
-    again = Records(path)
+    Records(path, ORIGIN).add([(Key("null", nulls.CASES[0].name, 20, turn), {"a": turn}) for turn in range(3)])
+    again = Records(path, ORIGIN)
     assert again.of("null") == {(nulls.CASES[0].name, 20): [{"a": 0}, {"a": 1}, {"a": 2}]}
     plan = measure.Plan((20,), 5, 0, (), (), 0, (), ())
     first = next(measure.wanted(plan, again, ["null"]))
     assert (first.case, first.turns) == (nulls.CASES[0].name, (3, 4))
+
+
+def test_a_line_that_a_killed_run_did_not_finish_is_drawn_again(tmp_path: Path):
+    path = tmp_path / "full.jsonl"
+    Records(path, ORIGIN).add([(Key("null", "a", 20, turn), {"a": turn}) for turn in range(3)])
+    path.write_bytes(path.read_bytes()[:-5])
+    again = Records(path, ORIGIN)
+    assert again.of("null") == {("a", 20): [{"a": 0}, {"a": 1}]}
+    again.add([(Key("null", "a", 20, 2), {"a": 2})])
+    assert len(Records(path, ORIGIN)) == 3
+    path.write_bytes(path.read_bytes()[:10])
+    assert len(Records(path, ORIGIN)) == 0
+
+
+@pytest.mark.parametrize("content", ['{"base": "cifar10-small", "seed": 1}', '{"key": ["null", "a", 20, 0]}', "[]"])
+def test_draws_of_another_origin_are_not_added_to(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "full.jsonl").write_text(content + "\n")
+    args = ["--parts", "null", "--work", str(tmp_path)]
+    assert run([Gate], prog="gate", description="", args=args) == EXIT_BAD_INPUT
+    assert "name another folder" in capsys.readouterr().err
+    assert (tmp_path / "full.jsonl").read_text() == content + "\n"
+
+
+def test_nothing_is_claimed_of_what_was_not_drawn(tmp_path: Path):
+    assert claims(summary(Records(tmp_path / "none.jsonl", ORIGIN))) == {}
+    named = claims(summary(drawn(tmp_path / "full.jsonl", promoted=0, draws=80)))
+    assert [name.partition(":")[0] for name in named] == ["false promotions", "bias of the reported accuracy"]
 
 
 def null_row(p_value: float, **values: float) -> dict[str, float]:
@@ -124,7 +153,7 @@ def null_row(p_value: float, **values: float) -> dict[str, float]:
 
 
 def drawn(path: Path, *, promoted: int, draws: int) -> Records:
-    records = Records(path)
+    records = Records(path, ORIGIN)
     rows = [null_row(1e-9 if turn < promoted else 0.5) for turn in range(draws)]
     records.add([(Key("null", nulls.CASES[0].name, 20, turn), row) for turn, row in enumerate(rows)])
     return records
@@ -180,7 +209,7 @@ def test_a_full_run_starts_from_the_committed_draws_of_its_seed(
         )
 
     assert draws("--work", str(tmp_path / "new"), "--out", str(tmp_path / "out")) == 7
-    assert len(Records(tmp_path / "new" / "full.jsonl")) == 7
+    assert len(Records(tmp_path / "new" / "full.jsonl", ORIGIN)) == 7
     assert (tmp_path / "out" / "draws.jsonl.xz").read_bytes() == committed.read_bytes()
     assert draws("--work", str(tmp_path / "other-seed"), "--seed", "1") == 0
     assert draws("--work", str(tmp_path / "quick"), "--quick") == 0
@@ -205,12 +234,12 @@ def test_draws_that_are_packed_give_the_same_report_and_the_same_bytes_in_any_or
     ]
     origin, packed = Origin("base", 3), []
     for number, rows in enumerate((found, found[::-1])):
-        records = Records(tmp_path / f"{number}.jsonl")
+        records = Records(tmp_path / f"{number}.jsonl", ORIGIN)
         records.add(rows)
         write_draws(tmp_path / f"{number}.xz", records, origin)
         packed.append((tmp_path / f"{number}.xz").read_bytes())
     assert packed[0] == packed[1]
-    again = Records(tmp_path / "again.jsonl")
+    again = Records(tmp_path / "again.jsonl", ORIGIN)
     again.add(read_draws(tmp_path / "0.xz", origin))
     assert again.of("null")[nulls.CASES[0].name, 300][0] == null_row(0.01235, truth=0.6667)
     assert [row.get("is_bet_won") for row in again.of("looks")[name, 20]] == [True, False, None]
@@ -221,7 +250,7 @@ def test_draws_that_are_packed_give_the_same_report_and_the_same_bytes_in_any_or
 
 def test_the_draws_of_the_full_run_stay_below_a_megabyte_and_a_half(tmp_path: Path):
     generator, share = np.random.default_rng(0), 25  # a part of the full run, of random numbers
-    records = Records(tmp_path / "full.jsonl")
+    records = Records(tmp_path / "full.jsonl", ORIGIN)
     found = []
     for number in range(120_000 // share):
         n = (20, 50, 100, 300, 1000)[number % 5]
