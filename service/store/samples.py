@@ -16,6 +16,7 @@ from service.store.objects import ObjectStore
 from service.store.packs import Packs, drop_samples, unlabelled_key
 from service.store.tables import Event, Job, Pack, Sample
 from service.store.transactions import get_deployment
+from training.folders import composed
 from training.manifest import Manifest
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Samples:
         Args:
             deployment: its name.
             digest: pixel hash of the one image.
-            label: of the images.
+            label: of the images; accents composed or not.
             before: last given before this time.
             who: name of the API key that asked.
 
@@ -89,12 +90,13 @@ class Samples:
         conditions = [Sample.deployment == deployment]
         if digest is not None:
             conditions.append(Sample.hash == digest)
-        if label is not None:
-            conditions.append(Sample.label == label)
         if before is not None:
             conditions.append(Sample.given_at < before)
         with self._database.write() as session:
             found = get_deployment(session, deployment, lock=True)
+            if label is not None:
+                kept = session.scalars(select(Sample.label).where(Sample.deployment == deployment).distinct())
+                conditions.append(Sample.label.in_([name for name in kept if composed(name) == composed(label)]))
             count = drop_samples(session, *conditions) if is_text(f"{digest}{label}") else 0
             if count:
                 session.add(Event(deployment=deployment, kind="samples_deleted", who=who))

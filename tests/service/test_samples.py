@@ -277,6 +277,13 @@ def test_deleting_really_deletes(place: Place, condition: dict[str, Any], left: 
     assert (told.kind, told.who) == (("samples_deleted", "cleaner") if len(left) < 4 else ("created", None))
 
 
+def test_deleting_a_class_does_not_mind_how_its_accents_are_written(place: Place) -> None:
+    place.manifest = place.manifest.model_copy(update={"class_names": ("cafe\u0301", "cafe", "ship")})
+    place.submit({0: 0, 1: 1, 2: 0})
+    assert place.samples.remove("default", label="caf\u00e9") == 2
+    assert place.kept() == {1: "cafe"}
+
+
 def test_deleted_images_are_not_searched_on(place: Place) -> None:
     some, none = place.submit({0: 1, 1: 0}).job, place.submit({1: 0}, unlabelled=[5]).job
     place.samples.remove("default", digest=HASHES[1])
