@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from benchmarks.shifts.attacked import Attack
 from benchmarks.shifts.command import Report, Shifts
+from benchmarks.shifts.domains.settings import CompareSettings
 from benchmarks.shifts.preview import List, Preview
 from benchmarks.shifts.tune_command import Tune
 from training.cli import Command, run
 
-SUBCOMMANDS: tuple[type[Command], ...] = (Report, Attack, Tune, Preview, List)
+SUBCOMMANDS: tuple[type[Command], ...] = (Report, Attack, Tune, CompareSettings, Preview, List)
 
 
 def main(args: Sequence[str]) -> int:

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adapt.networks.prepared import PreparedBase
+from adapt.rungs import head, training
+from adapt.search.config import SearchConfig
 from benchmarks.pictures import jpegs
 from benchmarks.shifts import tuned
 from benchmarks.shifts.__main__ import main
-from benchmarks.shifts.domains import tune
+from benchmarks.shifts.domains import settings, tune
 from benchmarks.shifts.domains.command import default_methods, photo_methods
 from benchmarks.shifts.domains.pictures import Store, find_domains
 from benchmarks.shifts.domains.plan import Plan, missing
@@ -436,6 +439,40 @@ def test_tuning_tries_everything_is_resumed_and_is_chosen_from(
     assert [(trial.n, len(trial.accuracy)) for trial in known.methods["probe"]] == [(4, 4), (4, 4)]
     assert main(whole) == EXIT_DONE
     assert (tmp_path / "out" / "trials.jsonl").read_text() == lines
+
+
+def test_settings_of_the_ladder_are_compared_and_then_as_before(
+    folders: Path, tiny_base_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["settings", str(tiny_base_set), "--folders", str(folders), "--domains", "sketch,drawing"]
+    args += ["--n", "12,20", "--n-test", "30", "--out", str(tmp_path), "--json"]
+    before = head.PENALTIES, head.MIN_IMAGES, training.SHARE
+    assert main([*args, "--only", "0,3"]) == EXIT_DONE
+    found = json.loads(capsys.readouterr().out)["settings"]
+    assert {(row["setting"], row["domain"], row["n"]) for row in found} == {
+        (list(settings.SETTINGS)[number], domain, n)
+        for number in (0, 3)
+        for domain in ("sketch", "drawing")
+        for n in (12, 20)
+    }
+    assert main([*args, "--only", "0,7"]) == EXIT_DONE
+    rows = {(row["setting"], row["n"]): row for row in json.loads(capsys.readouterr().out)["settings"]}
+    assert len(rows) == 6
+    assert "head" not in rows[settings.AS_IT_IS, 20]["rungs"]
+    assert "head" in {rung for (name, n), row in rows.items() if "from 20" in name and n == 20 for rung in row["rungs"]}
+    assert before == (head.PENALTIES, head.MIN_IMAGES, training.SHARE)
+    assert main([*args[:-1], "--minutes", "1e-9"]) == EXIT_DONE
+    assert re.search(r"\| last layer from 20 images on \| [+-][\d.]+ \|", capsys.readouterr().out)
+
+
+def test_every_setting_names_what_there_is(tiny_base_set: Path) -> None:
+    prepared = PreparedBase(load_base_set(tiny_base_set))
+    own = prepared.recalibrator._strengths
+    for values in settings.SETTINGS.values():
+        with settings.changed(values, prepared) as options:
+            SearchConfig(**options)
+            assert ("prior_images" in values) == (prepared.recalibrator._strengths != own)
+        assert prepared.recalibrator._strengths == own
 
 
 def test_untuned_rivals_take_the_middle_of_what_would_be_tried() -> None:

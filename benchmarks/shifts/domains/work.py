@@ -83,7 +83,7 @@ def tabulate_domain(domain: str, setup: Setup) -> tuple[str, float]:
 def run_unit(unit: Unit, setup: Setup) -> list[Record]:
     """Return what the methods found."""
     n = max(unit.n)
-    context, unseen, test = _given(unit.domain, unit.draw, n, unit.methods, setup)
+    context, unseen, test = given(unit.domain, unit.draw, n, unit.methods, setup)
     methods = {name: methods_of(context.prepared.manifest)[name] for name in unit.methods}
     return [
         Record(
@@ -103,13 +103,13 @@ def run_unit(unit: Unit, setup: Setup) -> list[Record]:
 
 def run_trial(trial: Trial, setup: Setup) -> tuple[Trial, float, float]:
     """Return a trial with its accuracy and the seconds it took."""
-    context, unseen, test = _given(trial.domain, trial.draw, trial.n, [trial.method], setup)
+    context, unseen, test = given(trial.domain, trial.draw, trial.n, [trial.method], setup)
     started = time.perf_counter()
     logits = answer_with(context, trial.method, trial.options).predict(unseen)
     return trial, accuracy_of(logits, test.labels), time.perf_counter() - started
 
 
-def _given(domain: str, seed: int, n: int, methods: Sequence[str], setup: Setup) -> tuple[Context, Unseen, ImageSet]:
+def given(domain: str, seed: int, n: int, methods: Sequence[str], setup: Setup) -> tuple[Context, Unseen, ImageSet]:
     """Return what methods are given: labelled and unseen pictures of a draw, with what is on disk about them."""
     prepared, store = prepared_base(setup.base, setup.device, setup.threads), Store(setup.store)
     data = store.load(domain)
