@@ -25,7 +25,7 @@ from deploy.layout import (
     find_bundle,
     read_info,
 )
-from deploy.session import Device, Floats, SoupSession, build_inference, session_bytes
+from deploy.session import Device, Floats, SoupSession, build_inference, release_memory, session_bytes
 from training.documents import one_line
 from training.manifest import check_coefficients
 
@@ -161,6 +161,8 @@ class Bundle:
         session = SoupSession(inference, dict(coefficients), bn_mode, image_shape=self.probe_images.shape[1:])
         if verify:
             self._verify(session, weights, is_patched=patch is not None)
+        del weights
+        release_memory()
         seconds = time.perf_counter() - start
         logger.debug("built a session for %s (%s) on %s in %.3f s", coefficients, bn_mode, session.provider, seconds)
         return session
@@ -189,17 +191,17 @@ class Bundle:
             mixed[slots[key].floats] = array.reshape(-1)
 
     def _verify(self, session: SoupSession, weights: Floats, *, is_patched: bool) -> None:
-        found = session.run(self.probe_images)
-        if not np.isfinite(found).all():
-            raise UnusableSoup("the soup's logits on the probe images are not finite")
-        expected = None
+        images, expected = self.probe_images, None
         if not is_patched:
             expected = self.reference_logits(session.coefficients, bn_mode=session.bn_mode)
         if expected is None:
+            images = images[:1]  # a session that is not optimised takes long for each; wrong weights show in any
+        found = session.run(images)
+        if not np.isfinite(found).all():
+            raise UnusableSoup("the soup's logits on the probe images are not finite")
+        if expected is None:
             plain = build_inference(self.skeleton, weights, device="cpu", threads=1, optimise=False)
-            expected = SoupSession(plain, session.coefficients, session.bn_mode, session.image_shape).run(
-                self.probe_images
-            )
+            expected = SoupSession(plain, session.coefficients, session.bn_mode, session.image_shape).run(images)
         difference = float(np.abs(found - expected).max())
         tolerance = PROBE_TOLERANCE * max(1.0, float(np.abs(expected).max()))
         if not difference <= tolerance:

@@ -130,6 +130,23 @@ def _create(skeleton: bytes, weights: Floats, provider: str, *, threads: int, op
     return session
 
 
+def release_memory() -> None:
+    """Give memory that was freed back to the system, where the C library can: glibc keeps it otherwise.
+
+    Building a session takes several times what it needs afterwards.
+    """
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return None
+
+
 def _share_arena(options: ort.SessionOptions) -> None:
     """Let all sessions of the process take what a run needs from one arena.
 
