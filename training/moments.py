@@ -43,7 +43,8 @@ def movable_layers(net: nn.Module, *, max_weights: float = MAX_WEIGHTS) -> dict[
 
     These are its normalisation layers, and the convolutions before the first of them, which see the images before
     anything is normalised. Only layers with weight and bias, and at most `max_weights` weights, in the order the
-    network names them, from input to output. Empty for a network with BatchNorm, which has its own statistics.
+    network names them, from input to output. Empty for a network with BatchNorm, which has its own statistics, and for
+    one without any normalisation, which has none to restore.
     """
     modules = dict(net.named_modules())
     if batch_norms(net):
@@ -55,7 +56,7 @@ def movable_layers(net: nn.Module, *, max_weights: float = MAX_WEIGHTS) -> dict[
         is_normalised = is_normalised or is_norm
         if (is_norm or (not is_normalised and type(module) is nn.Conv2d)) and _is_small(module, max_weights):
             found[name] = module
-    return found
+    return found if is_normalised else {}
 
 
 def _is_small(layer: nn.Module, max_weights: float) -> bool:

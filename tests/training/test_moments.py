@@ -88,6 +88,10 @@ def test_norms_and_the_convolutions_before_them_are_movable(
         torch.testing.assert_close(after, before * scale.view(shape), rtol=1e-3, atol=1e-5)
 
 
+def test_a_network_without_normalisation_has_nothing_to_restore() -> None:
+    assert not movable_layers(classifier_of("test_nfnet", {}).net)  # its gates have convolutions with a bias
+
+
 def test_batchnorm_has_its_own_statistics_and_large_layers_stay() -> None:
     assert not movable_layers(classifier_of("resnet10t", {}).net)
     assert measure_moments(classifier_of("resnet10t", {}), pictures(2)) == {}
