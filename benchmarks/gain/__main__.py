@@ -3,9 +3,10 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from adapt.documents.soup import Soup, default_soup, make_soup
@@ -21,18 +22,20 @@ from examples.story import Pictures
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.devices import thread_count
-from training.images import decode
 
 
 class Gain(Command):
     """Repeat the demo's adaptation with other seeds of training, split and noise, and with other cameras.
 
     Example: python -m benchmarks.gain --seeds 10 --json > runs/gain.json
+
+    Example: python -m benchmarks.gain --recipe digits-vit --cameras dull-day haze
     """
 
     name: ClassVar[str] = "gain"
     seeds: int = Field(default=10, ge=1, description="how many, from --seed on; each trains its own ingredients")
     cameras: tuple[str, ...] = Field(default=tuple(CAMERAS), description="names in examples/camera.py")
+    recipe: Literal["digits", "digits-vit"] = Field(default="digits", description="what is trained")
     work: Path = Field(default=Path("runs/gain"), description="folder that keeps the trained base sets")
     threads: int = Field(default=1, ge=1, description="CPU threads of the search")
 
@@ -42,16 +45,16 @@ class Gain(Command):
             raise ValueError(f"cameras: expected some of {list(CAMERAS)}, got {unknown}")
         rows: dict[str, list[Row]] = {camera: [] for camera in self.cameras}
         for seed in range(self.seed, self.seed + self.seeds):
-            folder = self.work / f"digits-{seed}"
+            folder = self.work / f"{self.recipe}-{seed}"
             if not folder.exists():
-                train_digits(folder, seed=seed)
+                train_digits(folder, recipe=self.recipe, seed=seed)
             prepared = PreparedBase(load_base_set(folder))
             for camera in self.cameras:
                 with thread_count(self.threads):
                     rows[camera].append(measure(prepared, photograph_digits(camera, seed=seed), seed=seed))
         cameras = {camera: _columns(found) for camera, found in rows.items()}
         n_test = {"n_support": rows[self.cameras[0]][0].n_support, "n_test": rows[self.cameras[0]][0].n_test}
-        data = {"cameras": cameras, "seeds": self.seeds, **n_test, "machine": machine()}
+        data = {"recipe": self.recipe, "cameras": cameras, "seeds": self.seeds, **n_test, "machine": machine()}
         holds = all(row.served > row.before for row in rows.get(DEMO_CAMERA, []))
         return Result(data, _text(data), EXIT_DONE if holds else EXIT_CLAIM_FAILED)
 
@@ -74,8 +77,8 @@ class Row:
 def measure(prepared: PreparedBase, pictures: Pictures, *, seed: int) -> Row:
     """Search on the support pictures and measure on the others."""
     manifest = prepared.manifest
-    support = _support(pictures, prepared)
-    unseen = np.stack([decode(pictures.files[i]) for i in pictures.test])
+    support = _at_input_size(pictures, pictures.support, prepared)
+    unseen = _at_input_size(pictures, pictures.test, prepared)
     current = default_soup(manifest)
     found = search(prepared, support, SearchConfig(seed=seed), current=current)
     outcome = found.outcome
@@ -85,8 +88,8 @@ def measure(prepared: PreparedBase, pictures: Pictures, *, seed: int) -> Row:
     ]
 
     def accuracy(soup: Soup) -> float:
-        found = served_logits(prepared, soup, unseen).argmax(dim=1).numpy()
-        return float((found == pictures.classes[pictures.test]).mean())
+        found = served_logits(prepared, soup, unseen.images).argmax(dim=1).numpy()
+        return float((found == unseen.labels).mean())
 
     alone = {name: accuracy(soup) for name, soup in zip(manifest.ingredient_names, ingredients, strict=True)}
     before, candidate = accuracy(current), accuracy(found.soup)
@@ -105,9 +108,8 @@ def measure(prepared: PreparedBase, pictures: Pictures, *, seed: int) -> Row:
     )
 
 
-def _support(pictures: Pictures, prepared: PreparedBase) -> Support:
-    images = [decode(pictures.files[i]) for i in pictures.support]
-    return from_images(images, pictures.labels(pictures.support), prepared.manifest)
+def _at_input_size(pictures: Pictures, chosen: npt.NDArray[np.int64], prepared: PreparedBase) -> Support:
+    return from_images([pictures.files[i] for i in chosen], pictures.labels(chosen), prepared.manifest)
 
 
 COLUMNS = ("before", "candidate", "served", "picked", "best_ingredient", "is_promoted", "p_value")
