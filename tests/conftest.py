@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from deploy.bundle import build_bundle
 from training.bases import add_moments, load_base_set, rewrite_manifest, save_base_set
 from training.data import ImageSet
+from training.images import to_input
 from training.manifest import Architecture, Ingredient, InputSpec, Manifest, Provenance, ThreatModel
 from training.measure import moments_of
 from training.models import Classifier, create_classifier
@@ -45,27 +47,59 @@ def shake(classifier: Classifier, seed: int, scale: float) -> None:
             tensor.add_(scale * noise * (tensor.std(correction=0) + 0.1))
 
 
+@torch.no_grad()
+def settle(classifier: Classifier, pixels: np.ndarray) -> None:
+    """Give BatchNorm layers the statistics of images, and logits a size of 1: in deep random nets rounding grows."""
+    layers = [module for module in classifier.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # all batches count alike
+        layer.train()
+    classifier(torch.from_numpy(to_input(pixels)))
+    classifier.eval()
+    size = classifier(torch.from_numpy(to_input(pixels))).abs().max()
+    head = classifier.net.get_classifier()
+    if isinstance(head, nn.Module):  # a few have several
+        for parameter in head.parameters():
+            parameter.div_(size)
+
+
 def make_base_set(
     folder: Path,
     *,
     architecture: Architecture = BATCHNORM_NET,
+    spec: InputSpec = INPUT,
     names: tuple[str, ...] = tuple(THREATS),
     name: str = "tiny",
+    moved: float = 1.0,
+    seen: np.ndarray | None = None,
 ) -> Path:
-    """Write a base set of untrained but distinct ingredients close to one another in weight space."""
+    """Write a base set of untrained but distinct ingredients close to one another in weight space.
+
+    Args:
+        folder: to be written.
+        architecture: of the networks.
+        spec: their input.
+        names: of the ingredients.
+        name: of the base set.
+        moved: factor on how far weights are moved from timm's random ones: deep networks need less.
+        seen: images, uint8 (n, H, W, 3), whose statistics BatchNorm layers are given.
+    """
     torch.manual_seed(0)
     state_dicts = {}
-    classifier = create_classifier(architecture, INPUT, len(CLASSES))
-    shake(classifier, seed=99, scale=0.3)
+    classifier = create_classifier(architecture, spec, len(CLASSES))
+    shake(classifier, seed=99, scale=0.3 * moved)
     start = {key: tensor.clone() for key, tensor in classifier.net.state_dict().items()}
     for position, ingredient in enumerate(names):
         classifier.net.load_state_dict(start)
-        shake(classifier, seed=position, scale=0.15)
+        shake(classifier, seed=position, scale=0.15 * moved)
+        if seen is not None:
+            settle(classifier, seen)
         state_dicts[ingredient] = {key: tensor.clone() for key, tensor in classifier.net.state_dict().items()}
     manifest = Manifest(
         name=name,
         architecture=architecture,
-        input=INPUT,
+        input=spec,
         class_names=CLASSES,
         ingredients=tuple(
             Ingredient(

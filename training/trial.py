@@ -31,7 +31,7 @@ def _check(architecture_json: str, spec_json: str, num_classes: int) -> None:
     with torch.random.fork_rng(devices=[]):
         classifier = create_classifier(architecture, spec, num_classes)
         try:
-            _step(classifier, shape, num_classes)
+            take_step(classifier, shape, num_classes)
         except Exception as error:  # timm's networks raise whatever they run into
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{describe(architecture, spec)}: cannot be trained: {reason}") from error
@@ -41,7 +41,7 @@ def _check(architecture_json: str, spec_json: str, num_classes: int) -> None:
             raise ValueError(f"{describe(architecture, spec)}: cannot be served: {error}") from error
 
 
-def _step(classifier: Classifier, shape: tuple[int, int, int], num_classes: int) -> None:
+def take_step(classifier: Classifier, shape: tuple[int, int, int], num_classes: int) -> None:
     """Take the gradient of a loss on two images: in training some networks give more than logits, or other ones."""
     logits = classifier.train().net(torch.rand(2, *shape))
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
