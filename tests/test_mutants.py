@@ -83,7 +83,8 @@ def test_tests_that_fail_by_themselves_prove_nothing(tree: Path) -> None:
         ({"old": "no such text"}, "found it 0 times: follow the code"),
         ({"file": "training/none.py"}, "found it 0 times"),
         ({"new": "EXIT_DONE, EXIT_CLAIM"}, "the new text is the old one"),
-        ({"tests": ("tests/test_none.py::test_a",)}, "found no file"),
+        ({"tests": ("tests/test_none.py::test_a",)}, "found none of the names"),
+        ({"tests": ("tests/test_mutants.py::test_that_was_renamed",)}, "found none of the names"),
         ({"tests": ()}, "expected the tests"),
     ],
 )

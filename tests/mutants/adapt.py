@@ -268,7 +268,7 @@ MUTANTS = [
         file="adapt/rungs/training.py",
         old="room = 0  # what lies behind",
         new="room = room  # what lies behind",
-        tests=(f"{RUNGS}/test_early.py::test_first_weights_and_all_vectors_are_trained_and_nothing_of_the_last_layer",),
+        tests=(f"{RUNGS}/test_early.py::test_first_filters_and_all_vectors_are_trained_and_nothing_of_the_last_layer",),
         why="a patch has weights from anywhere in the network",
     ),
     Mutant(
@@ -332,7 +332,7 @@ MUTANTS = [
         file="adapt/networks/mixing.py",
         old='if key.endswith("running_var") and total.numel() and total.min() < 0:',
         new="if False:",
-        tests=(f"{NETWORKS}/test_mixing.py",),
+        tests=(f"{NETWORKS}/test_mixing.py::test_a_negative_running_variance_is_refused",),
         why="a soup with negative variances is served and answers with NaN",
     ),
     Mutant(

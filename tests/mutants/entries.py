@@ -30,10 +30,19 @@ class Mutant:
             return f"{self.name}: expected the old text once in {self.file}, found it {count} times: follow the code"
         if self.old == self.new:
             return f"{self.name}: the new text is the old one"
-        missing = [test for test in self.tests if not (root / test.partition("::")[0]).is_file()]
+        missing = [test for test in self.tests if not _exists(root, test)]
         if missing or not self.tests:
-            return f"{self.name}: expected the tests {list(self.tests)}, found no file {missing}"
+            return f"{self.name}: expected the tests {list(self.tests)}, found none of the names {missing}"
         return None
+
+
+def _exists(root: Path, test: str) -> bool:
+    """Say if there is such a file or folder and, behind its name, such a function."""
+    file, _, function = test.partition("::")
+    path = root / file
+    if not function:
+        return path.exists()
+    return path.is_file() and f"def {function.partition('[')[0]}(" in path.read_text(encoding="utf-8")
 
 
 def all_mutants() -> list[Mutant]:
