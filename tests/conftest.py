@@ -49,7 +49,7 @@ def shake(classifier: Classifier, seed: int, scale: float) -> None:
 
 @torch.no_grad()
 def settle(classifier: Classifier, pixels: np.ndarray) -> None:
-    """Give BatchNorm layers the statistics of images, and logits a size of 1: in deep random nets rounding grows."""
+    """Give BatchNorm layers the statistics of images, and logits a size of .3: in deep random nets rounding grows."""
     layers = [module for module in classifier.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for layer in layers:
         layer.reset_running_stats()
@@ -61,7 +61,7 @@ def settle(classifier: Classifier, pixels: np.ndarray) -> None:
     head = classifier.net.get_classifier()
     if isinstance(head, nn.Module):  # a few have several
         for parameter in head.parameters():
-            parameter.div_(size)
+            parameter.mul_(0.3 / size)
 
 
 def make_base_set(
