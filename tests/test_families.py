@@ -97,18 +97,17 @@ REFUSED: dict[str, tuple[dict[str, JsonValue], str]] = {
 }
 
 
-def spec_of(size: int) -> InputSpec:
-    return InputSpec(height=size, width=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SPEC = InputSpec(height=SIZE, width=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def pixels(count: int, size: int) -> np.ndarray:
-    return np.random.default_rng(7).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+def pixels(count: int) -> np.ndarray:
+    return np.random.default_rng(7).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def with_moments(folder: Path, size: int) -> None:
+def with_moments(folder: Path) -> None:
     """Measure the moments of a base set, where its network has layers that they move."""
     base = load_base_set(folder)
-    images = ImageSet(pixels(120, size), np.arange(120) % 3, base.manifest.class_names, tuple(map(str, range(120))))
+    images = ImageSet(pixels(120), np.arange(120) % 3, base.manifest.class_names, tuple(map(str, range(120))))
     found = moments_of(base.manifest, base.state_dicts, images)
     if found is not None:
         rewrite_manifest(folder, add_moments(base, *found))
@@ -120,23 +119,23 @@ def agree(found: np.ndarray, expected: np.ndarray, allowance: float = 1.0) -> bo
     return bool(np.abs(found - expected).max() <= allowance * tolerance)
 
 
-def walk(name: str, kwargs: dict[str, JsonValue], folder: Path, size: int = SIZE) -> None:
+def walk(name: str, kwargs: dict[str, JsonValue], folder: Path) -> None:
     """Do what training, serving and adaptation do with a network; raise where something is wrong."""
     architecture = Architecture(name=name, kwargs=kwargs)
-    take_step(create_classifier(architecture, spec_of(size), 3), (3, size, size), 3)  # a bundle's graph is the rest
+    take_step(create_classifier(architecture, SPEC, 3), (3, SIZE, SIZE), 3)  # a bundle's graph is the rest
     base_folder = make_base_set(
         folder / "base",
         architecture=architecture,
-        spec=spec_of(size),
+        spec=SPEC,
         names=NAMES,
         moved=0.2,
-        seen=pixels(NUM_IMAGES, size),
+        seen=pixels(NUM_IMAGES),
     )
-    with_moments(base_folder, size)
+    with_moments(base_folder)
     base = load_base_set(base_folder)
     bundle = Bundle.open(build_bundle(base_folder, folder / "bundles"))  # compared with torch in each BatchNorm mode
     prepared, reference = PreparedBase(base), TorchReference(base)
-    images = pixels(NUM_IMAGES, size)
+    images = pixels(NUM_IMAGES)
     some = to_input(images[:3])
     soups = [dict(zip(NAMES, row, strict=True)) for row in ((0.5, 0.5), (1.25, -0.25))]
     answers = []
@@ -167,7 +166,7 @@ def test_a_family_is_served_and_adapted(name: str, kwargs: dict[str, JsonValue],
 def test_a_family_is_refused_before_it_is_trained(name: str) -> None:
     kwargs, reason = REFUSED[name]
     with pytest.raises(ValueError, match=reason) as caught:
-        check_network(Architecture(name=name, kwargs=kwargs), spec_of(SIZE), 3)
+        check_network(Architecture(name=name, kwargs=kwargs), SPEC, 3)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -95,7 +95,11 @@ class CompareSettings(Command):
     domains: tuple[str, ...] = Field(description="with commas: folders, corruptions, or names of corruptions")
     data: Path | None = Field(default=None, description="the base set's own pictures; where its recipe says by default")
     folders: Path | None = Field(default=None, description="what names of domains are relative to")
-    only: tuple[str, ...] | None = Field(default=None, description="with commas: numbers of settings; all if not given")
+    only: tuple[str, ...] | None = Field(
+        default=None,
+        description="with commas, all if not given: "
+        + "; ".join(f"{number} {name}" for number, name in enumerate(SETTINGS)),
+    )
     n: tuple[str, ...] = Field(default=("20", "100"), description="labelled pictures, with commas")
     draws: int = Field(default=1, ge=1, description="draws, from --seed on")
     n_test: int = Field(default=500, ge=1, description="unseen pictures of each")
