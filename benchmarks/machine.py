@@ -6,10 +6,12 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+PACKAGES = ("torch", "onnxruntime-gpu", "onnxruntime", "bentoml")  # a machine that only trains may lack the last ones
+
 
 def machine() -> str:
-    """Return processor, cores and package versions in one line."""
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime-gpu", "bentoml"))
+    """Return processor, cores and the versions of installed packages in one line."""
+    packages = ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name)) is not None)
     return f"{_processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {packages}"
 
 
@@ -30,3 +32,10 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
