@@ -430,6 +430,12 @@ def test_tuning_tries_everything_is_resumed_and_is_chosen_from(
     assert main([*whole, "--minutes", "1e-6"]) == EXIT_DONE
     assert json.loads(capsys.readouterr().out)["methods"] == {}
     assert not (tmp_path / "tuned.json").exists()
+    assert main([*whole, "--methods", "picked_bn"]) == EXIT_DONE
+    assert json.loads(capsys.readouterr().out)["methods"].keys() == tuned.read_trials()["tiny"].methods.keys()
+    assert tuned.read_trials()["tiny"].methods.keys() == {"picked_bn"}
+    assert main([*whole, "--methods", "probe", "--n", "4"]) == EXIT_DONE
+    assert tuned.read_trials()["tiny"].methods.keys() == {"picked_bn", "probe"}  # what was entered before stays
+    capsys.readouterr()
     assert main(whole) == EXIT_DONE
     lines = (tmp_path / "out" / "trials.jsonl").read_text()
     assert len(lines.splitlines()) == 4 * 3  # none at n = 50, for which there is no room

@@ -65,7 +65,10 @@ class TuneRequest(NamedTuple):
 
 
 def tune_domains(request: TuneRequest) -> Result:
-    """Try what is missing, as long as there is time; once nothing is, enter all of it in tuned.json.
+    """Try what is missing, as long as there is time, and enter in tuned.json what is comparable so far.
+
+    A domain counts for a method, at a number of labelled pictures, once every setting was tried on it. Earlier trials
+    in the same folder count, whichever methods are asked for now.
 
     Raises:
         ValueError: a folder of other trials, no such pictures, fewer than two domains that count as different ones.
@@ -126,10 +129,11 @@ def tune_domains(request: TuneRequest) -> Result:
         )
         place = f"{work.domain}, n = {work.n}, {work.method}"
         logger.info("%s: %.1f in %.0f s, %d of %d", place, 100 * accuracy, seconds, number, len(works))
-    trials = gathered(wanted, names, records, command=_command(request, manifest.name, names), n_test=request.n_test)
+    command = _command(request, manifest.name, names)
+    trials = gathered(grid_for(manifest), names, records, command=command, n_test=request.n_test)
     if left := len(list(_missing(wanted, names, records, most, seed=request.seed))):
-        logger.info("%d trials are left: the same command goes on; nothing is entered before", left)
-    else:
+        logger.info("%d trials are left: the same command goes on", left)
+    if trials.methods:
         write_trials(manifest.name, trials)
     return Result(trials.model_dump(mode="json"), describe(trials) if trials.methods else "nothing was tried yet")
 
