@@ -20,8 +20,9 @@ from benchmarks.shifts.domains.command import default_methods, photo_methods
 from benchmarks.shifts.domains.pictures import Store, find_domains
 from benchmarks.shifts.domains.plan import Plan, missing
 from benchmarks.shifts.domains.processes import spread
+from benchmarks.shifts.domains.report import markdown
 from benchmarks.shifts.domains.study import CORRUPTIONS, Record, Study, draw_domain, family_of, most_labelled
-from benchmarks.shifts.domains.values import MEAN, Values
+from benchmarks.shifts.domains.values import MEAN, Values, contract
 from benchmarks.shifts.domains.work import is_free
 from benchmarks.shifts.grids import PHOTO_GRID, SAME, middle
 from benchmarks.shifts.lines import Lines
@@ -346,6 +347,21 @@ def make_record(domain: str, n: int, draw: int, method: str, accuracy: float) ->
         commit="x",
         machine="y",
     )
+
+
+def test_accuracies_of_all_devices_count_but_only_times_of_cpus() -> None:
+    here = make_record("art", 20, 0, "a", 0.5)
+    there = make_record("art", 20, 1, "a", 0.7).model_copy(update={"device": "cuda"})
+    values = Values([here, there, make_record("art", 20, 0, "b", 0.1).model_copy(update={"device": "cuda"})])
+    estimate = values.estimate("art", "a", 20)
+    assert estimate is not None
+    assert (estimate.mean, estimate.draws) == (pytest.approx(0.6), 2)
+    assert (values.timed("a", 20), values.timed("b", 20), values.num_elsewhere()) == ([here], [], 2)
+    assert contract(values, 10)["seconds"] == {"a": {"20": 1.0}, "b": {}}
+    study = Study(base_set="tiny", base_digest="0", seed=0, n_test=10, data={})
+    text = markdown(study, values, [here, there])
+    assert "2 results were made on a GPU" in text
+    assert "| b | - | - |" in text.partition("## Cost of adapting")[2]
 
 
 def test_corruptions_count_as_one_domain_and_errors_are_over_draws() -> None:

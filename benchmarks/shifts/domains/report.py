@@ -191,7 +191,7 @@ def _cost(values: Values, heads: Sequence[str]) -> list[str]:
         cells: list[str] = []
         answering: list[float] = []
         for n in values.counts:
-            records = values.records_of(method, n)
+            records = values.timed(method, n)
             found = [record.found for record in records]
             seconds, cpu, forwards = (
                 float(np.mean([getattr(one, part) or 0 for one in found] or [0]))
@@ -200,12 +200,14 @@ def _cost(values: Values, heads: Sequence[str]) -> list[str]:
             cells.append(f"{seconds:.1f} s ({cpu:.1f}), {forwards:,.0f}" if found else "-")
             answering += [1000 * (r.found.answering or 0) / r.unseen for r in records if not needs_table(method)]
         rows.append([method, f"{np.mean(answering):.0f}" if answering else "-", *cells])
+    elsewhere = values.num_elsewhere()
     return [
         "## Cost of adapting: seconds (of them CPU time), and pictures through the network",
         "",
         "Of what was looked up, the seconds are those that the same forwards took when they were made. A backward pass "
         "counts as two forwards. `ms` is what an unseen picture takes afterwards, where answers were not looked up: "
         "methods that learn as pictures pass spend their time there.",
+        *([f"Times are those of CPUs; {elsewhere} results were made on a GPU."] if elsewhere else []),
         "",
         *table(["method", "ms", *heads], rows),
         "",

@@ -130,6 +130,7 @@ class Record(Keyed):
     found: Found
     commit: str
     machine: str
+    device: str = Field(default="cpu", description="cpu or cuda: accuracies are compared across them, times are not")
 
     @property
     def key(self) -> tuple[str, int, int, str]:

@@ -70,9 +70,13 @@ class Values:
         ours, theirs = self.by_draw(what, one, n), self.by_draw(what, other, n)
         return estimate([ours[draw] - theirs[draw] for draw in ours if draw in theirs])
 
-    def records_of(self, method: str, n: int) -> list[Record]:
-        """Return what was found by a method with n labelled pictures."""
-        return [record for record in self._records if (record.method, record.n) == (method, n)]
+    def timed(self, method: str, n: int) -> list[Record]:
+        """Return what a method found with n labelled pictures on a CPU: other times are not comparable."""
+        return [record for record in self._records if (record.method, record.n, record.device) == (method, n, "cpu")]
+
+    def num_elsewhere(self) -> int:
+        """Return how many results were made on another device than a CPU."""
+        return sum(record.device != "cpu" for record in self._records)
 
     def num_draws(self) -> int:
         """Return how many draws there are of anything."""
@@ -136,7 +140,7 @@ def _seconds(values: Values) -> dict[str, dict[str, float]]:
         method: {
             str(n): round(float(np.mean([record.found.seconds for record in there])), 3)
             for n in values.counts
-            if (there := values.records_of(method, n))
+            if (there := values.timed(method, n))
         }
         for method in values.methods
     }

@@ -95,6 +95,7 @@ def run_unit(unit: Unit, setup: Setup) -> list[Record]:
             found=found,
             commit=setup.commit,
             machine=setup.machine,
+            device=context.prepared.device.type,
         )
         for name, found in answers(context, unseen, test.labels, methods)
         for count in unit.n
