@@ -35,7 +35,7 @@ class BundleCommand(Command):
         """Build it."""
         folder = build_bundle(self.bases, self.out or self.bases / "bundle")
         info = read_info(folder, verify=False)
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
         data = {"bundle": str(folder), "base_set": info.base_set, "base_digest": info.base_digest, "bytes": sizes}
         return Result(data, f"{folder}: {sum(sizes.values()):,} bytes, agrees with torch")
 

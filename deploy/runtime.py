@@ -14,6 +14,7 @@ import numpy as np
 
 from adapt.documents.patch import PatchError, Tensors, check_patch
 from adapt.documents.soup import BnMode
+from deploy.expected import keep_expected, key_of, read_expected
 from deploy.layout import (
     BUNDLE_NAME,
     MODES,
@@ -139,8 +140,7 @@ class Bundle:
         """Build a session that serves the soup, and check it before anyone uses it.
 
         A one-hot or the default soup without a patch must agree with the logits torch gave when the bundle was built.
-        For any other soup, the same weights run through a second session with every graph optimisation off (built in a
-        tenth of the time): weights that an optimiser pass mistook are found there.
+        Any other soup must agree with its `expected_logits`: weights that an optimiser pass mistook are found there.
 
         Args:
             coefficients: one finite number per ingredient; they sum to 1.
@@ -160,7 +160,7 @@ class Bundle:
         inference = build_inference(self.skeleton, weights, device=device, threads=intra_op_threads)
         session = SoupSession(inference, dict(coefficients), bn_mode, image_shape=self.probe_images.shape[1:])
         if verify:
-            self._verify(session, weights, is_patched=patch is not None)
+            self._verify(session, weights, patch)
         del weights
         release_memory()
         seconds = time.perf_counter() - start
@@ -190,18 +190,49 @@ class Bundle:
         for key, array in patch.items():
             mixed[slots[key].floats] = array.reshape(-1)
 
-    def _verify(self, session: SoupSession, weights: Floats, *, is_patched: bool) -> None:
-        images, expected = self.probe_images, None
-        if not is_patched:
-            expected = self.reference_logits(session.coefficients, bn_mode=session.bn_mode)
+    def expected_logits(
+        self,
+        coefficients: Mapping[str, float],
+        *,
+        bn_mode: BnMode = "folded",
+        patch: Tensors | None = None,
+        weights: Floats | None = None,
+    ) -> Floats:
+        """Return the logits (1, K) of the first probe image by the soup with every graph optimisation off.
+
+        They are computed once and kept beside the bundle: for a large network that takes longer than a session.
+
+        Args:
+            coefficients: as for `mix`.
+            bn_mode: see `mix`.
+            patch: see `mix`.
+            weights: what `mix` returns for these, if it is at hand.
+
+        Raises:
+            ValueError: see `mix`.
+            UnusableSoup: see `mix`.
+        """
+        key = key_of(self._vector(coefficients), bn_mode, patch)
+        expected = read_expected(self.folder, key, len(self.info.class_names))
         if expected is None:
-            images = images[:1]  # a session that is not optimised takes long for each; wrong weights show in any
-        found = session.run(images)
+            if weights is None:
+                weights = self.mix(coefficients, bn_mode=bn_mode, patch=patch)
+            plain = build_inference(self.skeleton, weights, device="cpu", threads=1, optimise=False)
+            expected = SoupSession(plain, dict(coefficients), bn_mode, self.probe_images.shape[1:]).run(
+                self.probe_images[:1]  # a session that is not optimised takes long for each; wrong weights show in any
+            )
+            if np.isfinite(expected).all():
+                keep_expected(self.folder, key, expected)
+        return expected
+
+    def _verify(self, session: SoupSession, weights: Floats, patch: Tensors | None) -> None:
+        coefficients, bn_mode = session.coefficients, session.bn_mode
+        expected = None if patch is not None else self.reference_logits(coefficients, bn_mode=bn_mode)
+        found = session.run(self.probe_images if expected is not None else self.probe_images[:1])
         if not np.isfinite(found).all():
             raise UnusableSoup("the soup's logits on the probe images are not finite")
         if expected is None:
-            plain = build_inference(self.skeleton, weights, device="cpu", threads=1, optimise=False)
-            expected = SoupSession(plain, session.coefficients, session.bn_mode, session.image_shape).run(images)
+            expected = self.expected_logits(coefficients, bn_mode=bn_mode, patch=patch, weights=weights)
         difference = float(np.abs(found - expected).max())
         tolerance = PROBE_TOLERANCE * max(1.0, float(np.abs(expected).max()))
         if not difference <= tolerance:

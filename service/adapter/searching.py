@@ -1,5 +1,6 @@
 """What the adapter searches with. Imports torch; imported by the adapter alone."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,11 +17,14 @@ from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from adapt.search.survey import seen, survey
 from adapt.search.unlabelled import recalibrate
+from deploy.runtime import Bundle
 from service.prediction.catalog import Base
 from service.settings import Settings
 from service.store.material import Material
 from training.bases import load_base_set
 from training.devices import pick_device
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Cancelled", "Searcher", "Survey"]
 
@@ -108,6 +112,8 @@ class Searcher:
                 progress=progress,
                 should_stop=should_stop,
             )
+            if found.outcome.state == "promoted":
+                self._expect(base_set, found.soup)
             look = partial(survey, base, material.support, found, current=current, num_threads=num_threads)
             landscape = seen(base, material.support, found, current=current)
             return _counted(Found(found.soup, found.outcome, landscape, look), attempt)
@@ -124,6 +130,7 @@ class Searcher:
         )
         if promote != "always":
             return Found(soup, outcome)
+        self._expect(base_set, soup)
         reason = f"promote=always: promoted without evidence ({outcome.reason})"
         outcome = outcome.model_copy(update={"state": "promoted", "reason": reason})
         return Found(soup.model_copy(update={"evidence": outcome}), outcome)
@@ -152,6 +159,17 @@ class Searcher:
             ValueError: the base set is not there.
         """
         return compare(self._base(base_set), soup, current, images, num_threads=self._num_threads)
+
+    def _expect(self, base_set: str, soup: Soup) -> None:
+        """Have what the workers of this machine compare their new sessions with: no swap waits for it then."""
+        folder = self._catalog[base_set].bundle(self._settings.home)
+        if folder is None:
+            return
+        patch = None if soup.patch is None else soup.patch.tensors()
+        try:
+            Bundle.open(folder).expected_logits(soup.coefficients, bn_mode=soup.bn_mode, patch=patch)
+        except ValueError as error:
+            logger.warning("cannot say beforehand what a soup of %s answers: %s", base_set, error)
 
     def _base(self, name: str) -> PreparedBase:
         if name not in self._catalog:

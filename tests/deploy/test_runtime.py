@@ -12,10 +12,12 @@ import onnxruntime as ort
 import pytest
 import torch
 
+import deploy.expected
 import deploy.runtime
 from adapt.documents.patch import Patch
 from adapt.documents.soup import BnMode
 from adapt.networks.prepared import PreparedBase
+from deploy.expected import FOLDER
 from deploy.layout import BUNDLE_NAME, MODES
 from deploy.parity import TorchReference
 from deploy.runtime import Bundle, BundleError, SoupSession, UnusableSoup, find_bundle
@@ -264,6 +266,80 @@ def test_session_of_a_patch_is_checked_too(
     monkeypatch.setattr(deploy.runtime, "build_inference", mistaken)
     with pytest.raises(BundleError, match="probe logits are off"):
         bundle.session(one_hot("linf"), patch=patches["head"].tensors())
+
+
+@pytest.fixture
+def plain_builds(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """One entry for each session that is built without optimisations."""
+    real, built = deploy.runtime.build_inference, []
+
+    def build(skeleton: bytes, weights: np.ndarray, **options: object) -> ort.InferenceSession:
+        if not options.get("optimise", True):
+            built.append(True)
+        return real(skeleton, weights, **options)
+
+    monkeypatch.setattr(deploy.runtime, "build_inference", build)
+    return built
+
+
+@pytest.fixture
+def own_bundle(bundle: Bundle, tmp_path: Path) -> Bundle:
+    folder = tmp_path / bundle.folder.name
+    shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns(FOLDER))
+    return Bundle.open(folder)
+
+
+def test_what_a_soup_is_checked_against_is_computed_once_for_all_processes(
+    own_bundle: Bundle, patches: dict[str, Patch], plain_builds: list[bool]
+) -> None:
+    patch = patches["head"].tensors()
+    own_bundle.session(AFFINE)
+    assert len(plain_builds) == 1
+    Bundle.open(own_bundle.folder).session(AFFINE)
+    assert len(plain_builds) == 1
+    own_bundle.session(AFFINE, patch=patch)
+    own_bundle.session(AFFINE, bn_mode="raw")
+    assert len(plain_builds) == 3
+    own_bundle.session(one_hot("l2"))  # torch said what that answers
+    expected = own_bundle.expected_logits(AFFINE, patch=patch)
+    assert len(plain_builds) == 3
+    assert expected.shape == (1, 3)
+    kept = sorted((own_bundle.folder / FOLDER).iterdir())
+    assert len(kept) == 3
+    for file in kept:
+        np.save(file, np.load(file) + np.float32(0.1))
+    with pytest.raises(BundleError, match=r"probe logits are off by 0\.1"):
+        own_bundle.session(AFFINE)
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", "shape", "dtype", "nan"])
+def test_kept_logits_that_cannot_be_right_are_computed_again(
+    own_bundle: Bundle, plain_builds: list[bool], content: bytes | str
+) -> None:
+    expected = own_bundle.expected_logits(AFFINE)
+    (file,) = (own_bundle.folder / FOLDER).iterdir()
+    spoiled = {"shape": expected[:, :2], "dtype": expected.astype(np.float64), "nan": expected * np.float32(np.nan)}
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        np.save(file, spoiled[content])
+    own_bundle.session(AFFINE)
+    assert len(plain_builds) == 2
+    np.testing.assert_array_equal(np.load(file), expected)
+
+
+def test_few_logits_are_kept_and_none_where_nothing_can_be_written(
+    own_bundle: Bundle, plain_builds: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy.expected, "MOST_FILES", 2)
+    for number in range(4):
+        own_bundle.expected_logits(dict(zip(NAMES, (number / 10, 1 - number / 10, 0.0, 0.0), strict=True)))
+    assert len(list((own_bundle.folder / FOLDER).iterdir())) == 2
+    shutil.rmtree(own_bundle.folder / FOLDER)
+    (own_bundle.folder / FOLDER).write_text("in the way")
+    for _ in range(2):
+        own_bundle.session(AFFINE)
+    assert len(plain_builds) == 6
 
 
 @pytest.mark.parametrize("large", [2.0**40, 2.0**53])
