@@ -47,6 +47,7 @@ from service.store.registry import Registry
 from service.store.samples import Samples
 from service.store.transactions import Conflict
 from service.store.watches import Watches
+from service.weights import check_weights
 from training.documents import one_line
 from training.manifest import BaseSetError
 
@@ -236,7 +237,7 @@ def _bound_host() -> str:
 
 
 def prepare_registry(catalog: dict[str, Base]) -> None:
-    """Bring the schema up to date, make the deployment `default`, move deployments on whose base set has new weights.
+    """Bring the schema up to date, make the deployment `default`, look for deployments made for other weights.
 
     Raises:
         SchemaError: the database was made by a newer version, or by one that is too old.
@@ -249,9 +250,7 @@ def prepare_registry(catalog: dict[str, Base]) -> None:
     upgrade(database)
     registry = Registry(database)
     registry.ensure_deployment(DEFAULT, default_soup(choose_default(catalog, settings).manifest))
-    for deployment in registry.deployments():
-        if deployment.base_set in catalog:
-            registry.ensure_deployment(deployment.name, default_soup(catalog[deployment.base_set].manifest))
+    check_weights(database, catalog, settings)
     database.close()
 
 

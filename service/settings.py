@@ -39,6 +39,11 @@ class Settings(BaseSettings):
         default=None,
         description="URL of the registry, `postgresql://` or `sqlite:///`; by default `registry.db` below the home",
     )
+    rebase_at_start: bool = Field(
+        default=False,
+        description="at a start, move deployments to the new weights of their base set unless workers with other "
+        "weights are alive; otherwise `python -m service db rebase` does that",
+    )
     host: str = Field(default="127.0.0.1", description="address to bind (an IP address)")
     port: int = Field(default=3000, ge=1, le=65535, description="port to bind")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(

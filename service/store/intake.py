@@ -23,7 +23,7 @@ from service.store.material import Material, digest_of, pack_selection, summary_
 from service.store.objects import ObjectStore
 from service.store.packs import Packs, unlabelled_key
 from service.store.tables import Job, Pack, new_id
-from service.store.transactions import Conflict, get_deployment
+from service.store.transactions import Conflict, get_deployment, get_soup
 from training.manifest import Manifest
 
 PACK_BYTES = 32_000_000  # most pixels of one pack: the rest of it must be written anew when one image goes
@@ -125,6 +125,10 @@ class Intake:
         name, material, choice = request.deployment, request.material, request.choice
         with self._database.write() as session:
             found = get_deployment(session, name, lock=True)
+            if get_soup(session, name, found.version).soup["base_digest"] != manifest.digest:
+                raise Conflict(
+                    f"version {found.version} of deployment {name!r} was made for other weights than this worker has"
+                )
             changes = keep(session, found, material, manifest, packs, choice=choice)
             make_room(session, name, self._max_bytes)
             selected = select_images(session, name, material, manifest, choice=choice)
