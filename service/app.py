@@ -92,7 +92,13 @@ class QuietService(Service[Any]):  # type: ignore[misc]
             *(Mount(path, mounted) for mounted, path, _ in self.mount_apps),
         ]
         hosts = frozenset({settings.host, *settings.allowed_hosts})
-        return Gate(built, allowed_hosts=hosts, on_refusal=_count, access=_access())
+        return Gate(
+            built,
+            allowed_hosts=hosts,
+            on_refusal=_count,
+            access=_access(),
+            allow_cross_site_predict=settings.allow_cross_site_predict,
+        )
 
 
 def is_idle(layer: Middleware) -> bool:

@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         description="comma-separated host names (without port) that requests may be addressed to, besides loopback; "
         "`*` allows any",
     )
+    allow_cross_site_predict: bool = Field(
+        default=False,
+        description="let web pages of other sites send images to `/predict` and `/v2`, which count for the watch and "
+        "the reservoir; browsers do not let them read the answers",
+    )
     log_format: Literal["text", "json"] = Field(
         default="text", description="what log lines are written as; `json` is one object per line"
     )
