@@ -38,6 +38,7 @@ from service.prediction.catalog import Base, check_bundles, choose_default, read
 from service.prediction.predictor import DEFAULT, Predictor
 from service.settings import Settings, SettingsError
 from service.store.database import Database, SchemaError
+from service.store.identity import check_identity
 from service.store.intake import Intake
 from service.store.jobs import JobQueue
 from service.store.keys import KeyRing, KeysError, read_keys
@@ -261,7 +262,7 @@ def prepare_registry(catalog: dict[str, Base]) -> None:
 
 
 def prepare_store() -> None:
-    """Make sure that labelled images can be kept.
+    """Make sure that labelled images can be kept, and see if the registry may delete those it wrote.
 
     Raises:
         StoreError: they cannot; names the setting.
@@ -271,6 +272,9 @@ def prepare_store() -> None:
     except OSError as error:
         place = settings.samples_url if settings.store_url is None else "SAUCIER_STORE_URL"
         raise StoreError(f"{place}: expected to keep labelled images there: {one_line(error)}") from None
+    database = Database(settings.registry_url)
+    check_identity(database, is_shared=settings.store_url is not None)
+    database.close()
 
 
 def _set_up_logging() -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import tyro
 from pydantic import Field
@@ -18,6 +18,7 @@ from service.prediction.catalog import Base, read_catalog
 from service.settings import Settings
 from service.store.backup import back_up
 from service.store.database import Database
+from service.store.identity import become_copy, become_original
 from service.store.migrate import differences, head, is_newer, upgrade, usable_revision
 from service.store.registry import Registry
 from service.store.tables import Deployment
@@ -95,13 +96,32 @@ class RebaseCommand(Command):
         settings = Settings.load()
         catalog = read_catalog(settings.bases, check_files=False)
         with opened(settings, must_exist=True) as database:
-            with database.read() as session:
-                revision = usable_revision(session.connection())
-            if revision != head() and not is_newer(revision):
-                raise ValueError(_behind(revision))
+            _check_schema(database)
             moves = rebase_all(database, catalog, settings)
         data = {"moved": [moved._asdict() for moved in moves]}
         return Result(data, "\n".join(map(told, moves)) or "every deployment has the weights in SAUCIER_BASES")
+
+
+class IdentityCommand(Command):
+    """Say what a registry is whose database was copied or moved, and whose store others may use.
+
+    A copy, for staging say, gets an id of its own and deletes nothing that its original wrote. One that was moved, or
+    restored in the place of the original, goes on as before. Stop the services that use it first.
+
+    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/staging python -m service db identity copy
+    """
+
+    name: ClassVar[str] = "identity"
+
+    what: tyro.conf.Positional[Literal["copy", "moved"]] = Field(description="what it is")
+
+    def execute(self) -> Result:
+        """Say it."""
+        settings = Settings.load()
+        with opened(settings, must_exist=True) as database:
+            _check_schema(database)
+            found = become_copy(database) if self.what == "copy" else become_original(database)
+        return Result({"id": found}, f"the registry has the id {found}")
 
 
 class BackupCommand(Command):
@@ -126,7 +146,7 @@ class BackupCommand(Command):
         return Result({"out": str(self.out), "bytes": size, "revision": revision}, f"{self.out}: {size:,} bytes")
 
 
-COMMANDS: tuple[type[Command], ...] = (UpgradeCommand, CheckCommand, RebaseCommand, BackupCommand)
+COMMANDS: tuple[type[Command], ...] = (UpgradeCommand, CheckCommand, RebaseCommand, IdentityCommand, BackupCommand)
 
 
 @contextmanager
@@ -145,6 +165,13 @@ def opened(settings: Settings, *, must_exist: bool = False) -> Iterator[Database
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise ValueError(f"the registry cannot be used: {one_line(cause)}") from None
+
+
+def _check_schema(database: Database) -> None:
+    with database.read() as session:
+        revision = usable_revision(session.connection())
+    if revision != head() and not is_newer(revision):
+        raise ValueError(_behind(revision))
 
 
 def _behind(revision: str | None) -> str:
