@@ -38,6 +38,7 @@ from service.prediction.catalog import Base, check_bundles, choose_default, read
 from service.prediction.predictor import DEFAULT, Predictor
 from service.settings import Settings, SettingsError
 from service.store.database import Database, SchemaError
+from service.store.identity import check_identity
 from service.store.intake import Intake
 from service.store.jobs import JobQueue
 from service.store.keys import KeyRing, KeysError, read_keys
@@ -47,6 +48,7 @@ from service.store.registry import Registry
 from service.store.samples import Samples
 from service.store.transactions import Conflict
 from service.store.watches import Watches
+from service.weights import check_weights
 from training.documents import one_line
 from training.manifest import BaseSetError
 
@@ -91,7 +93,13 @@ class QuietService(Service[Any]):  # type: ignore[misc]
             *(Mount(path, mounted) for mounted, path, _ in self.mount_apps),
         ]
         hosts = frozenset({settings.host, *settings.allowed_hosts})
-        return Gate(built, allowed_hosts=hosts, on_refusal=_count, access=_access())
+        return Gate(
+            built,
+            allowed_hosts=hosts,
+            on_refusal=_count,
+            access=_access(),
+            allow_cross_site_predict=settings.allow_cross_site_predict,
+        )
 
 
 def is_idle(layer: Middleware) -> bool:
@@ -236,7 +244,7 @@ def _bound_host() -> str:
 
 
 def prepare_registry(catalog: dict[str, Base]) -> None:
-    """Bring the schema up to date, make the deployment `default`, move deployments on whose base set has new weights.
+    """Bring the schema up to date, make the deployment `default`, look for deployments made for other weights.
 
     Raises:
         SchemaError: the database was made by a newer version, or by one that is too old.
@@ -249,14 +257,12 @@ def prepare_registry(catalog: dict[str, Base]) -> None:
     upgrade(database)
     registry = Registry(database)
     registry.ensure_deployment(DEFAULT, default_soup(choose_default(catalog, settings).manifest))
-    for deployment in registry.deployments():
-        if deployment.base_set in catalog:
-            registry.ensure_deployment(deployment.name, default_soup(catalog[deployment.base_set].manifest))
+    check_weights(database, catalog, settings)
     database.close()
 
 
 def prepare_store() -> None:
-    """Make sure that labelled images can be kept.
+    """Make sure that labelled images can be kept, and see if the registry may delete those it wrote.
 
     Raises:
         StoreError: they cannot; names the setting.
@@ -266,6 +272,9 @@ def prepare_store() -> None:
     except OSError as error:
         place = settings.samples_url if settings.store_url is None else "SAUCIER_STORE_URL"
         raise StoreError(f"{place}: expected to keep labelled images there: {one_line(error)}") from None
+    database = Database(settings.registry_url)
+    check_identity(database, is_shared=settings.store_url is not None)
+    database.close()
 
 
 def _set_up_logging() -> None:

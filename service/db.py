@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import tyro
 from pydantic import Field
@@ -18,10 +18,12 @@ from service.prediction.catalog import Base, read_catalog
 from service.settings import Settings
 from service.store.backup import back_up
 from service.store.database import Database
-from service.store.migrate import differences, head, known_revision, upgrade
+from service.store.identity import become_copy, become_original
+from service.store.migrate import differences, head, is_newer, upgrade, usable_revision
 from service.store.registry import Registry
 from service.store.tables import Deployment
 from service.store.transactions import UnknownVersion
+from service.weights import rebase_all, told
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result
 from training.documents import one_line
 
@@ -41,8 +43,9 @@ class UpgradeCommand(Command):
             settings.home.mkdir(parents=True, exist_ok=True)
         with opened(settings) as database:
             before = upgrade(database)
-        text = f"at revision {head()}" + ("" if before == head() else f", was {before or 'empty'}")
-        return Result({"revision": head(), "previous_revision": before}, text)
+        after = before if is_newer(before) else head()
+        text = f"at revision {after}" + ("" if before == after else f", was {before or 'empty'}")
+        return Result({"revision": after, "previous_revision": before}, text)
 
 
 class CheckCommand(Command):
@@ -60,12 +63,15 @@ class CheckCommand(Command):
         with opened(settings, must_exist=True) as database:
             with database.read() as session:
                 connection = session.connection()
-                revision, problems = known_revision(connection), []
+                revision, problems = usable_revision(connection), []
                 if revision == head():
-                    problems = differences(connection) + _damage(connection)
+                    problems = differences(connection)
+                is_usable = revision == head() or is_newer(revision)
+                if is_usable:
+                    problems += _damage(connection)
             deployments: Sequence[Deployment] = []
-            if revision != head():
-                problems = [f"expected revision {head()}, found {revision}: run `python -m service db upgrade`"]
+            if not is_usable:
+                problems = [_behind(revision)]
             elif not problems:
                 registry = Registry(database)
                 deployments = registry.deployments()
@@ -73,6 +79,49 @@ class CheckCommand(Command):
         data = {"revision": revision, "head": head(), "deployments": len(deployments), "problems": problems}
         text = "\n".join(problems) or f"sound, at revision {revision}; {len(deployments)} deployments load"
         return Result(data, text, EXIT_CLAIM_FAILED if problems else EXIT_DONE)
+
+
+class RebaseCommand(Command):
+    """Move deployments to the new weights of their base set, where it was trained or signed again under its name.
+
+    Each gets a new version, the default soup. Refused while a worker with other weights is alive.
+
+    Example: python -m service db rebase
+    """
+
+    name: ClassVar[str] = "rebase"
+
+    def execute(self) -> Result:
+        """Move them."""
+        settings = Settings.load()
+        catalog = read_catalog(settings.bases, check_files=False)
+        with opened(settings, must_exist=True) as database:
+            _check_schema(database)
+            moves = rebase_all(database, catalog, settings)
+        data = {"moved": [moved._asdict() for moved in moves]}
+        return Result(data, "\n".join(map(told, moves)) or "every deployment has the weights in SAUCIER_BASES")
+
+
+class IdentityCommand(Command):
+    """Say what a registry is whose database was copied or moved, and whose store others may use.
+
+    A copy, for staging say, gets an id of its own and deletes nothing that its original wrote. One that was moved, or
+    restored in the place of the original, goes on as before. Stop the services that use it first.
+
+    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/staging python -m service db identity copy
+    """
+
+    name: ClassVar[str] = "identity"
+
+    what: tyro.conf.Positional[Literal["copy", "moved"]] = Field(description="what it is")
+
+    def execute(self) -> Result:
+        """Say it."""
+        settings = Settings.load()
+        with opened(settings, must_exist=True) as database:
+            _check_schema(database)
+            found = become_copy(database) if self.what == "copy" else become_original(database)
+        return Result({"id": found}, f"the registry has the id {found}")
 
 
 class BackupCommand(Command):
@@ -91,13 +140,13 @@ class BackupCommand(Command):
         """Write it."""
         settings = Settings.load()
         with opened(settings, must_exist=True) as database, database.read() as session:
-            revision = known_revision(session.connection())
+            revision = usable_revision(session.connection())
         back_up(settings.registry_url, self.out)
         size = self.out.stat().st_size
         return Result({"out": str(self.out), "bytes": size, "revision": revision}, f"{self.out}: {size:,} bytes")
 
 
-COMMANDS: tuple[type[Command], ...] = (UpgradeCommand, CheckCommand, BackupCommand)
+COMMANDS: tuple[type[Command], ...] = (UpgradeCommand, CheckCommand, RebaseCommand, IdentityCommand, BackupCommand)
 
 
 @contextmanager
@@ -116,6 +165,17 @@ def opened(settings: Settings, *, must_exist: bool = False) -> Iterator[Database
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise ValueError(f"the registry cannot be used: {one_line(cause)}") from None
+
+
+def _check_schema(database: Database) -> None:
+    with database.read() as session:
+        revision = usable_revision(session.connection())
+    if revision != head() and not is_newer(revision):
+        raise ValueError(_behind(revision))
+
+
+def _behind(revision: str | None) -> str:
+    return f"expected revision {head()}, found {revision}: run `python -m service db upgrade`"
 
 
 def _damage(connection: Connection) -> list[str]:

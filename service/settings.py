@@ -39,12 +39,22 @@ class Settings(BaseSettings):
         default=None,
         description="URL of the registry, `postgresql://` or `sqlite:///`; by default `registry.db` below the home",
     )
+    rebase_at_start: bool = Field(
+        default=False,
+        description="at a start, move deployments to the new weights of their base set unless workers with other "
+        "weights are alive; otherwise `python -m service db rebase` does that",
+    )
     host: str = Field(default="127.0.0.1", description="address to bind (an IP address)")
     port: int = Field(default=3000, ge=1, le=65535, description="port to bind")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="comma-separated host names (without port) that requests may be addressed to, besides loopback; "
         "`*` allows any",
+    )
+    allow_cross_site_predict: bool = Field(
+        default=False,
+        description="let web pages of other sites send images to `/predict` and `/v2`, which count for the watch and "
+        "the reservoir; browsers do not let them read the answers",
     )
     log_format: Literal["text", "json"] = Field(
         default="text", description="what log lines are written as; `json` is one object per line"

@@ -105,7 +105,8 @@ class AdapterLoop:
         while not self._stopping.is_set():
             try:
                 self._keep_house()
-                job = self._jobs.claim(self.id, stale_seconds=self._settings.stale_seconds)
+                digests = [base.manifest.digest for base in self._catalog.values()]
+                job = self._jobs.claim(self.id, stale_seconds=self._settings.stale_seconds, digests=digests)
                 if job is None:
                     self._stopping.wait(IDLE_SECONDS)
                 else:

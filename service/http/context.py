@@ -75,7 +75,7 @@ class Context:
         return pointer
 
     def _check_ready(self) -> None:
-        if not self.predictor.is_ready:
+        if not (self.predictor.is_ready or self.predictor.has_other_weights):
             raise unavailable("the current soup is not loaded yet")
 
 

@@ -199,7 +199,10 @@ def _change(context: Context, name: str, wanted: NewSoup, who: str | None) -> No
         _check_servable(context, base, registry.soup(name, wanted.version))
         registry.point_at(name, wanted.version, expected_version=expected, who=who)
     else:
-        soup = _dialled(base, wanted.coefficients or {}, registry.soup(name, found.version))
+        current = registry.soup(name, found.version)
+        if current.base_digest != base.manifest.digest:
+            raise Problem(409, f"version {found.version} was made for other weights than this worker has")
+        soup = _dialled(base, wanted.coefficients or {}, current)
         _check_servable(context, base, soup)
         registry.dial(name, soup, expected_version=expected, who=who)
 

@@ -4,8 +4,8 @@ It also keeps every error one shape, and tells browsers what not to do with an a
 
 A service on loopback has no keys, but every web page the user visits can send it requests, and a page whose name is
 re-bound to 127.0.0.1 can even read the answers. So requests must be addressed to a name of ours, and requests that
-change something must not come from another site. `/predict` changes nothing and its answers carry no CORS headers, so
-other sites may send to it but not read from it.
+change something must not come from another site. Those that classify images count for the watch and the reservoir, so
+they must not either, unless a setting lets them. No answer carries CORS headers: other sites never read it.
 """
 
 from collections.abc import Callable
@@ -32,6 +32,7 @@ class Gate:
         allowed_hosts: names, besides loopback, that requests may be addressed to.
         on_refusal: told of every request that goes no further.
         access: what API keys allow; None where there are none.
+        allow_cross_site_predict: pages of other sites may send images to be classified.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Gate:
         allowed_hosts: frozenset[str],
         on_refusal: Callable[[Problem], None],
         access: Access | None = None,
+        allow_cross_site_predict: bool = False,
     ) -> None:
         self._app = app
+        self._allow_cross_site_predict = allow_cross_site_predict
         self._access = access
         self._on_refusal = on_refusal
         self._allowed_hosts = allowed_hosts | LOOPBACK
@@ -74,14 +77,21 @@ class Gate:
         if "*" not in self._allowed_hosts and host_name(host) not in self._allowed_hosts:
             detail = "this service is not addressed by that Host; SAUCIER_ALLOWED_HOSTS names more"
             return Problem(403, detail, reason="host")
-        if scope["method"] in SAFE_METHODS or path == "/predict":
+        is_let_in = self._allow_cross_site_predict and _classifies(path)
+        if scope["method"] in SAFE_METHODS or is_let_in:
             return None
         origin = headers.get(b"origin")
         if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin") or (
             origin is not None and origin.partition("://")[2].lower() != host.lower()
         ):
-            return Problem(403, "requests from other sites may not change anything here", reason="cross_site")
+            advice = "; SAUCIER_ALLOW_CROSS_SITE_PREDICT lets them classify images" if _classifies(path) else ""
+            return Problem(403, f"pages of other sites may not send requests here{advice}", reason="cross_site")
         return None
+
+
+def _classifies(path: str) -> bool:
+    """Say if a path takes images and answers with their classes."""
+    return path == "/predict" or (path.startswith("/v2/") and path.endswith("/infer"))
 
 
 _WATCHED = frozenset({b"host", b"origin", b"sec-fetch-site"})

@@ -3,7 +3,7 @@
 import ctypes
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +31,17 @@ WARM_UP_RUNS = 3
 
 class NotReady(RuntimeError):
     """It cannot be served yet, but will be soon."""
+
+
+class OtherWeights(NotReady):
+    """The current version was made for other weights than this worker has."""
+
+    def __init__(self, pointer: Pointer) -> None:
+        super().__init__(
+            f"version {pointer.version} of deployment {pointer.name!r} was made for other weights of base set "
+            f"{pointer.base_set!r} than this worker has; another worker may have them, or the operator runs "
+            "`python -m service db rebase`"
+        )
 
 
 class Outdated(ValueError):
@@ -86,6 +97,12 @@ class Loader:
                 raise ValueError(f"expected the base set {pointer.base_set!r}, found {sorted(self.catalog)}")
             self._bundle(base)
             return base
+
+    def of_other_weights(self, pointers: Iterable[Pointer]) -> set[Pointer]:
+        """Return those whose version was made for other weights than their base set has here."""
+        here = {name: base.manifest.digest for name, base in self.catalog.items()}
+        made_for = self._registry.base_digests(pointers).items()
+        return {pointer for pointer, digest in made_for if here.get(pointer.base_set, digest) != digest}
 
     def plan(self, pointer: Pointer) -> Plan:
         """Find what a session is to be built from.

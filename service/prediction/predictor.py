@@ -15,7 +15,7 @@ from deploy.runtime import SoupSession
 from service.metrics import Metrics
 from service.prediction.catalog import Base
 from service.prediction.confidences import Confidences
-from service.prediction.loading import LoadedSoup, Loader, NotReady, Outdated
+from service.prediction.loading import LoadedSoup, Loader, NotReady, OtherWeights, Outdated
 from service.prediction.reservoir import Reservoirs
 from service.prediction.sessions import Sessions
 from service.settings import Settings
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 DEFAULT = "default"  # the deployment that always exists, and whose session is always held
 
 BUSY_POLL_SECONDS = 0.1  # while a job runs, a promotion is near; and until all predictors are ready
+MAX_LOGGED = 3  # deployments that cannot be served
 STARTUP_SECONDS = 20  # how long a start waits before it takes requests that it must answer with 503
 
 
@@ -47,6 +48,7 @@ class Predictor:
         self._loader = Loader(settings, catalog, registry, metrics)
         self._sessions = Sessions(self._loader, max_bytes=settings.session_cache_bytes)
         self._served: dict[str, Pointer] = {}
+        self._of_other_weights: set[Pointer] = set()  # what the registry points at, and cannot be served here
         self.deployments: frozenset[str] | None = None  # all that exist, once that is known
         self._is_ready = self._are_all_ready = False
         self._lock = asyncio.Lock()
@@ -69,6 +71,11 @@ class Predictor:
         return self._are_all_ready
 
     @property
+    def has_other_weights(self) -> bool:
+        """The current soup of `default` was made for other weights: this worker serves what it can without it."""
+        return any(pointer.name == DEFAULT for pointer in self._of_other_weights)
+
+    @property
     def held_bytes(self) -> int:
         """About how much memory the sessions keep that are held."""
         return self._sessions.num_bytes
@@ -89,7 +96,7 @@ class Predictor:
             if await asyncio.to_thread(self._loader.waits_for_bundle, DEFAULT):
                 return
         deadline = time.monotonic() + STARTUP_SECONDS
-        while not self._is_ready and time.monotonic() < deadline:
+        while not self._is_ready and not self.has_other_weights and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
@@ -132,6 +139,9 @@ class Predictor:
             await asyncio.to_thread(self._registry.deployment, name)  # made a moment ago by another worker?
             await self.refresh()
         if name not in self._served:
+            for pointer in self._of_other_weights:
+                if pointer.name == name:
+                    raise OtherWeights(pointer)
             raise NotReady(f"deployment {name!r} is not ready yet")
         return self._served[name]
 
@@ -208,13 +218,29 @@ class Predictor:
         """Move to what the registry points at; a deployment stays where it is if that cannot be served."""
         for name in self._served.keys() - wanted.keys():
             self._sessions.forget(self._served.pop(name).uid)
-        moved = [pointer for name, pointer in wanted.items() if self._served.get(name) != pointer]
+        self._of_other_weights &= set(wanted.values())
+        moved = [
+            pointer
+            for name, pointer in wanted.items()
+            if self._served.get(name) != pointer and pointer not in self._of_other_weights
+        ]
+        if moved:
+            found = await asyncio.to_thread(self._loader.of_other_weights, moved)
+            self._note_other_weights(found)
+            moved = [pointer for pointer in moved if pointer not in found]
         warm = [pointer for pointer in moved if self._is_warm(pointer.name)]
         if cold := [pointer for pointer in moved if not self._is_warm(pointer.name)]:
             for pointer, soup in await asyncio.to_thread(self._look_at, cold):
                 self._serve(pointer, soup)
         for pointer in warm:
             await self._swap(pointer)
+
+    def _note_other_weights(self, found: set[Pointer]) -> None:
+        self._of_other_weights |= found
+        for pointer in sorted(found)[:MAX_LOGGED]:
+            logger.warning("%s", OtherWeights(pointer))
+        if len(found) > MAX_LOGGED:
+            logger.warning("the same holds for %d more deployments", len(found) - MAX_LOGGED)
 
     def _is_warm(self, name: str) -> bool:
         return name == DEFAULT or self._served.get(name) in self._sessions
@@ -266,6 +292,7 @@ class Predictor:
                 host=platform.node(),
                 provider=self._sessions.provider,
                 loaded=versions,
+                digests={name: base.manifest.digest for name, base in self.catalog.items()},
                 confidences=confidences,
             )
         except DBAPIError:

@@ -21,9 +21,9 @@ from service.store.keeping import (
 )
 from service.store.material import Material, digest_of, pack_selection, summary_of, to_bytes
 from service.store.objects import ObjectStore
-from service.store.packs import Packs, unlabelled_key
+from service.store.packs import Packs
 from service.store.tables import Job, Pack, new_id
-from service.store.transactions import Conflict, get_deployment
+from service.store.transactions import Conflict, get_deployment, get_soup
 from training.manifest import Manifest
 
 PACK_BYTES = 32_000_000  # most pixels of one pack: the rest of it must be written anew when one image goes
@@ -65,7 +65,7 @@ class Intake:
             max_bytes: of the labelled images that one deployment keeps; the oldest make room.
             max_queued: jobs that wait.
         """
-        self._database, self._objects, self._packs = database, objects, Packs(database, objects)
+        self._database, self._packs = database, Packs(database, objects)
         self._max_bytes, self._max_queued = max_bytes, max_queued
 
     def submit(self, request: Wanted, manifest: Manifest) -> Submission:
@@ -99,7 +99,7 @@ class Intake:
                     continue
                 raise
             if submission.job.id != job and request.material.unlabelled is not None:
-                self._objects.delete([unlabelled_key(job)])
+                self._packs.delete_unlabelled([job], are_new=True)
             return submission
         raise Conflict("the images that the deployment keeps are being deleted: try again")
 
@@ -118,13 +118,17 @@ class Intake:
                 self._packs.write(*packs[-1], support.images[part])
         if unlabelled is not None:
             hashes = np.asarray(request.material.unlabelled_hashes)
-            self._objects.write(unlabelled_key(job), to_bytes(images=unlabelled, hashes=hashes))
+            self._packs.write_unlabelled(job, to_bytes(images=unlabelled, hashes=hashes))
 
     def _record(self, job: str, request: Wanted, manifest: Manifest, packs: list[Written]) -> Submission:
         """Write the rows of images and job in one transaction."""
         name, material, choice = request.deployment, request.material, request.choice
         with self._database.write() as session:
             found = get_deployment(session, name, lock=True)
+            if get_soup(session, name, found.version).soup["base_digest"] != manifest.digest:
+                raise Conflict(
+                    f"version {found.version} of deployment {name!r} was made for other weights than this worker has"
+                )
             changes = keep(session, found, material, manifest, packs, choice=choice)
             make_room(session, name, self._max_bytes)
             selected = select_images(session, name, material, manifest, choice=choice)
@@ -157,7 +161,7 @@ class Intake:
                 is_queued = session.scalar(select(Job.seq).where(Job.id == job)) is not None
             self._packs.delete(pack for pack in written if pack not in known)
             if not is_queued:
-                self._objects.delete([unlabelled_key(job)])
+                self._packs.delete_unlabelled([job], are_new=True)
         except (DBAPIError, OSError):
             return
 

@@ -1,7 +1,7 @@
 """The queue of adaptations: a table, claimed by one adapter at a time, that outlives every process."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
@@ -60,8 +60,11 @@ class JobQueue:
         with self._database.read() as session:
             return set(session.scalars(select(Job.id)))
 
-    def claim(self, owner: str, *, stale_seconds: float) -> Job | None:
+    def claim(self, owner: str, *, stale_seconds: float, digests: Collection[str] | None = None) -> Job | None:
         """Take the oldest queued job for `owner`, or return None.
+
+        Jobs whose base version was made for weights other than those in `digests` are left for adapters that have them;
+        None takes all.
 
         First, running jobs whose heartbeat is older than `stale_seconds` go back to the queue, or fail if it is not
         the first time. A job that compares with its base version gets the number of that comparison, and keeps it if
@@ -87,9 +90,11 @@ class JobQueue:
                     reason=f"the adapter stopped {MAX_ATTEMPTS} times while it worked on this job",
                 )
             )
-            job = session.scalar(
-                select(Job).where(Job.state == "queued").order_by(Job.seq).limit(1).with_for_update(skip_locked=True)
-            )
+            queued = select(Job).where(Job.state == "queued")
+            if digests is not None:
+                base = (SoupVersion.deployment == Job.deployment) & (SoupVersion.version == Job.base_version)
+                queued = queued.join(SoupVersion, base).where(SoupVersion.soup["base_digest"].as_string().in_(digests))
+            job = session.scalar(queued.order_by(Job.seq).limit(1).with_for_update(skip_locked=True, of=Job))
             if job is None:
                 return None
             job.state, job.claimed_by, job.heartbeat_at = "running", owner, now

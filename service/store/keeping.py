@@ -8,6 +8,7 @@ from pydantic import Field
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
+from service.store.identity import registry_id
 from service.store.material import Material, Selected
 from service.store.packs import drop_samples
 from service.store.tables import Deployment, Pack, Sample
@@ -110,7 +111,8 @@ def keep(
     rows = {row.hash: row for row in samples_of(session, deployment.name, [item.hash for item in material.selected])}
     fit = fitting(session, rows.values(), spec)
     placed = {digest: pack.id for pack in packs for digest in pack.hashes}
-    session.add_all(Pack(id=pack.id, owner=deployment.uid, height=spec.height, width=spec.width) for pack in packs)
+    shared = {"origin": registry_id(session), "owner": deployment.uid, "height": spec.height, "width": spec.width}
+    session.add_all(Pack(id=pack.id, **shared) for pack in packs)
     session.flush()
     new: list[dict[str, object]] = []
     relabels: list[Relabel] = []

@@ -1,5 +1,9 @@
 """The registry's schema: brought up to date, and compared with what the code expects.
 
+Versions of the code that follow each other share a registry while a service is upgraded one process at a time. So a
+revision only adds what the code of the revision before can do without, and what that code still uses is removed by a
+later revision. The registry stores the oldest revision whose code works with its schema; older code refuses it.
+
 Alembic is imported here and nowhere else, by the process that starts the others and by `python -m service db`.
 """
 
@@ -11,10 +15,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect, select, text, update
 
 from service.store.database import Database, SchemaError
-from service.store.tables import Deployment, Table
+from service.store.tables import Deployment, Identity, Table
 
 FOLDER = Path(__file__).parent / "migrations"
 LOCK = 0x5A0C1E4  # of PostgreSQL's advisory locks: two machines that start at once migrate one after the other
@@ -26,31 +30,32 @@ def head() -> str:
 
 
 def upgrade(database: Database) -> str | None:
-    """Bring the schema up to date in one transaction; make it in an empty database.
+    """Bring the schema up to date in one transaction; make it in an empty database. One that is newer stays as it is.
 
     Returns:
         The revision it had, None if there was none.
 
     Raises:
-        SchemaError: it was made by a newer version, or before there were migrations; nothing was changed.
+        SchemaError: it is too new for this version, or from before there were migrations; nothing was changed.
     """
     with database.write() as session:
         connection = session.connection()
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-        found = known_revision(connection)
-        if found != head():
+        found = usable_revision(connection)
+        if found != head() and not is_newer(found):
             config = _config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            connection.execute(update(Identity).values(works_from=_before_head()))
         return found
 
 
-def known_revision(connection: Connection) -> str | None:
+def usable_revision(connection: Connection) -> str | None:
     """Return the revision of the schema, None for an empty database.
 
     Raises:
-        SchemaError: this version of the code does not know it.
+        SchemaError: this version of the code can neither work with it nor bring it up to date.
     """
     found = MigrationContext.configure(connection).get_current_revision()
     if found is None and inspect(connection).has_table(Deployment.__tablename__):
@@ -58,13 +63,34 @@ def known_revision(connection: Connection) -> str | None:
             "expected a registry with a schema revision, found one of a version before 0.1: move it away to start "
             "with an empty one"
         )
-    known = {script.revision for script in _scripts().walk_revisions()}
-    if found is not None and found not in known:
+    if is_newer(found) and _works_from(connection) not in _known():
         raise SchemaError(
-            f"expected a schema revision up to {head()}, found {found}: a newer version of Saucier made it; use that "
-            "version, or restore a backup"
+            f"expected a schema revision up to {head()}, or the next one, found {found}: a newer version of Saucier "
+            "made it; use that version, or restore a backup"
         )
     return found
+
+
+def is_newer(revision: str | None) -> bool:
+    """Say if a revision was made by a newer version than this one."""
+    return revision is not None and revision not in _known()
+
+
+def _known() -> set[str]:
+    return {script.revision for script in _scripts().walk_revisions()}
+
+
+def _before_head() -> str:
+    """Return the revision before the newest: the oldest whose code works with the newest schema."""
+    scripts = _scripts()
+    return str(scripts.get_revision(head()).down_revision)
+
+
+def _works_from(connection: Connection) -> str | None:
+    """Return the oldest revision whose code works with the schema; None where that is not stored."""
+    if not inspect(connection).has_table(Identity.__tablename__):
+        return None
+    return connection.scalar(select(Identity.works_from))
 
 
 def differences(connection: Connection) -> list[str]:

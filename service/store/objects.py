@@ -1,6 +1,7 @@
 """Objects at rest, by key, wherever fsspec reaches: a local folder, or a bucket of an S3 store."""
 
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -56,7 +57,7 @@ class ObjectStore:
         Raises:
             OSError: one of them is not possible.
         """
-        key = f"{PROBE}-{os.getpid()}"
+        key = f"{PROBE}-{uuid.uuid4().hex}"  # several processes or containers may start at once
         with self._translated():
             if self._place.is_local:
                 Path(self._place.root).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -3,17 +3,21 @@
 A pack is written before the rows that refer to it. Whatever deletes such rows marks the pack as stale in the same
 transaction; cleaning writes what is left of a stale pack to a new one and deletes the old object. So a crash at any
 moment loses nothing that was acknowledged, and what should be gone is found and deleted later.
+
+Names of objects begin with the id of the registry that wrote them, and no other deletes them: see
+`service.store.identity`.
 """
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from service.store.database import Database
+from service.store.identity import read_owner, registry_id
 from service.store.material import Images, from_bytes, to_bytes
 from service.store.objects import ObjectStore
 from service.store.tables import ACTIVE_STATES, Job, Pack, Sample, new_id
@@ -21,18 +25,20 @@ from service.store.tables import ACTIVE_STATES, Job, Pack, Sample, new_id
 logger = logging.getLogger(__name__)
 
 ORPHAN_SECONDS = 3600  # older objects that no row knows are left from a crash between the two writes
+CHUNK = 1000  # packs in one statement
 FOLDER = "packs"
 UNLABELLED = "unlabelled"
 
 
-def pack_key(pack: str) -> str:
-    """Return the key of a pack's object."""
-    return f"{FOLDER}/{pack}.npz"
+def key_of(folder: str, name: str, origin: str | None) -> str:
+    """Return the key of an object.
 
-
-def unlabelled_key(job: str) -> str:
-    """Return the key of the unlabelled images of a job."""
-    return f"{UNLABELLED}/{job}.npz"
+    Args:
+        folder: what kind it is of.
+        name: within it.
+        origin: id of the registry that wrote it; None for objects from before there were ids.
+    """
+    return f"{folder}/{name}.npz" if origin is None else f"{origin}/{folder}/{name}.npz"
 
 
 def _id(key: str) -> str:
@@ -51,7 +57,7 @@ class Packs:
         Raises:
             OSError: it cannot be written; nothing is left behind.
         """
-        self._objects.write(pack_key(pack), to_bytes(hashes=np.asarray(hashes), images=images))
+        self._objects.write(key_of(FOLDER, pack, self._id()), to_bytes(hashes=np.asarray(hashes), images=images))
 
     def read(self, packs: Iterable[str]) -> dict[str, dict[str, Images]]:
         """Return the images of those packs that are there and whole, each by its hash.
@@ -59,8 +65,21 @@ class Packs:
         Raises:
             OSError: the store does not answer.
         """
+        wanted, keys = list(packs), list[str]()
+        with self._database.read() as session:
+            for start in range(0, len(wanted), CHUNK):
+                chosen = Pack.id.in_(wanted[start : start + CHUNK])
+                rows = session.execute(select(Pack.id, Pack.origin).where(chosen))
+                keys += [key_of(FOLDER, pack, origin) for pack, origin in rows]
+        return self._read(keys)
+
+    def _id(self) -> str:
+        with self._database.read() as session:
+            return registry_id(session)
+
+    def _read(self, keys: Iterable[str]) -> dict[str, dict[str, Images]]:
         found: dict[str, dict[str, Images]] = {}
-        for key, data in self._objects.read(map(pack_key, packs)).items():
+        for key, data in self._objects.read(keys).items():
             try:
                 arrays = from_bytes(data)
                 found[_id(key)] = dict(zip(arrays["hashes"].tolist(), arrays["images"], strict=True))
@@ -69,12 +88,53 @@ class Packs:
         return found
 
     def delete(self, packs: Iterable[str]) -> None:
-        """Delete the objects of packs that have no row.
+        """Delete the objects of packs that were just written and have no row.
 
         Raises:
             OSError: the store does not answer.
         """
-        self._objects.delete(map(pack_key, packs))
+        origin = self._id()
+        self._objects.delete(key_of(FOLDER, pack, origin) for pack in packs)
+
+    def write_unlabelled(self, job: str, data: bytes) -> None:
+        """Write the unlabelled images of a job.
+
+        Raises:
+            OSError: they cannot be written; nothing is left behind.
+        """
+        self._objects.write(key_of(UNLABELLED, job, self._id()), data)
+
+    def read_unlabelled(self, job: str) -> bytes | None:
+        """Return the unlabelled images of a job; None if they are not there.
+
+        Raises:
+            OSError: the store does not answer.
+        """
+        keys = self._unlabelled_keys(job, self._id())
+        found = self._objects.read(keys)
+        return next((found[key] for key in keys if key in found), None)
+
+    def delete_unlabelled(self, jobs: Iterable[str], *, are_new: bool = False) -> None:
+        """Delete the unlabelled images of jobs.
+
+        Args:
+            jobs: that are done, or have no row.
+            are_new: they were written a moment ago, so no copy of the registry can know them.
+
+        Raises:
+            OSError: the store does not answer, or the registry may not delete from it.
+        """
+        owner = read_owner(self._database)
+        if not are_new:
+            owner.check()
+        for job in jobs:
+            named, unnamed = self._unlabelled_keys(job, owner.id)
+            self._objects.delete([named, unnamed] if owner.owns_unnamed else [named])
+
+    @staticmethod
+    def _unlabelled_keys(job: str, registry: str) -> tuple[str, str]:
+        """Return where the images of a job are: jobs that were queued by an earlier version have theirs without id."""
+        return key_of(UNLABELLED, job, registry), key_of(UNLABELLED, job, None)
 
     def clean(self, *, owner: str | None = None) -> None:
         """Delete from the store what rows no longer refer to.
@@ -88,12 +148,17 @@ class Packs:
         stale = select(Pack).where(Pack.is_stale)
         with self._database.read() as session:
             packs = session.scalars(stale if owner is None else stale.where(Pack.owner == owner)).all()
+        if not packs:
+            return
+        registry = read_owner(self._database)
+        registry.check()
         for pack in packs:
-            self._replace(pack)
-            self._objects.delete([pack_key(pack.id)])
+            self._replace(pack, registry.id)
+            if registry.owns(pack.origin):
+                self._objects.delete([key_of(FOLDER, pack.id, pack.origin)])
             self._forget(pack.id)
 
-    def _replace(self, pack: Pack) -> None:
+    def _replace(self, pack: Pack, origin: str) -> None:
         """Write what is left of a pack to a new one."""
         with self._database.read() as session:
             left = session.scalars(select(Sample.hash).where(Sample.pack == pack.id)).all()
@@ -105,7 +170,7 @@ class Packs:
         fresh = new_id()
         self.write(fresh, kept, np.stack([images[digest] for digest in kept]))
         with self._database.write() as session:
-            session.add(Pack(id=fresh, owner=pack.owner, height=pack.height, width=pack.width))
+            session.add(Pack(id=fresh, origin=origin, owner=pack.owner, height=pack.height, width=pack.width))
             session.flush()
             session.execute(update(Sample).where(Sample.pack == pack.id, Sample.hash.not_in(lost)).values(pack=fresh))
             if session.scalar(select(func.count()).where(Sample.pack == fresh)) != len(kept):  # some went meanwhile
@@ -120,21 +185,49 @@ class Packs:
             logger.error("%d labelled images are lost: their pack %s was missing or damaged", len(lost), pack)
 
     def sweep(self) -> None:
-        """Delete objects that no row knows and that are not new.
+        """Delete objects of this registry that no row knows and that are not new.
+
+        Where an older backup of the registry was restored, rows may name packs that were written anew since. What has
+        the images of such a pack gets a row in its place.
 
         Raises:
             OSError: the store does not answer.
         """
+        registry = read_owner(self._database)
+        registry.check()
         limit = time.time() - ORPHAN_SECONDS
         packs, unlabelled = (
-            {_id(key): key for key, written in self._objects.list(folder).items() if written < limit}
+            {_id(key): written for key, written in self._objects.list(f"{registry.id}/{folder}").items()}
             for folder in (FOLDER, UNLABELLED)
         )
         with self._database.read() as session:  # after looking, so that none is deleted that is made meanwhile
-            known = set(session.scalars(select(Pack.id)))
+            known = set(session.scalars(select(Pack.id).where(Pack.origin == registry.id)))
             active = set(session.scalars(select(Job.id).where(Job.state.in_(ACTIVE_STATES))))
-        self._objects.delete(key for pack, key in packs.items() if pack not in known)
-        self._objects.delete(key for job, key in unlabelled.items() if job not in active)
+        strays = {pack for pack, written in packs.items() if pack not in known}
+        if strays and (missing := known - packs.keys()):
+            strays -= self._adopt(strays, missing - self.read(missing).keys(), registry.id)
+        gone = [key_of(FOLDER, pack, registry.id) for pack in strays if packs[pack] < limit]
+        done = [job for job, written in unlabelled.items() if written < limit and job not in active]
+        self._objects.delete([*gone, *(key_of(UNLABELLED, job, registry.id) for job in done)])
+
+    def _adopt(self, strays: Iterable[str], missing: Collection[str], origin: str) -> set[str]:
+        """Give those objects without a row one that have images of packs whose objects are missing; return them."""
+        adopted = set()
+        for stray in strays:
+            content = self._read([key_of(FOLDER, stray, origin)]).get(stray, {})
+            lost = (Sample.pack.in_(missing), Sample.hash.in_(list(content)))
+            with self._database.write() as session:
+                found = session.scalar(select(Pack).join(Sample, Sample.pack == Pack.id).where(*lost).limit(1))
+                if found is None:
+                    continue
+                row = {"owner": found.owner, "height": found.height, "width": found.width}
+                session.add(Pack(id=stray, origin=origin, is_stale=True, **row))  # it may have more than is named
+                session.flush()
+                same = select(Pack.id).where(Pack.id.in_(missing), Pack.owner == found.owner)
+                session.execute(update(Sample).where(Sample.pack.in_(same), lost[1]).values(pack=stray))
+            adopted.add(stray)
+            logger.warning("pack %s takes the place of one that the registry names and that is gone", stray)
+        return adopted
 
 
 def drop_samples(session: Session, *conditions: ColumnElement[bool]) -> int:

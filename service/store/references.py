@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 
 from adapt.images.support import Reference, Support
 from service.store.database import Database
+from service.store.identity import read_owner, registry_id
 from service.store.material import from_bytes, to_bytes
 from service.store.objects import ObjectStore
-from service.store.packs import ORPHAN_SECONDS
+from service.store.packs import ORPHAN_SECONDS, key_of
 from service.store.tables import Deployment, new_id
 from service.store.transactions import get_deployment
 
@@ -37,6 +38,12 @@ class ReferenceInfo(NamedTuple):
     per_class: dict[str, int]
     floor: float
     added_at: float
+    origin: str | None = None  # id of the registry that wrote them; earlier ones: None
+
+    @property
+    def key(self) -> str:
+        """The key of their object."""
+        return key_of(FOLDER, self.id, self.origin)
 
 
 class References:
@@ -52,21 +59,22 @@ class References:
             UnknownDeployment: there is none of that name.
             OSError: the store does not answer; what was there stays.
         """
-        info = ReferenceInfo(new_id(), len(images), images.per_class, floor, time.time())
         with self._database.read() as session:
             get_deployment(session, deployment)
+            origin = registry_id(session)
+        info = ReferenceInfo(new_id(), len(images), images.per_class, floor, time.time(), origin)
         data = to_bytes(
             images=images.images,
             labels=images.labels,
             hashes=np.asarray(images.hashes),
             class_names=np.asarray(images.class_names),
         )
-        self._objects.write(_key(info.id), data)
+        self._objects.write(info.key, data)
         try:
             with self._database.write() as session:
                 before = _exchange(session, deployment, info)
         except BaseException:
-            self._objects.delete([_key(info.id)])
+            self._objects.delete([info.key])
             raise
         self._delete(before)
         return info
@@ -91,7 +99,7 @@ class References:
         info = self.info(deployment)
         if info is None:
             return None
-        data = self._objects.read([_key(info.id)]).get(_key(info.id))
+        data = self._objects.read([info.key]).get(info.key)
         if data is None:
             raise ReferenceGone("the reference images of this deployment are missing: add them again or remove them")
         try:
@@ -128,21 +136,28 @@ class References:
             logger.warning("the store cannot be used: %s", error)
 
     def sweep(self) -> None:
-        """Delete objects that no deployment refers to and that are not new.
+        """Delete objects of this registry that no deployment refers to and that are not new.
 
         Raises:
             OSError: the store does not answer.
         """
+        registry = read_owner(self._database)
+        registry.check()
         limit = time.time() - ORPHAN_SECONDS
-        found = [key for key, written in self._objects.list(FOLDER).items() if written < limit]
+        listed = self._objects.list(f"{registry.id}/{FOLDER}")
+        found = [key for key, written in listed.items() if written < limit]
         with self._database.read() as session:  # after looking, so that none is deleted that is made meanwhile
             infos = [info_of(deployment) for deployment in session.scalars(select(Deployment))]
-        known = {_key(info.id) for info in infos if info is not None}
+        known = {info.key for info in infos if info is not None}
         self._objects.delete(key for key in found if key not in known)
 
     def _delete(self, info: ReferenceInfo | None) -> None:
-        if info is not None:
-            self._objects.delete([_key(info.id)])
+        if info is None:
+            return
+        registry = read_owner(self._database)
+        registry.check()
+        if registry.owns(info.origin):
+            self._objects.delete([info.key])
 
 
 def info_of(deployment: Deployment) -> ReferenceInfo | None:
@@ -154,7 +169,3 @@ def _exchange(session: Session, deployment: str, info: ReferenceInfo | None) -> 
     found = get_deployment(session, deployment, lock=True)
     before, found.reference = info_of(found), None if info is None else info._asdict()
     return before
-
-
-def _key(reference: str) -> str:
-    return f"{FOLDER}/{reference}.npz"

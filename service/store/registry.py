@@ -1,10 +1,10 @@
 """The registry: deployments, immutable soup versions, events, workers. Every change is one transaction."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from adapt.documents.soup import Soup
@@ -23,6 +23,8 @@ from service.store.tables import (
     new_id,
 )
 from service.store.transactions import Conflict, add_soup, get_deployment, get_soup, move, plan_of, soup_of, watch_of
+
+CHUNK = 400  # versions in one statement
 
 
 class Pointer(NamedTuple):
@@ -83,9 +85,6 @@ class Registry:
     def ensure_deployment(self, name: str, default: Soup, *, who: str | None = None) -> bool:
         """Make a deployment whose version 1 is the default soup of a base set, unless it is there already.
 
-        A deployment of the same base set whose current soup was made from other weights (the base set was trained or
-        signed again) moves on to a new version, the default soup: the old coefficients mean nothing for new weights.
-
         Args:
             name: of the deployment.
             default: soup of the base set.
@@ -113,9 +112,6 @@ class Registry:
                 return True
             if found.base_set != default.base_set:
                 raise Conflict(f"deployment {name!r} serves base set {found.base_set!r}, not {default.base_set!r}")
-            current = get_soup(session, name, found.version)
-            if current.soup["base_digest"] != default.base_digest:
-                move(session, found, add_soup(session, name, default, source="default"), kind="rebased")
             return False
 
     def delete_deployment(self, name: str, *, who: str | None = None) -> list[str]:
@@ -164,6 +160,18 @@ class Registry:
             return session.scalars(
                 select(SoupVersion).where(SoupVersion.deployment == deployment).order_by(SoupVersion.version.desc())
             ).all()
+
+    def base_digests(self, pointers: Iterable[Pointer]) -> dict[Pointer, str]:
+        """Return for which weights the versions were made; those that are not there are left out."""
+        wanted = {(pointer.name, pointer.version): pointer for pointer in pointers}
+        keys, found = list(wanted), dict[Pointer, str]()
+        key = tuple_(SoupVersion.deployment, SoupVersion.version)
+        digests = select(SoupVersion.deployment, SoupVersion.version, SoupVersion.soup["base_digest"].as_string())
+        with self._database.read() as session:
+            for start in range(0, len(keys), CHUNK):
+                rows = session.execute(digests.where(key.in_(keys[start : start + CHUNK])))
+                found |= {wanted[name, version]: digest for name, version, digest in rows}
+        return found
 
     def versions(self, deployment: str, *, base_digest: str) -> list[int]:
         """Return the numbers of the versions that were made for these weights, oldest first."""
@@ -270,14 +278,24 @@ class Registry:
         host: str,
         provider: str | None,
         loaded: dict[str, Any],
+        digests: dict[str, str] | None = None,
         confidences: Sums | None = None,
     ) -> None:
-        """Say that a predictor lives and what it serves, and what watched deployments answered since the last time."""
+        """Say that a predictor lives and what it serves, and what watched deployments answered since the last time.
+
+        Args:
+            worker: its id.
+            pid: of the process.
+            host: its machine.
+            provider: of ONNX Runtime, in use.
+            loaded: version by deployment.
+            digests: of the base sets that it has.
+            confidences: what watched deployments answered.
+        """
         with self._database.write(is_durable=False) as session:
             add_sums(session, confidences or {})
-            session.merge(
-                Worker(id=worker, pid=pid, host=host, provider=provider, loaded=loaded, heartbeat_at=time.time())
-            )
+            row = {"pid": pid, "host": host, "provider": provider, "loaded": loaded, "digests": digests}
+            session.merge(Worker(id=worker, heartbeat_at=time.time(), **row))
 
     def remove_worker(self, worker: str) -> None:
         """Forget a predictor that stops in good order."""

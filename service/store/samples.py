@@ -13,7 +13,7 @@ from service.store.database import Database, is_text
 from service.store.keeping import packs_of, samples_of
 from service.store.material import Images, Material, Selected, from_bytes, unpack_selection
 from service.store.objects import ObjectStore
-from service.store.packs import Packs, drop_samples, unlabelled_key
+from service.store.packs import Packs, drop_samples
 from service.store.tables import Event, Job, Pack, Sample
 from service.store.transactions import get_deployment
 from training.folders import composed
@@ -42,7 +42,7 @@ class Samples:
     """The labelled images of all deployments, and the unlabelled ones of jobs that are not done."""
 
     def __init__(self, database: Database, objects: ObjectStore) -> None:
-        self._database, self._objects = database, objects
+        self._database = database
         self.packs = Packs(database, objects)
 
     def counts(self, deployment: str) -> SampleCounts:
@@ -112,7 +112,7 @@ class Samples:
         """Delete what a deployment that is gone has left in the store; what fails now is done later."""
         try:
             self.packs.clean(owner=owner)
-            self._objects.delete(map(unlabelled_key, jobs))
+            self.packs.delete_unlabelled(jobs)
         except OSError as error:
             logger.warning("the store cannot be used: %s", error)
 
@@ -148,7 +148,7 @@ class Samples:
         Raises:
             OSError: the store does not answer.
         """
-        self._objects.delete([unlabelled_key(job)])
+        self.packs.delete_unlabelled([job])
 
     def _support(self, deployment: str, selected: Sequence[Selected], manifest: Manifest) -> Support | None:
         images = self._images(deployment, [digest for digest, _ in selected])
@@ -181,10 +181,9 @@ class Samples:
     def _unlabelled(self, job: Job) -> tuple[Images | None, tuple[str, ...]]:
         if not job.support.get("unlabelled"):
             return None, ()
-        key = unlabelled_key(job.id)
         try:
-            arrays = from_bytes(self._objects.read([key]).get(key, b""))
+            arrays = from_bytes(self.packs.read_unlabelled(job.id) or b"")
             return arrays["images"], tuple(arrays["hashes"].tolist())
         except (ValueError, KeyError) as error:
-            logger.error("%s: %s", key, error)
+            logger.error("the unlabelled images of job %s: %s", job.id, error)
             raise SamplesGone("the stored images of this job are missing or damaged") from None

@@ -52,6 +52,17 @@ class WatchPlan(NamedTuple):
     confidence_drop: float  # of the mean confidence: what is less than that is no collapse
 
 
+class Identity(Table):
+    """What tells a registry from others, in one row."""
+
+    __tablename__ = "registry"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)  # begins the names of the objects that it writes
+    place: Mapped[str | None]  # where its database was at the last start
+    owns_unnamed: Mapped[bool]  # objects from before there were ids are its own; false in a copy
+    works_from: Mapped[str] = mapped_column(String(16))  # the oldest schema revision whose code works with this schema
+
+
 class Deployment(Table):
     """A name that clients call; it points at one soup version."""
 
@@ -97,6 +108,7 @@ class Pack(Table):
     width: Mapped[int]
     is_stale: Mapped[bool] = mapped_column(default=False)  # it has images that no sample refers to: to be written anew
     created_at: Mapped[float] = mapped_column(default=time.time)
+    origin: Mapped[str | None] = mapped_column(String(32))  # id of the registry that wrote it; earlier ones: null
 
 
 class Sample(Table):
@@ -203,5 +215,6 @@ class Worker(Table):
     host: Mapped[str] = mapped_column(String(255))
     provider: Mapped[str | None] = mapped_column(String(64))
     loaded: Mapped[dict[str, Any]]  # version by deployment
+    digests: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # of its base sets; earlier: null
     started_at: Mapped[float] = mapped_column(default=time.time)
     heartbeat_at: Mapped[float] = mapped_column(default=time.time)

@@ -239,6 +239,7 @@ def test_bad_deployments_are_refused(server: Server) -> None:
 )
 def test_foreign_requests_change_nothing(server: Server, headers: dict[str, str]) -> None:
     client = server.client
+    check(client.post("/predict", files=as_parts([GOOD]), headers=headers), 403)
     check(client.post("/adapt", files=as_parts([GOOD]), data={"labels": "[0]"}, headers=headers), 403)
     check(client.put("/deployments/default/soup", json={"coefficients": FAIR}, headers=headers), 403)
     check(client.put("/deployments/gate", json={"base_set": "tiny"}, headers=headers), 403)

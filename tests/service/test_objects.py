@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ def test_what_is_written_is_read_listed_and_deleted(store: ObjectStore) -> None:
 
 def test_probe_leaves_nothing(store: ObjectStore) -> None:
     store.probe()
+    assert store.list("") == {}
+
+
+def test_two_containers_probe_at_once(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their processes may well have the same number."""
+    read = ObjectStore.read
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+
+    def slow(self: ObjectStore, keys: Iterable[str]) -> dict[str, bytes]:
+        with monkeypatch.context() as patch:
+            patch.setattr(ObjectStore, "read", read)
+            self.probe()
+            return self.read(keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "read", slow)
+        store.probe()
     assert store.list("") == {}
 
 

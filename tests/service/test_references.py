@@ -15,6 +15,7 @@ from adapt.documents.soup import Soup, default_soup
 from adapt.images.support import Support
 from service.__main__ import main
 from service.store.database import Database
+from service.store.identity import read_owner
 from service.store.migrate import upgrade
 from service.store.objects import ObjectStore
 from service.store.references import FOLDER, ReferenceGone, References
@@ -54,13 +55,13 @@ def test_reference_images_are_kept_replaced_and_really_deleted(database: Databas
     again = references.load("gate")
     assert again is not None
     assert (len(again.images), again.floor) == (6, 0.25)
-    assert len(objects.list(FOLDER)) == 1
+    assert len(objects.list("")) == 1
     assert references.remove("gate")
     assert not references.remove("gate")
-    assert objects.list(FOLDER) == {}
+    assert objects.list("") == {}
     with pytest.raises(UnknownDeployment):
         references.put("nowhere", some(3), 0.5)
-    assert objects.list(FOLDER) == {}
+    assert objects.list("") == {}
 
 
 def test_what_no_deployment_refers_to_is_swept_once_it_is_old(
@@ -70,13 +71,13 @@ def test_what_no_deployment_refers_to_is_swept_once_it_is_old(
     references = References(database, objects)
     Registry(database).ensure_deployment("gate", soup)
     references.put("gate", some(9), 0.5)
-    kept = set(objects.list(FOLDER))
-    objects.write(f"{FOLDER}/left-by-a-crash.npz", b"x")
+    kept = set(objects.list(""))
+    objects.write(f"{read_owner(database).id}/{FOLDER}/left-by-a-crash.npz", b"x")
     references.sweep()
-    assert len(objects.list(FOLDER)) == 2
+    assert len(objects.list("")) == 2
     monkeypatch.setattr("service.store.references.ORPHAN_SECONDS", -60)
     references.sweep()
-    assert set(objects.list(FOLDER)) == kept
+    assert set(objects.list("")) == kept
 
 
 def test_lost_reference_images_are_told_not_passed_over(database: Database, tmp_path: Path, soup: Soup) -> None:
@@ -84,7 +85,7 @@ def test_lost_reference_images_are_told_not_passed_over(database: Database, tmp_
     references = References(database, objects)
     Registry(database).ensure_deployment("gate", soup)
     references.put("gate", some(9), 0.5)
-    (key,) = objects.list(FOLDER)
+    (key,) = objects.list("")
     (tmp_path / "objects" / key).write_bytes(b"nothing")
     with pytest.raises(ReferenceGone, match="damaged: add them again"):
         references.load("gate")
@@ -183,5 +184,4 @@ def test_a_floor_keeps_what_the_evidence_would_promote(
     assert (promoted["state"], promoted["reference"]) == ("promoted", None)
     assert main(["reference", "add", "floor", str(folder), "--floor", "0.1"]) == 0
     assert client.delete("/deployments/floor").status_code == 204
-    store = server.home / "samples" / FOLDER
-    assert not store.exists() or not list(store.iterdir())
+    assert list((server.home / "samples").glob(f"*/{FOLDER}/*")) == []

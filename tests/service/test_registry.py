@@ -105,12 +105,11 @@ def test_deployment_keeps_its_base_set(registry: Registry) -> None:
         registry.ensure_deployment("default", soup(1.0, base_set="other"))
 
 
-def test_new_weights_move_a_deployment_on_and_keep_its_history(registry: Registry) -> None:
+def test_new_weights_move_nothing_by_themselves(registry: Registry) -> None:
     registry.dial("default", soup(0.5))
-    registry.ensure_deployment("default", soup(1.0, digest="b" * 64))
-    assert registry.deployment("default").version == 3
-    assert registry.soup("default", 2) == soup(0.5)
-    assert events(registry)[0].kind == "rebased"
+    assert not registry.ensure_deployment("default", soup(1.0, digest="b" * 64))
+    assert registry.deployment("default").version == 2
+    assert events(registry)[0].kind == "dial"
 
 
 def test_patch_comes_back_with_its_soup(registry: Registry, jobs: JobQueue) -> None:

@@ -150,8 +150,8 @@ def test_images_on_s3_with_the_registry_on_postgresql(
         every = own.client.post("/adapt", params={"samples": "all", "promote": "never"}, **request).json()
         assert (every["state"], every["support"]["n"], every["support"]["unlabelled"]) == ("kept", 110, 10)
         assert own.client.get("/deployments/default/samples").json()["images"] == 110
-        assert len(objects.list("packs")) == 2
-        own.wait_for(lambda: not objects.list("unlabelled"), "end of unlabelled images", 10)
+        assert sum("/packs/" in key for key in objects.list("")) == 2
+        own.wait_for(lambda: not any("/unlabelled/" in key for key in objects.list("")), "end of unlabelled images", 10)
         assert own.client.delete("/deployments/default/samples").json()["deleted"] == 110
         assert objects.list("") == {}
         assert not (own.home / "samples").exists()

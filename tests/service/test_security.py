@@ -24,13 +24,13 @@ async def answer(request: Request) -> Response:
 inner = Starlette(
     routes=[
         Route(path, answer, methods=["GET", "POST", "PUT", "DELETE"])
-        for path in ("/predict", "/adapt", "/deployments/x", "/livez", "/metrics")
+        for path in ("/predict", "/v2/{rest:path}", "/adapt", "/deployments/x", "/livez", "/metrics")
     ]
 )
 gate = Gate(inner, allowed_hosts=frozenset({"model.example"}), on_refusal=refused.append)
 
 
-def call(method: str, path: str, **headers: str) -> httpx.Response:
+def call(method: str, path: str, gate: Gate = gate, **headers: str) -> httpx.Response:
     async def run() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://127.0.0.1:3000") as client:
             return await client.request(method, path, headers=headers)
@@ -77,7 +77,16 @@ def test_probes_are_answered_whatever_they_call_us(path: str) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/adapt"), ("PUT", "/deployments/x"), ("DELETE", "/deployments/x")]
+    ("method", "path"),
+    [
+        ("POST", "/adapt"),
+        ("PUT", "/deployments/x"),
+        ("DELETE", "/deployments/x"),
+        ("POST", "/predict"),
+        ("POST", "/v2/models/x/infer"),
+        ("POST", "/v2/models/x/versions/1/infer"),
+        ("POST", "/deployments/x/soups/1/predict"),
+    ],
 )
 def test_other_sites_may_not_change_anything(headers: dict[str, str], method: str, path: str) -> None:
     assert call(method, path, **headers).status_code == 403
@@ -91,10 +100,15 @@ def test_own_pages_and_command_lines_may(headers: dict[str, str]) -> None:
     assert call("PUT", "/deployments/x", **headers).status_code == 200
 
 
-def test_other_sites_may_send_to_predict_but_not_read() -> None:
-    response = call("POST", "/predict", origin="https://site.example")
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/x/infer", "/v2/models/x/versions/1/infer"])
+def test_other_sites_may_send_images_where_a_setting_lets_them_but_not_read(path: str) -> None:
+    evil = {"origin": "https://site.example", "sec-fetch-site": "cross-site"}
+    assert "SAUCIER_ALLOW_CROSS_SITE_PREDICT" in call("POST", path, **evil).text
+    lenient = Gate(inner, allowed_hosts=frozenset(), on_refusal=refused.append, allow_cross_site_predict=True)
+    response = call("POST", path, gate=lenient, **evil)
     assert response.status_code == 200
     assert "access-control-allow-origin" not in response.headers
+    assert call("POST", "/adapt", gate=lenient, **evil).status_code == 403
 
 
 @pytest.mark.parametrize("status", [404, 429, 503, 504])
