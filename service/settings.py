@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -12,6 +12,7 @@ from adapt.evidence.levels import FALSE_PROMOTIONS
 from training.documents import first_error
 
 MetricsKey = Literal["auto", "always", "never"]
+DATABASE_CONNECTIONS = 5  # of one process: 19 processes fit into the 100 that PostgreSQL allows by default
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -38,6 +39,11 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         default=None,
         description="URL of the registry, `postgresql://` or `sqlite:///`; by default `registry.db` below the home",
+    )
+    database_connections: int = Field(
+        default=DATABASE_CONNECTIONS,
+        ge=2,
+        description="most connections of one process to PostgreSQL; a machine has `SAUCIER_WORKERS` + 1 processes",
     )
     host: str = Field(default="127.0.0.1", description="address to bind (an IP address)")
     port: int = Field(default=3000, ge=1, le=65535, description="port to bind")
@@ -132,6 +138,12 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(
         default=0.5, gt=0, le=60, description="how often a predictor looks for a new soup when no job runs"
     )
+    registry_max_age_seconds: float = Field(
+        default=60,
+        gt=0,
+        description="age of a predictor's last look at the registry from which on its `/readyz` answers 503; more than "
+        "twice `SAUCIER_POLL_SECONDS`",
+    )
     heartbeat_seconds: float = Field(
         default=1.0, gt=0, le=60, description="how often predictors and the adapter report that they are alive"
     )
@@ -160,6 +172,13 @@ class Settings(BaseSettings):
             raise ValueError(f"{expected}, got {url.get_backend_name()}://")
         if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
             raise ValueError(f"{expected}, got no file: several processes share the registry")
+        return value
+
+    @field_validator("registry_max_age_seconds", mode="after")
+    @classmethod
+    def _check_age(cls, value: float, info: ValidationInfo) -> float:
+        if value <= 2 * info.data.get("poll_seconds", 0):
+            raise ValueError(f"expected more than twice SAUCIER_POLL_SECONDS, got {value:g}")
         return value
 
     @field_validator("allowed_hosts", mode="before")
