@@ -146,10 +146,10 @@ class AdapterLoop:
             return
         self._next_upkeep = time.monotonic() + UPKEEP_SECONDS
         self._registry.forget_workers(stale_seconds=FORGET_FACTOR * self._settings.stale_seconds)
-        if old := self._jobs.forget(finished_before=time.time() - self._settings.job_retention_days * SECONDS_PER_DAY):
+        if old := self._jobs.forget(older_than=self._settings.job_retention_days * SECONDS_PER_DAY):
             logger.info("%d finished jobs are older than SAUCIER_JOB_RETENTION_DAYS and were deleted", old)
         self._watches.sweep()
-        self._samples.expire(given_before=time.time() - self._settings.sample_retention_days * SECONDS_PER_DAY)
+        self._samples.expire(older_than=self._settings.sample_retention_days * SECONDS_PER_DAY)
         try:
             self._samples.packs.clean()
             if time.monotonic() >= self._next_sweep:

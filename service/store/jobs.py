@@ -1,6 +1,5 @@
 """The queue of adaptations: a table, claimed by one adapter at a time, that outlives every process."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from adapt.documents.landscape import Landscape
 from adapt.documents.soup import Outcome, Soup, SupportSummary
+from service.store.clock import Now, is_silent, read_clock
 from service.store.database import Database, is_text
 from service.store.keeping import mark_used
 from service.store.material import unpack_selection
@@ -37,10 +37,10 @@ class JobQueue:
         with self._database.read() as session:
             return session.scalar(select(Job).where(Job.id == job)) if is_text(job) else None
 
-    def forget(self, *, finished_before: float) -> int:
-        """Delete jobs that ended before a time (seconds since 1970); return how many."""
+    def forget(self, *, older_than: float) -> int:
+        """Delete jobs that ended more than so many seconds ago; return how many."""
         with self._database.write() as session:
-            old = session.execute(delete(Job).where(Job.finished_at < finished_before).returning(Job.seq))
+            old = session.execute(delete(Job).where(Job.finished_at < Now() - older_than).returning(Job.seq))
             return len(old.all())
 
     def latest(self, deployment: str, *, limit: int) -> Sequence[Job]:
@@ -70,9 +70,9 @@ class JobQueue:
         with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
             if session.scalar(select(Job.seq).where(Job.state.in_(ACTIVE_STATES)).limit(1)) is None:
                 return None
-        now = time.time()
         with self._database.write() as session:
-            stale = (Job.state == "running") & (Job.heartbeat_at < now - stale_seconds)
+            now = read_clock(session)
+            stale = (Job.state == "running") & is_silent(Job.heartbeat_at, stale_seconds)
             session.execute(
                 update(Job).where(stale, Job.attempts < MAX_ATTEMPTS).values(state="queued", claimed_by=None)
             )
@@ -137,7 +137,7 @@ class JobQueue:
                 update(Job)
                 .where(Job.seq == job.seq, Job.state == "running", Job.claimed_by == job.claimed_by)
                 .where(Job.attempts == job.attempts)
-                .values(heartbeat_at=time.time(), progress=progress, message=message)
+                .values(heartbeat_at=Now(), progress=progress, message=message)
                 .returning(Job.seq)
             )
             return mine.first() is not None
@@ -152,7 +152,7 @@ class JobQueue:
         """End a job that cannot be done."""
         with self._database.write() as session:
             if mine := _mine(session, job):
-                mine.state, mine.reason, mine.finished_at = "failed", reason, time.time()
+                mine.state, mine.reason, mine.finished_at = "failed", reason, read_clock(session)
                 mine.selection = None
                 mine.version = get_deployment(session, mine.deployment).version
 
@@ -196,7 +196,8 @@ class JobQueue:
             mark_used(session, mine.deployment, unpack_selection(mine.selection or b""))
             mine.selection = None
             mine.outcome = outcome.model_dump(mode="json") | _landscape(landscape)
-            mine.state, mine.reason, mine.progress, mine.finished_at = "kept", outcome.reason, 1.0, time.time()
+            mine.state, mine.reason, mine.progress = "kept", outcome.reason, 1.0
+            mine.finished_at = read_clock(session)
             if outcome.state == "promoted" and found.version != mine.base_version:
                 mine.reason = SUPERSEDED
             elif outcome.state == "promoted" and is_new:

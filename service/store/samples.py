@@ -9,6 +9,7 @@ import numpy as np
 from sqlalchemy import func, select
 
 from adapt.images.support import Support
+from service.store.clock import Now
 from service.store.database import Database, is_text
 from service.store.keeping import packs_of, samples_of
 from service.store.material import Images, Material, Selected, from_bytes, unpack_selection
@@ -116,13 +117,17 @@ class Samples:
         except OSError as error:
             logger.warning("the store cannot be used: %s", error)
 
-    def expire(self, *, given_before: float) -> int:
-        """Delete the rows of images last given before a time; return how many. Cleaning deletes the pixels."""
+    def expire(self, *, older_than: float) -> int:
+        """Delete the rows of images last given more than so many seconds ago; return how many.
+
+        Cleaning deletes the pixels.
+        """
+        is_old = Sample.given_at < Now() - older_than
         with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
-            if session.scalar(select(Sample.hash).where(Sample.given_at < given_before).limit(1)) is None:
+            if session.scalar(select(Sample.hash).where(is_old).limit(1)) is None:
                 return 0
         with self._database.write() as session:
-            return drop_samples(session, Sample.given_at < given_before)
+            return drop_samples(session, is_old)
 
     def load(self, job: Job, manifest: Manifest) -> Material:
         """Return the images of a job, those of them that are still kept.
