@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     head_timeout_seconds: float = Field(
         default=10, gt=0, description="most seconds a client may take to send the head of a request"
     )
+    job_timeout_seconds: float = Field(
+        default=3600, gt=0, description="most seconds that one adaptation may run; then it ends `failed`"
+    )
     max_queued_jobs: int = Field(default=100, ge=1, description="most adaptations that wait for the adapter")
     store_url: str | None = Field(
         default=None,

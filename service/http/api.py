@@ -99,13 +99,20 @@ async def _parts(context: Context, request: Request, *, may_be_empty: bool) -> l
     return []
 
 
-async def show_job(context: Context, request: Request) -> Response:
-    """`GET /jobs/{id}`."""
-    return json_response(job_view(await _job(context, request)))
+async def one_job(context: Context, request: Request) -> Response:
+    """`/jobs/{id}`: look at it, or end it."""
+    if request.method != "DELETE":
+        return json_response(job_view(await _job(context, request)))
+    job = _found(await asyncio.to_thread(context.jobs.cancel, request.path_params["id"], who=caller(request)))
+    await asyncio.to_thread(context.samples.discard, job.id)
+    return json_response(job_view(job))
 
 
 async def _job(context: Context, request: Request) -> Job:
-    job = await asyncio.to_thread(context.jobs.get, request.path_params["id"])
+    return _found(await asyncio.to_thread(context.jobs.get, request.path_params["id"]))
+
+
+def _found(job: Job | None) -> Job:
     if job is None:
         raise Problem(404, "there is no such job", reason="unknown_job")
     return job
@@ -213,7 +220,7 @@ def create_app() -> Starlette:
     routes = [
         Route("/predict", endpoint(predict), methods=["POST"]),
         Route("/adapt", endpoint(adapt), methods=["POST"]),
-        Route("/jobs/{id}", endpoint(show_job)),
+        Route("/jobs/{id}", endpoint(one_job), methods=["GET", "DELETE"]),
         Route("/jobs/{id}/events", endpoint(follow_job)),
         Route("/jobs/{id}/landscape", endpoint(show_landscape)),
         Route("/deployments", endpoint(deployments.list_deployments)),

@@ -26,7 +26,7 @@ READ_ATTEMPTS = 3  # a pack may be replaced between looking it up and reading it
 
 
 class SamplesGone(ValueError):
-    """The images of a job were deleted, are damaged, or cannot be read."""
+    """The images of a job were deleted, or are damaged."""
 
 
 class SampleCounts(NamedTuple):
@@ -133,27 +133,23 @@ class Samples:
         """Return the images of a job, those of them that are still kept.
 
         Raises:
-            SamplesGone: none is, or the store cannot be read.
+            SamplesGone: none is, or they are damaged.
+            OSError: the store does not answer.
         """
         with self._database.read() as session:
             selection = session.scalar(select(Job.selection).where(Job.seq == job.seq))
-        try:
-            support = self._support(job.deployment, unpack_selection(selection or b""), manifest)
-            unlabelled, hashes = self._unlabelled(job)
-        except OSError as error:
-            logger.error("the samples of job %s cannot be read: %s", job.id, error)
-            raise SamplesGone("the stored images of this job cannot be read at the moment") from None
+        support = self._support(job.deployment, unpack_selection(selection or b""), manifest)
+        unlabelled, hashes = self._unlabelled(job)
         if support is None and (selection or unlabelled is None):
             raise SamplesGone("the stored images of this job were deleted, or are damaged")
         return Material(support, unlabelled, hashes)
 
     def discard(self, job: str) -> None:
-        """Delete the unlabelled images of a job that is done.
-
-        Raises:
-            OSError: the store does not answer.
-        """
-        self._objects.delete([unlabelled_key(job)])
+        """Delete the unlabelled images of a job that has ended; what fails now is done by the sweep."""
+        try:
+            self._objects.delete([unlabelled_key(job)])
+        except OSError as error:
+            logger.warning("the store cannot be used: %s", error)
 
     def _support(self, deployment: str, selected: Sequence[Selected], manifest: Manifest) -> Support | None:
         images = self._images(deployment, [digest for digest, _ in selected])
