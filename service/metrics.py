@@ -217,12 +217,13 @@ class Metrics:
         folder = Path(multiprocess.MultiProcessCollector(None)._path)  # type: ignore[no-untyped-call]
         for path in set(folder.glob("*.db")) - self._reserved:
             if path.stem.endswith(f"_{os.getpid()}"):
-                self._reserved.add(path)
                 try:
                     with path.open("r+b") as file:
                         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-                except OSError as error:
+                except OSError as error:  # tried again with the next soup
                     logger.warning("the metrics of this process have no room on the disk: %s", error)
+                else:
+                    self._reserved.add(path)
 
 
 class _Shown:
