@@ -19,7 +19,7 @@ from service.http import deployments, samples
 from service.http.adaptation import BALANCES, CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
 from service.http.answers import confidences, predictions_json
 from service.http.console import console
-from service.http.context import Context, caller, endpoint, json_response, refuse, require
+from service.http.context import Context, caller, endpoint, json_response, key_counts, refuse, require
 from service.http.decoding import decode_prepared
 from service.http.docs_page import docs_page
 from service.http.inference.routes import routes as inference_routes
@@ -128,14 +128,14 @@ async def show_landscape(context: Context, request: Request) -> Response:
 
 async def follow_job(context: Context, request: Request) -> Response:
     """`GET /jobs/{id}/events`."""
-    stream = _events(context, await _job(context, request))
+    stream = _events(context, request, await _job(context, request))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
-async def _events(context: Context, job: Job) -> AsyncIterator[str]:
+async def _events(context: Context, request: Request, job: Job) -> AsyncIterator[str]:
     told, told_at = None, -math.inf
-    while not context.adaptation.is_stopping:
+    while key_counts(request) and not context.adaptation.is_stopping:
         view = job_view(job)
         if job.is_finished:
             yield _event("done", view)
