@@ -143,7 +143,7 @@ class Adapter:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     def start(self) -> None:
         """Start the loop in its thread."""
-        database = Database(settings.registry_url)
+        database = Database(settings.registry_url, connections=settings.database_connections)
         self._loop = AdapterLoop(
             settings,
             read_catalog(settings.bases, check_files=False),
@@ -172,7 +172,7 @@ class Saucier:
     adapter = bentoml.depends(Adapter)
 
     def __init__(self) -> None:
-        database = Database(settings.registry_url)
+        database = Database(settings.registry_url, connections=settings.database_connections)
         registry, jobs, objects = Registry(database), JobQueue(database), ObjectStore(settings.samples_url)
         intake = Intake(database, objects, max_bytes=settings.max_sample_bytes, max_queued=settings.max_queued_jobs)
         catalog = read_catalog(settings.bases, check_files=False)

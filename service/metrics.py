@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +22,7 @@ _CONFIDENCES = tuple(step / 20 for step in range(1, 21))
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _JOB_ENDS = ("promoted", "kept", "failed")
 _CAUSES = ("confidence", "accuracy")  # of rollbacks
+REGISTRY_AGE = "saucier_registry_age_seconds"
 _FAULTS = ("error", "storage", "unavailable", "queue_full")  # reasons that an alert asks for
 
 
@@ -106,6 +108,13 @@ class Metrics:
             multiprocess_mode=held,
             **kwargs,
         )
+        self.registry_age = prometheus.Gauge(
+            REGISTRY_AGE,
+            "Seconds since a worker last read the registry.",
+            by,
+            multiprocess_mode="liveall",
+            **kwargs,
+        )
         self.active_jobs = prometheus.Gauge(
             "saucier_adapt_active_jobs", "Adaptations that wait or run.", by, multiprocess_mode=latest, **kwargs
         )
@@ -151,6 +160,10 @@ class Metrics:
         for ingredient, coefficient in coefficients.items():
             self.coefficient.labels(deployment, ingredient).set(coefficient)
         self._reserve()
+
+    def saw_registry(self) -> None:
+        """Note that this worker has read the registry just now; the gauge keeps when, `render` shows how long ago."""
+        self.registry_age.labels("default").set(time.monotonic())
 
     def expect(self, active_jobs: Mapping[str, int]) -> None:
         """Report how many adaptations wait or run, by deployment."""
@@ -204,24 +217,33 @@ class Metrics:
         folder = Path(multiprocess.MultiProcessCollector(None)._path)  # type: ignore[no-untyped-call]
         for path in set(folder.glob("*.db")) - self._reserved:
             if path.stem.endswith(f"_{os.getpid()}"):
-                self._reserved.add(path)
                 try:
                     with path.open("r+b") as file:
                         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-                except OSError as error:
+                except OSError as error:  # tried again with the next soup
                     logger.warning("the metrics of this process have no room on the disk: %s", error)
+                else:
+                    self._reserved.add(path)
 
 
-class _Existing:
-    """What another collector finds, without the series of deployments that are gone."""
+class _Shown:
+    """What another collector finds, without the series of deployments that are gone, and with ages as of now.
 
-    def __init__(self, source: "Collector", deployments: Collection[str]) -> None:
-        self._source, self._deployments = source, {*deployments, ""}
+    An age that each worker would set itself stood still in one that hangs.
+    """
+
+    def __init__(self, source: "Collector", deployments: Collection[str] | None) -> None:
+        self._source, self._deployments = source, None if deployments is None else {*deployments, ""}
 
     def collect(self) -> Iterator["Metric"]:
         """Yield the metrics."""
         for metric in self._source.collect():
-            metric.samples = [one for one in metric.samples if one.labels.get("deployment", "") in self._deployments]
+            if self._deployments is not None:
+                known = self._deployments
+                metric.samples = [one for one in metric.samples if one.labels.get("deployment", "") in known]
+            if metric.name == REGISTRY_AGE:
+                now = time.monotonic()  # the same in all processes of a machine
+                metric.samples = [one._replace(value=now - one.value) for one in metric.samples]
             yield metric
 
 
@@ -229,5 +251,5 @@ def _text(source: "Collector", deployments: Collection[str] | None) -> bytes:
     import prometheus_client as prometheus
 
     shown = prometheus.CollectorRegistry()
-    shown.register(source if deployments is None else _Existing(source, deployments))
+    shown.register(_Shown(source, deployments))
     return prometheus.generate_latest(shown)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -12,6 +12,7 @@ from adapt.evidence.levels import FALSE_PROMOTIONS
 from training.documents import first_error
 
 MetricsKey = Literal["auto", "always", "never"]
+DATABASE_CONNECTIONS = 5  # of one process: 19 processes fit into the 100 that PostgreSQL allows by default
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -43,6 +44,11 @@ class Settings(BaseSettings):
         default=False,
         description="at a start, move deployments to the new weights of their base set unless workers with other "
         "weights are alive; otherwise `python -m service db rebase` does that",
+    )
+    database_connections: int = Field(
+        default=DATABASE_CONNECTIONS,
+        ge=2,
+        description="most connections of one process to PostgreSQL; a machine has `SAUCIER_WORKERS` + 1 processes",
     )
     host: str = Field(default="127.0.0.1", description="address to bind (an IP address)")
     port: int = Field(default=3000, ge=1, le=65535, description="port to bind")
@@ -98,6 +104,9 @@ class Settings(BaseSettings):
     head_timeout_seconds: float = Field(
         default=10, gt=0, description="most seconds a client may take to send the head of a request"
     )
+    job_timeout_seconds: float = Field(
+        default=3600, gt=0, description="most seconds that one adaptation may run; then it ends `failed`"
+    )
     max_queued_jobs: int = Field(default=100, ge=1, description="most adaptations that wait for the adapter")
     store_url: str | None = Field(
         default=None,
@@ -142,6 +151,12 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(
         default=0.5, gt=0, le=60, description="how often a predictor looks for a new soup when no job runs"
     )
+    registry_max_age_seconds: float = Field(
+        default=60,
+        gt=0,
+        description="age of a predictor's last look at the registry from which on its `/readyz` answers 503; more than "
+        "twice `SAUCIER_POLL_SECONDS`",
+    )
     heartbeat_seconds: float = Field(
         default=1.0, gt=0, le=60, description="how often predictors and the adapter report that they are alive"
     )
@@ -170,6 +185,13 @@ class Settings(BaseSettings):
             raise ValueError(f"{expected}, got {url.get_backend_name()}://")
         if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
             raise ValueError(f"{expected}, got no file: several processes share the registry")
+        return value
+
+    @field_validator("registry_max_age_seconds", mode="after")
+    @classmethod
+    def _check_age(cls, value: float, info: ValidationInfo) -> float:
+        if value <= 2 * info.data.get("poll_seconds", 0):
+            raise ValueError(f"expected more than twice SAUCIER_POLL_SECONDS, got {value:g}")
         return value
 
     @field_validator("allowed_hosts", mode="before")

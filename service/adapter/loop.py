@@ -8,24 +8,28 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy.exc import DBAPIError
 
 from adapt.documents.soup import Soup
 from adapt.evidence.levels import attempt_chance
-from adapt.images.support import Support
+from adapt.images.support import Reference, Support
+from service.adapter.heartbeat import Heartbeat
+from service.adapter.retrying import STORE_SECONDS, retry
 from service.adapter.watch import WatchLoop, tell
 from service.metrics import Metrics
 from service.prediction.catalog import Base, choose_default
 from service.prediction.reservoir import delete_others, read_reservoir
 from service.settings import Settings
+from service.store.database import UNAVAILABLE, cause_of
 from service.store.jobs import JobQueue
+from service.store.material import Material
 from service.store.references import References
 from service.store.registry import Registry
 from service.store.samples import Samples
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 NICENESS = 10  # predictors come first
 IDLE_SECONDS = 0.1
 RETRY_SECONDS = 2.0  # pause when the registry does not answer
@@ -46,6 +52,15 @@ UPKEEP_SECONDS = 60.0  # between two looks for what is too old
 SWEEP_SECONDS = 3600.0  # between two looks for what no row knows
 SECONDS_PER_DAY = 86_400
 FORGET_FACTOR = 100  # predictors silent for so many times `stale_seconds` are deleted from the list
+
+
+class Given(NamedTuple):
+    """What a job works with."""
+
+    material: Material
+    current: Soup
+    earlier: tuple[int, ...]
+    reference: Reference | None
 
 
 class End(NamedTuple):
@@ -111,8 +126,8 @@ class AdapterLoop:
                     self._stopping.wait(IDLE_SECONDS)
                 else:
                     self._work(searcher, job)
-            except DBAPIError as error:  # a job at hand stays as it is, goes stale, and is done again
-                logger.warning("the registry does not answer: %s", " ".join(str(error.orig).split()))
+            except UNAVAILABLE as error:  # a job at hand stays as it is, goes stale, and is done again
+                logger.warning("the registry does not answer: %s", cause_of(error))
                 self._stopping.wait(RETRY_SECONDS)
             except Exception:
                 logger.exception("unexpected error, the adapter goes on")
@@ -129,9 +144,13 @@ class AdapterLoop:
 
         searcher = Searcher(self._settings, self._catalog)
         searcher.warm_up()
-        delete_others(self._settings, lambda: {plan.id for plan in self._registry.snapshot().reservoirs.values()})
+        self._delete_reservoirs()
         logger.info("the adapter is ready")
         return searcher
+
+    def _delete_reservoirs(self) -> None:
+        """Delete those that no deployment has any more, and that nobody could delete then."""
+        delete_others(self._settings, lambda: {plan.id for plan in self._registry.snapshot().reservoirs.values()})
 
     def _is_missing(self, base: Base) -> bool:
         return base.bundle(self._settings.home) is None
@@ -147,15 +166,16 @@ class AdapterLoop:
             return
         self._next_upkeep = time.monotonic() + UPKEEP_SECONDS
         self._registry.forget_workers(stale_seconds=FORGET_FACTOR * self._settings.stale_seconds)
-        if old := self._jobs.forget(finished_before=time.time() - self._settings.job_retention_days * SECONDS_PER_DAY):
+        if old := self._jobs.forget(older_than=self._settings.job_retention_days * SECONDS_PER_DAY):
             logger.info("%d finished jobs are older than SAUCIER_JOB_RETENTION_DAYS and were deleted", old)
         self._watches.sweep()
-        self._samples.expire(given_before=time.time() - self._settings.sample_retention_days * SECONDS_PER_DAY)
+        self._samples.expire(older_than=self._settings.sample_retention_days * SECONDS_PER_DAY)
         try:
             self._samples.packs.clean()
             if time.monotonic() >= self._next_sweep:
                 self._samples.packs.sweep()
                 self._references.sweep()
+                self._delete_reservoirs()
                 self._next_sweep = time.monotonic() + SWEEP_SECONDS
         except OSError as error:
             logger.warning("the store of samples cannot be used: %s", error)
@@ -163,76 +183,130 @@ class AdapterLoop:
     def _work(self, searcher: "Searcher", job: Job) -> None:
         """Do one job; whatever happens, the loop goes on."""
         start = time.perf_counter()
-        with Heartbeat(self._jobs, job, self._settings.heartbeat_seconds) as heartbeat:
+        with self._heartbeat(
+            lambda fraction, message: self._jobs.beat(job, progress=fraction, message=message),
+            lambda: self._jobs.fail(job, self._too_long),
+        ) as heartbeat:
             end = self._decide(searcher, job, heartbeat)
         if end is not None:
-            self._discard(job)
+            self._samples.discard(job.id)
             self._metrics.jobs.labels(job.deployment, end.state).inc()
             self._metrics.adapt.labels(job.deployment).observe(time.perf_counter() - start)
             if end.survey is not None:
                 self._complete_landscape(job, end.survey)
 
-    def _discard(self, job: Job) -> None:
-        """Delete the unlabelled images of a job that has ended; if that fails now, the sweep does it."""
-        try:
-            self._samples.discard(job.id)
-        except OSError as error:
-            logger.warning("the store of samples cannot be used: %s", error)
+    def _heartbeat(self, beat: Callable[[float, str], bool], give_up: Callable[[], None]) -> Heartbeat:
+        seconds, limit = self._settings.heartbeat_seconds, self._settings.job_timeout_seconds
+        return Heartbeat(beat, give_up, seconds=seconds, limit_seconds=limit)
+
+    @property
+    def _too_long(self) -> str:
+        return f"the job took longer than {self._settings.job_timeout_seconds:g} s (SAUCIER_JOB_TIMEOUT_SECONDS)"
 
     def _complete_landscape(self, job: Job, survey: "Survey") -> None:
         """Evaluate what the map lacks: after the decision, which nobody should wait longer for."""
         from service.adapter.searching import Cancelled
 
-        with suppress(Cancelled):  # a map is no reason to keep a process from stopping
-            self._jobs.keep_landscape(job, survey(should_stop=self._stopping.is_set))
+        # A map is no reason to keep a process from stopping, or jobs from starting.
+        with self._heartbeat(lambda *_: True, lambda: None) as heartbeat, suppress(Cancelled):
+            self._jobs.keep_landscape(job, survey(should_stop=partial(self._should_stop, heartbeat)))
 
-    def _decide(self, searcher: "Searcher", job: Job, heartbeat: "Heartbeat") -> End | None:
+    def _should_stop(self, heartbeat: Heartbeat) -> bool:
+        return heartbeat.should_stop or self._stopping.is_set()
+
+    def _retry(self, action: Callable[[], T], heartbeat: Heartbeat) -> T:
+        """Do what needs the database or the store, again while they do not answer; stops as a search does."""
+        from service.adapter.searching import Cancelled
+
+        def pause(seconds: float) -> None:
+            deadline = time.monotonic() + seconds
+            while (left := deadline - time.monotonic()) > 0:
+                self._stopping.wait(min(left, self._settings.heartbeat_seconds))
+                if self._should_stop(heartbeat):
+                    raise Cancelled
+
+        return retry(action, pause=pause)
+
+    def _decide(self, searcher: "Searcher", job: Job, heartbeat: Heartbeat) -> End | None:
         """Search, store what was found, and say how the job ended; None if it did not end here."""
         from service.adapter.searching import Cancelled
 
         try:
-            return self._search(searcher, job, heartbeat)
+            return self._search_or_fail(searcher, job, heartbeat)
         except Cancelled:
-            if not heartbeat.is_lost:
-                self._jobs.release(job)
-            return None
-        except DBAPIError:
+            return self._stopped(job, heartbeat)
+
+    def _search_or_fail(self, searcher: "Searcher", job: Job, heartbeat: Heartbeat) -> End | None:
+        from service.adapter.searching import Cancelled
+
+        try:
+            return self._search(searcher, job, heartbeat)
+        except (Cancelled, *UNAVAILABLE):
             raise
         except ValueError as error:
-            self._jobs.fail(job, " ".join(str(error).split()))
-            return End("failed")
+            reason = one_line(error)
         except Exception:
             logger.exception("job %s: unexpected error", job.id)
-            self._jobs.fail(job, "an unexpected error; the log of the service has more")
-            return End("failed")
+            reason = "an unexpected error; the log of the service has more"
+        self._retry(lambda: self._jobs.fail(job, reason), heartbeat)
+        return End("failed")
 
-    def _search(self, searcher: "Searcher", job: Job, heartbeat: "Heartbeat") -> End | None:
-        deployment = self._registry.deployment(job.deployment)
-        base = self._catalog.get(deployment.base_set)
-        if base is None:
-            raise ValueError(f"expected the base set {deployment.base_set!r}, found {sorted(self._catalog)}")
+    def _stopped(self, job: Job, heartbeat: Heartbeat) -> End | None:
+        """Put down a job whose search has stopped: it was cancelled, or took too long, or the process stops."""
+        if heartbeat.is_lost:
+            return None
+        if heartbeat.is_late:
+            self._jobs.fail(job, self._too_long)
+            return End("failed")
+        self._jobs.release(job)
+        return None
+
+    def _gather(self, job: Job, base: Base, deployment: Deployment) -> Given:
+        """Read what a job works with.
+
+        Raises:
+            ValueError: its images, or the reference images, are gone or damaged.
+            OSError: the store does not answer.
+        """
         material = self._samples.load(job, base.manifest)
         if material.unlabelled is None:
             material = replace(material, unlabelled=self._recent_images(deployment))
+        earlier = () if material.support is None else self._jobs.earlier(job, material.support.hashes)
+        current = self._registry.soup(job.deployment, job.base_version, held_out=True)
+        return Given(material, current, earlier, self._references.load(job.deployment))
+
+    def _search(self, searcher: "Searcher", job: Job, heartbeat: Heartbeat) -> End | None:
+        deployment = self._retry(lambda: self._registry.deployment(job.deployment), heartbeat)
+        base = self._catalog.get(deployment.base_set)
+        if base is None:
+            raise ValueError(f"expected the base set {deployment.base_set!r}, found {sorted(self._catalog)}")
+        try:
+            given = self._retry(lambda: self._gather(job, base, deployment), heartbeat)
+        except OSError as error:
+            logger.error("the images of job %s cannot be read: %s", job.id, error)
+            raise ValueError(f"the store of labelled images failed for {STORE_SECONDS:g} s") from None
+        support = given.material.support
         found = searcher.find(
             deployment.base_set,
-            material,
-            current=self._registry.soup(job.deployment, job.base_version, held_out=True),
+            given.material,
+            current=given.current,
             strategy=job.strategy,  # type: ignore[arg-type]  # checked before it was stored
             promote=job.promote,  # type: ignore[arg-type]
             attempt=job.attempt,
-            earlier=() if material.support is None else self._jobs.earlier(job, material.support.hashes),
+            earlier=given.earlier,
             balance=job.balance == "class",
-            reference=self._references.load(job.deployment),
+            reference=given.reference,
             progress=heartbeat.report,
-            should_stop=lambda: heartbeat.is_lost or self._stopping.is_set(),
+            should_stop=partial(self._should_stop, heartbeat),
         )
         rollback = None
-        if found.outcome.state == "kept" and material.support is not None:
-            rollback = self._doubt(searcher, job, deployment, material.support)
-        finished = self._jobs.finish(job, found.soup, found.outcome, found.landscape, rollback=rollback)
+        if found.outcome.state == "kept" and support is not None:
+            rollback = self._retry(lambda: self._doubt(searcher, job, deployment, support), heartbeat)
+        finished = self._retry(
+            lambda: self._jobs.finish(job, found.soup, found.outcome, found.landscape, rollback=rollback), heartbeat
+        )
         if finished is None:
-            logger.warning("job %s was taken over by another adapter, or its deployment is gone", job.id)
+            logger.warning("job %s was cancelled or taken over, or its deployment is gone", job.id)
             return None
         if rollback is not None and rollback.reason in (finished.reason or ""):
             tell(self._metrics, job.deployment, "accuracy", rollback)
@@ -281,34 +355,3 @@ class AdapterLoop:
 def _made_from(soup: Soup) -> set[str]:
     """Return the hashes of the images that a soup was made from."""
     return set() if soup.held_out is None else set(soup.held_out.answers().hashes)
-
-
-class Heartbeat:
-    """Reports in the background that a job is being worked on, and how far it is."""
-
-    def __init__(self, jobs: JobQueue, job: Job, seconds: float) -> None:
-        self._jobs, self._job, self._seconds = jobs, job, seconds
-        self._latest = (0.0, "")
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self.is_lost = False
-
-    def __enter__(self) -> "Heartbeat":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def report(self, fraction: float, message: str) -> None:
-        """Say how far the job is; called by the search."""
-        self._latest = (fraction, message)
-
-    def _run(self) -> None:
-        while not self._done.wait(self._seconds):
-            fraction, message = self._latest
-            try:
-                self.is_lost = not self._jobs.beat(self._job, progress=fraction, message=message)
-            except DBAPIError as error:
-                logger.warning("the registry does not answer: %s", " ".join(str(error.orig).split()))

@@ -3,9 +3,8 @@
 import logging
 import threading
 
-from sqlalchemy.exc import DBAPIError
-
 from service.metrics import Metrics
+from service.store.database import UNAVAILABLE, cause_of
 from service.store.watches import Rollback, Watches
 
 logger = logging.getLogger(__name__)
@@ -38,8 +37,8 @@ class WatchLoop:
         while not self._stopping.wait(self._seconds):
             try:
                 self.look()
-            except DBAPIError as error:
-                logger.warning("the registry does not answer: %s", " ".join(str(error.orig).split()))
+            except UNAVAILABLE as error:
+                logger.warning("the registry does not answer: %s", cause_of(error))
             except Exception:
                 logger.exception("unexpected error, the watch goes on")
 

@@ -4,6 +4,7 @@ import ipaddress
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from starlette.types import Scope
 
@@ -30,7 +31,7 @@ class Access:
         self._metrics_key = metrics_key
 
     def refuse(self, scope: Scope) -> Problem | None:
-        """Return why a request is refused, or note in its state who asks, and with which role."""
+        """Return why a request is refused, or note in its state who asks, as what, and if that still counts."""
         wanted = needed(scope["method"], scope["path"])
         if wanted == "open" or (scope["path"] == "/metrics" and self._are_metrics_open(scope)):
             return None
@@ -41,7 +42,8 @@ class Access:
             return _too_often(wait)
         if not suffices(key.role, wanted):
             return forbidden(key.role, wanted)
-        scope.setdefault("state", {}).update(caller=key.name, role=key.role)
+        counts = partial(self._keys.has, key)
+        scope.setdefault("state", {}).update(caller=key.name, role=key.role, key_counts=counts)
         return None
 
     def _find(self, scope: Scope) -> Key | Problem:

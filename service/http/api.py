@@ -19,7 +19,7 @@ from service.http import deployments, samples
 from service.http.adaptation import BALANCES, CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
 from service.http.answers import confidences, predictions_json
 from service.http.console import console
-from service.http.context import Context, caller, endpoint, json_response, refuse, require
+from service.http.context import Context, caller, endpoint, json_response, key_counts, refuse, require
 from service.http.decoding import decode_prepared
 from service.http.docs_page import docs_page
 from service.http.inference.routes import routes as inference_routes
@@ -99,13 +99,20 @@ async def _parts(context: Context, request: Request, *, may_be_empty: bool) -> l
     return []
 
 
-async def show_job(context: Context, request: Request) -> Response:
-    """`GET /jobs/{id}`."""
-    return json_response(job_view(await _job(context, request)))
+async def one_job(context: Context, request: Request) -> Response:
+    """`/jobs/{id}`: look at it, or end it."""
+    if request.method != "DELETE":
+        return json_response(job_view(await _job(context, request)))
+    job = _found(await asyncio.to_thread(context.jobs.cancel, request.path_params["id"], who=caller(request)))
+    await asyncio.to_thread(context.samples.discard, job.id)
+    return json_response(job_view(job))
 
 
 async def _job(context: Context, request: Request) -> Job:
-    job = await asyncio.to_thread(context.jobs.get, request.path_params["id"])
+    return _found(await asyncio.to_thread(context.jobs.get, request.path_params["id"]))
+
+
+def _found(job: Job | None) -> Job:
     if job is None:
         raise Problem(404, "there is no such job", reason="unknown_job")
     return job
@@ -121,14 +128,14 @@ async def show_landscape(context: Context, request: Request) -> Response:
 
 async def follow_job(context: Context, request: Request) -> Response:
     """`GET /jobs/{id}/events`."""
-    stream = _events(context, await _job(context, request))
+    stream = _events(context, request, await _job(context, request))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
-async def _events(context: Context, job: Job) -> AsyncIterator[str]:
+async def _events(context: Context, request: Request, job: Job) -> AsyncIterator[str]:
     told, told_at = None, -math.inf
-    while not context.adaptation.is_stopping:
+    while key_counts(request) and not context.adaptation.is_stopping:
         view = job_view(job)
         if job.is_finished:
             yield _event("done", view)
@@ -213,7 +220,7 @@ def create_app() -> Starlette:
     routes = [
         Route("/predict", endpoint(predict), methods=["POST"]),
         Route("/adapt", endpoint(adapt), methods=["POST"]),
-        Route("/jobs/{id}", endpoint(show_job)),
+        Route("/jobs/{id}", endpoint(one_job), methods=["GET", "DELETE"]),
         Route("/jobs/{id}/events", endpoint(follow_job)),
         Route("/jobs/{id}/landscape", endpoint(show_landscape)),
         Route("/deployments", endpoint(deployments.list_deployments)),

@@ -84,6 +84,12 @@ def caller(request: Request) -> str | None:
     return getattr(request.state, "caller", None)
 
 
+def key_counts(request: Request) -> bool:
+    """Say if the API key that a request came with was not revoked since; without keys, that is so."""
+    counts: Callable[[], bool] | None = getattr(request.state, "key_counts", None)
+    return counts is None or counts()
+
+
 def require(request: Request, wanted: Role, what: str) -> None:
     """Refuse what needs a higher role than its route does; without keys everybody may.
 

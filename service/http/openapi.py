@@ -234,7 +234,14 @@ def _paths() -> Json:
     return {
         "/predict": {"post": _predict("Classify images", [_DEPLOYMENT, _TOP_K])},
         "/adapt": {"post": _adapt()},
-        "/jobs/{id}": {"get": _get("Look at a job", _json(job, "the job"), 404, 503, parameters=[_JOB])},
+        "/jobs/{id}": {
+            "get": _get("Look at a job", _json(job, "the job"), 404, 503, parameters=[_JOB]),
+            "delete": {
+                "summary": "Cancel a job that waits or runs",
+                "parameters": [_JOB],
+                "responses": {"200": _json(job, "the job, which ended `failed`"), **_problems(403, 404, 409, 503)},
+            },
+        },
         "/jobs/{id}/events": {
             "get": _get(
                 "Follow a job",

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service.logs import REQUEST_ID
 from service.prediction.loading import NotReady, Outdated
+from service.store.database import UNAVAILABLE, cause_of
 from service.store.intake import TooManySamples
 from service.store.jobs import QueueFull
 from service.store.keeping import NothingKept
@@ -141,8 +141,8 @@ def as_problem(error: Exception) -> Problem:
             return Problem(413, f"{error} (SAUCIER_MAX_SAMPLES_MB)", reason="samples")
         case QueueFull():
             return Problem(429, "too many adaptations wait already", reason="queue_full")
-        case DBAPIError():
-            logger.error("the registry cannot be used: %s", " ".join(str(error.orig).split()))
+        case _ if isinstance(error, UNAVAILABLE):
+            logger.error("the registry cannot be used: %s", cause_of(error))
             return unavailable("the registry cannot be used at the moment")
         case OSError() if error.errno in _STORAGE_FULL:
             logger.error("storage is full: %s", error)

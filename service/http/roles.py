@@ -38,7 +38,7 @@ NEEDS: Final[Mapping[str, Mapping[str, Needed]]] = {
     **{path: _READ for model in (_MODEL, _VERSION) for path in (model, f"{model}/ready")},
     **{f"{model}/infer": _ASK for model in (_MODEL, _VERSION)},
     "/adapt": {"POST": "adapt"},
-    "/jobs/{id}": _FOLLOW,
+    "/jobs/{id}": {"GET": "adapt", "DELETE": "adapt"},
     "/jobs/{id}/events": _FOLLOW,
     "/jobs/{id}/landscape": _FOLLOW,
     "/deployments/{name}/jobs": _FOLLOW,

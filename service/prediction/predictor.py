@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from sqlalchemy.exc import DBAPIError
-
 from adapt.documents.soup import Soup
 from deploy.runtime import SoupSession
 from service.metrics import Metrics
@@ -19,6 +17,7 @@ from service.prediction.loading import LoadedSoup, Loader, NotReady, OtherWeight
 from service.prediction.reservoir import Reservoirs
 from service.prediction.sessions import Sessions
 from service.settings import Settings
+from service.store.database import UNAVAILABLE, cause_of
 from service.store.registry import Pointer, Registry
 from service.store.tables import new_id
 from service.store.transactions import UnknownVersion
@@ -50,7 +49,9 @@ class Predictor:
         self._served: dict[str, Pointer] = {}
         self._of_other_weights: set[Pointer] = set()  # what the registry points at, and cannot be served here
         self.deployments: frozenset[str] | None = None  # all that exist, once that is known
-        self._is_ready = self._are_all_ready = False
+        self._is_ready = self._have_all_been_ready = False
+        self._seen_at = time.monotonic()  # when the registry was last read
+        metrics.saw_registry()
         self._lock = asyncio.Lock()
         self._poll_task: asyncio.Task[None] | None = None
         self._reported: tuple[float, dict[str, int]] = (0.0, {})
@@ -64,11 +65,14 @@ class Predictor:
 
     @property
     def are_all_ready(self) -> bool:
-        """Every predictor of this machine has been ready: what probes ask for, as any may get the next connection.
+        """What probes ask for: every predictor of this machine has been ready, as any may get the next connection.
 
-        Stays true from then on: a predictor that is started again takes no connection before it is ready.
+        That stays so: a predictor that is started again takes no connection before it is ready. But a predictor that
+        could not read the registry for `registry_max_age_seconds` may serve what is out of date: it is not ready until
+        it can.
         """
-        return self._are_all_ready
+        age = time.monotonic() - self._seen_at
+        return self._have_all_been_ready and age <= self._settings.registry_max_age_seconds
 
     @property
     def has_other_weights(self) -> bool:
@@ -88,11 +92,11 @@ class Predictor:
         the adapter to build the serving bundle, which takes longer: probes and clients are told so meanwhile.
         """
         self._metrics.ready.labels(DEFAULT).set(0)
-        with suppress(DBAPIError):
+        with suppress(*UNAVAILABLE):
             await self._report(force=True)
         self.reservoirs.start()
         self._poll_task = asyncio.create_task(self._poll())
-        with suppress(DBAPIError):
+        with suppress(*UNAVAILABLE):
             if await asyncio.to_thread(self._loader.waits_for_bundle, DEFAULT):
                 return
         deadline = time.monotonic() + STARTUP_SECONDS
@@ -107,7 +111,7 @@ class Predictor:
                 await self._poll_task
         await self._sessions.close()
         await self.reservoirs.stop()
-        with suppress(DBAPIError):
+        with suppress(*UNAVAILABLE):
             await asyncio.to_thread(self._registry.remove_worker, self.id)
         self._loader.close()
 
@@ -169,13 +173,12 @@ class Predictor:
         while True:
             pause = self._settings.poll_seconds
             try:
-                if await self.refresh() or not self._are_all_ready:
+                if await self.refresh() or not self._have_all_been_ready:
                     pause = min(BUSY_POLL_SECONDS, pause)
                 is_well = True
-            except DBAPIError as error:
+            except UNAVAILABLE as error:
                 if is_well:
-                    cause = " ".join(str(error.orig).split())
-                    logger.warning("the registry cannot be used, serving on: %s", cause)
+                    logger.warning("the registry cannot be used, serving on: %s", cause_of(error))
                 is_well = False
             except Exception:
                 logger.exception("unexpected error while looking for new soups, serving on")
@@ -185,6 +188,8 @@ class Predictor:
         """Serve what the registry points at now and report it; returns True while jobs are queued or running."""
         async with self._lock:
             snapshot = await asyncio.to_thread(self._registry.snapshot)
+            self._seen_at = time.monotonic()
+            self._metrics.saw_registry()
             self.deployments = frozenset(pointer.name for pointer in snapshot.deployments)
             await self._follow({pointer.name: pointer for pointer in snapshot.deployments})
             if not self._is_ready and DEFAULT in self._served:
@@ -202,8 +207,8 @@ class Predictor:
             self._sessions.count_hits()
             self._metrics.expect(snapshot.active_jobs)
             await self._report()
-            if self._is_ready and not self._are_all_ready:
-                self._are_all_ready = await asyncio.to_thread(self._have_all_loaded)
+            if self._is_ready and not self._have_all_been_ready:
+                self._have_all_been_ready = await asyncio.to_thread(self._have_all_loaded)
             return bool(snapshot.active_jobs)
 
     def _have_all_loaded(self) -> bool:
@@ -295,7 +300,7 @@ class Predictor:
                 digests={name: base.manifest.digest for name, base in self.catalog.items()},
                 confidences=confidences,
             )
-        except DBAPIError:
+        except BaseException:
             self.confidences.give_back(confidences)
             raise
         self._reported = (time.monotonic(), versions)

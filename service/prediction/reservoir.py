@@ -90,13 +90,18 @@ class Share:
         changes, self._changes = self._changes, {}
         return changes
 
+    def give_back(self, changes: Changes) -> None:
+        """Have changes written the next time, as that failed now; later ones count."""
+        self._changes = changes | self._changes
+
     def write(self, changes: Changes) -> None:
         """Bring the file up to date; runs in a thread.
 
         Raises:
             OSError: the disk is full or gone.
         """
-        for position, change in changes.items():
+        # What is to be cleared first: on a full disk that still works.
+        for position, change in sorted(changes.items(), key=lambda item: item[1] is not None):
             record = np.zeros((), dtype=self._type)
             if change is not None:
                 record["at"], record["pixels"] = change
@@ -167,7 +172,8 @@ class Reservoirs:
                 if changes := share.take_changes(time.time()):
                     try:
                         await asyncio.to_thread(share.write, changes)
-                    except OSError as error:  # those images are lost, nothing else is
+                    except OSError as error:
+                        share.give_back(changes)
                         logger.warning("%s: the reservoir cannot be written: %s", name, error.strerror)
 
     async def _keep_flushing(self) -> None:

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.engine import URL, make_url
 
@@ -44,16 +45,30 @@ def _copy_sqlite(url: URL, out: Path) -> None:
         raise ValueError(f"{url.database}: expected a database without damage, got {' '.join(verdict.split())}")
 
 
+def _connection_options(url: URL) -> dict[str, Any]:
+    """Return what libpq is told by a URL of SQLAlchemy."""
+    dialect = url.set(drivername="postgresql+psycopg").get_dialect()()
+    _, options = dialect.create_connect_args(url)
+    return {name: value for name, value in options.items() if isinstance(value, str | int)}
+
+
 def _dump_postgresql(url: URL, out: Path) -> None:
-    """Let `pg_dump` write an archive; the password goes through the environment, which no list of processes shows."""
+    """Let `pg_dump` write an archive; the password goes through the environment, which no list of processes shows.
+
+    What else the URL says goes as the driver would get it, whether it stands in the URL's head or in its query.
+    """
     program = shutil.which(PG_DUMP)
     if program is None:
         raise ValueError(f"expected the program {PG_DUMP} to back PostgreSQL up: install a PostgreSQL client")
+    from psycopg.conninfo import make_conninfo  # which who keeps the registry on SQLite does not need
+
+    options = _connection_options(url)
     environment = dict(os.environ)
-    if url.password is not None:
-        environment["PGPASSWORD"] = url.password
-    plain = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
-    command = [program, "--format=custom", f"--file={out}", f"--dbname={plain}"]
+    if (password := options.pop("password", None)) is not None:
+        environment["PGPASSWORD"] = password
+    if "sslpassword" in options:
+        raise ValueError(f"expected a client key without a passphrase (sslpassword) for {PG_DUMP}: others would see it")
+    command = [program, "--format=custom", f"--file={out}", f"--dbname={make_conninfo(**options)}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ValueError(f"{PG_DUMP} failed: {' '.join(done.stderr.split())}")

@@ -8,9 +8,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-BUSY_SECONDS = 10  # how long a writer waits for another one's transaction (SQLite), or for a connection (PostgreSQL)
+from service.settings import DATABASE_CONNECTIONS
+from training.documents import one_line
+
+BUSY_SECONDS = 10  # how long a writer of SQLite waits for another one's transaction
+UNAVAILABLE = (DBAPIError, PoolTimeout)  # the database does not answer, or no connection to it was free in time
 MAX_INTEGER = 2**31 - 1  # what a column of whole numbers holds
 
 
@@ -21,8 +27,14 @@ class SchemaError(ValueError):
 class Database:
     """Transactions on a SQLAlchemy URL of SQLite or PostgreSQL. Safe to use from several threads and processes."""
 
-    def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+    def __init__(self, url: str, *, connections: int = DATABASE_CONNECTIONS) -> None:
+        """Open nothing yet.
+
+        Args:
+            url: of SQLite or PostgreSQL.
+            connections: most connections to PostgreSQL at a time.
+        """
+        self._engine = _engine(url, connections)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -51,15 +63,17 @@ def is_text(value: str) -> bool:
     return "\0" not in value
 
 
-def _engine(url: str) -> Engine:
+def cause_of(error: Exception) -> str:
+    """Return what the driver said of a database that is `UNAVAILABLE`, in one line."""
+    return one_line(getattr(error, "orig", None) or error)
+
+
+def _engine(url: str, connections: int) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "postgresql":
-        # A connection that a restart of the server has broken is noticed, and replaced, when it is taken.
-        return create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            pool_pre_ping=True,
-            connect_args={"connect_timeout": BUSY_SECONDS, "options": f"-c lock_timeout={BUSY_SECONDS}s"},
-        )
+        from service.store.postgres import postgres_engine  # needs psycopg, which not everybody has
+
+        return postgres_engine(parsed, connections=connections)
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
 
-from service.store.database import Database
+from service.store.database import UNAVAILABLE, Database
 from service.store.jobs import add_job
 from service.store.keeping import (
     Choice,
@@ -80,7 +79,7 @@ class Intake:
 
         Raises:
             UnknownDeployment, QueueFull, NothingKept, TooManySamples, Conflict: nothing was stored.
-            OSError, DBAPIError: it cannot be stored; nothing is.
+            OSError, or what `UNAVAILABLE` lists: it cannot be stored; nothing is.
         """
         num_bytes = len(request.material.selected) * _bytes_per_image(manifest)
         if num_bytes > self._max_bytes:
@@ -162,7 +161,7 @@ class Intake:
             self._packs.delete(pack for pack in written if pack not in known)
             if not is_queued:
                 self._packs.delete_unlabelled([job], are_new=True)
-        except (DBAPIError, OSError):
+        except (*UNAVAILABLE, OSError):
             return
 
 

@@ -1,19 +1,19 @@
 """The queue of adaptations: a table, claimed by one adapter at a time, that outlives every process."""
 
-import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from adapt.documents.landscape import Landscape
 from adapt.documents.soup import Outcome, Soup, SupportSummary
+from service.store.clock import Now, is_silent, read_clock
 from service.store.database import Database, is_text
 from service.store.keeping import mark_used
 from service.store.material import unpack_selection
 from service.store.tables import ACTIVE_STATES, Deployment, Job, SoupVersion
-from service.store.transactions import add_soup, get_deployment, get_soup, move, soup_of
+from service.store.transactions import Conflict, add_soup, get_deployment, get_soup, move, soup_of
 from service.store.watches import Rollback, is_still, put_back
 
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
@@ -37,10 +37,10 @@ class JobQueue:
         with self._database.read() as session:
             return session.scalar(select(Job).where(Job.id == job)) if is_text(job) else None
 
-    def forget(self, *, finished_before: float) -> int:
-        """Delete jobs that ended before a time (seconds since 1970); return how many."""
+    def forget(self, *, older_than: float) -> int:
+        """Delete jobs that ended more than so many seconds ago; return how many."""
         with self._database.write() as session:
-            old = session.execute(delete(Job).where(Job.finished_at < finished_before).returning(Job.seq))
+            old = session.execute(delete(Job).where(Job.finished_at < Now() - older_than).returning(Job.seq))
             return len(old.all())
 
     def latest(self, deployment: str, *, limit: int) -> Sequence[Job]:
@@ -61,21 +61,21 @@ class JobQueue:
             return set(session.scalars(select(Job.id)))
 
     def claim(self, owner: str, *, stale_seconds: float, digests: Collection[str] | None = None) -> Job | None:
-        """Take the oldest queued job for `owner`, or return None.
+        """Take a queued job for `owner`, or return None.
 
-        Jobs whose base version was made for weights other than those in `digests` are left for adapters that have them;
-        None takes all.
+        Deployments take turns: the oldest job of the one that was worked on least recently comes first. Jobs whose base
+        version was made for weights other than those in `digests` are left for adapters that have them; None takes all.
 
-        First, running jobs whose heartbeat is older than `stale_seconds` go back to the queue, or fail if it is not
-        the first time. A job that compares with its base version gets the number of that comparison, and keeps it if
-        it is put back.
+        Before that, running jobs whose heartbeat is older than `stale_seconds` go back to the queue, or fail if it is
+        not the first time. A job that compares with its base version gets the number of that comparison, and keeps it
+        if it is put back.
         """
         with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
             if session.scalar(select(Job.seq).where(Job.state.in_(ACTIVE_STATES)).limit(1)) is None:
                 return None
-        now = time.time()
         with self._database.write() as session:
-            stale = (Job.state == "running") & (Job.heartbeat_at < now - stale_seconds)
+            now = read_clock(session)
+            stale = (Job.state == "running") & is_silent(Job.heartbeat_at, stale_seconds)
             session.execute(
                 update(Job).where(stale, Job.attempts < MAX_ATTEMPTS).values(state="queued", claimed_by=None)
             )
@@ -90,11 +90,7 @@ class JobQueue:
                     reason=f"the adapter stopped {MAX_ATTEMPTS} times while it worked on this job",
                 )
             )
-            queued = select(Job).where(Job.state == "queued")
-            if digests is not None:
-                base = (SoupVersion.deployment == Job.deployment) & (SoupVersion.version == Job.base_version)
-                queued = queued.join(SoupVersion, base).where(SoupVersion.soup["base_digest"].as_string().in_(digests))
-            job = session.scalar(queued.order_by(Job.seq).limit(1).with_for_update(skip_locked=True, of=Job))
+            job = session.scalar(_next_job(digests))
             if job is None:
                 return None
             job.state, job.claimed_by, job.heartbeat_at = "running", owner, now
@@ -142,10 +138,25 @@ class JobQueue:
                 update(Job)
                 .where(Job.seq == job.seq, Job.state == "running", Job.claimed_by == job.claimed_by)
                 .where(Job.attempts == job.attempts)
-                .values(heartbeat_at=time.time(), progress=progress, message=message)
+                .values(heartbeat_at=Now(), progress=progress, message=message)
                 .returning(Job.seq)
             )
             return mine.first() is not None
+
+    def cancel(self, job: str, *, who: str | None = None) -> Job | None:
+        """End a job that waits or runs, and return it; None if there is none. Whoever works on it is told by `beat`.
+
+        Raises:
+            Conflict: it has ended already.
+        """
+        with self._database.write() as session:
+            row = session.scalar(select(Job).where(Job.id == job).with_for_update()) if is_text(job) else None
+            if row is not None:
+                if row.is_finished:
+                    raise Conflict(f"the job has ended already: {row.state}")
+                _end(session, row, "cancelled" if who is None else f"cancelled by {who}")
+                row.claimed_by = None
+            return row
 
     def release(self, job: Job) -> None:
         """Put a job back because its worker stops in good order; this does not count as an attempt."""
@@ -157,9 +168,7 @@ class JobQueue:
         """End a job that cannot be done."""
         with self._database.write() as session:
             if mine := _mine(session, job):
-                mine.state, mine.reason, mine.finished_at = "failed", reason, time.time()
-                mine.selection = None
-                mine.version = get_deployment(session, mine.deployment).version
+                _end(session, mine, reason)
 
     def finish(
         self,
@@ -184,14 +193,15 @@ class JobQueue:
                 is promoted, or the deployment moved or is not watched any more.
 
         Returns:
-            The finished job; None if it is no longer the caller's (it was taken for dead) or its deployment is gone.
+            The finished job, also if an earlier call finished it and its answer was lost; None if it is no longer the
+            caller's (it was cancelled, or taken for dead) or its deployment is gone.
         """
         with self._database.write() as session:
             # The deployment is locked before the job, as by whoever deletes both: none waits for the other for ever.
             found = session.get(Deployment, job.deployment, with_for_update=True)
             mine = _mine(session, job)
             if found is None or mine is None:
-                return None
+                return _ended_by(session, job)
             current = soup_of(get_soup(session, mine.deployment, mine.base_version))
             is_new = not _serves_the_same(candidate, current)
             version = mine.base_version
@@ -201,7 +211,8 @@ class JobQueue:
             mark_used(session, mine.deployment, unpack_selection(mine.selection or b""))
             mine.selection = None
             mine.outcome = outcome.model_dump(mode="json") | _landscape(landscape)
-            mine.state, mine.reason, mine.progress, mine.finished_at = "kept", outcome.reason, 1.0, time.time()
+            mine.state, mine.reason, mine.progress = "kept", outcome.reason, 1.0
+            mine.finished_at = read_clock(session)
             if outcome.state == "promoted" and found.version != mine.base_version:
                 mine.reason = SUPERSEDED
             elif outcome.state == "promoted" and is_new:
@@ -294,11 +305,45 @@ def add_job(
     return queued
 
 
+def _next_job(digests: Collection[str] | None) -> Select[Job]:
+    """Return the query for the job whose turn it is, locked; of those whose base version has one of these digests."""
+    waiting = select(Job.deployment).where(Job.state == "queued")
+    turns = (
+        select(Job.deployment, func.max(Job.heartbeat_at).label("worked_at"))
+        .where(Job.deployment.in_(waiting))
+        .group_by(Job.deployment)
+        .subquery()
+    )
+    queued = select(Job).join(turns, turns.c.deployment == Job.deployment).where(Job.state == "queued")
+    if digests is not None:
+        base = (SoupVersion.deployment == Job.deployment) & (SoupVersion.version == Job.base_version)
+        queued = queued.join(SoupVersion, base).where(SoupVersion.soup["base_digest"].as_string().in_(digests))
+    return (
+        queued.order_by(turns.c.worked_at.asc().nulls_first(), Job.seq)
+        .limit(1)
+        .with_for_update(of=Job, skip_locked=True)
+    )
+
+
+def _end(session: Session, row: Job, reason: str) -> None:
+    """End a locked job without a result."""
+    row.state, row.reason, row.finished_at = "failed", reason, read_clock(session)
+    row.selection = None
+    row.version = get_deployment(session, row.deployment).version
+
+
 def _mine(session: Session, job: Job) -> Job | None:
     """Return the row of a job if the caller still works on it, locked."""
     row = session.scalar(select(Job).where(Job.seq == job.seq).with_for_update())
     owned = row is not None and (row.state, row.claimed_by, row.attempts) == ("running", job.claimed_by, job.attempts)
     return row if owned else None
+
+
+def _ended_by(session: Session, job: Job) -> Job | None:
+    """Return the row of a job that the caller has finished."""
+    row = session.scalar(select(Job).where(Job.seq == job.seq))
+    is_ours = row is not None and (row.claimed_by, row.attempts) == (job.claimed_by, job.attempts)
+    return row if is_ours and row is not None and row.candidate_version is not None else None
 
 
 def _compares(job: Job) -> bool:

@@ -1,6 +1,5 @@
 """What a request for an adaptation does to the rows of kept images, within the transaction that queues its job."""
 
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -8,6 +7,7 @@ from pydantic import Field
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
+from service.store.clock import read_clock
 from service.store.identity import registry_id
 from service.store.material import Material, Selected
 from service.store.packs import drop_samples
@@ -107,7 +107,7 @@ def keep(
     Raises:
         Moved: one was kept then and is not any more.
     """
-    spec, now = manifest.input, time.time()
+    spec, now = manifest.input, read_clock(session)
     rows = {row.hash: row for row in samples_of(session, deployment.name, [item.hash for item in material.selected])}
     fit = fitting(session, rows.values(), spec)
     placed = {digest: pack.id for pack in packs for digest in pack.hashes}
@@ -194,7 +194,7 @@ def select_images(
 
 def mark_used(session: Session, deployment: str, selected: Iterable[Selected]) -> None:
     """Note that a search on these images has ended."""
-    _note(session, deployment, (digest for digest, _ in selected), used_at=time.time())
+    _note(session, deployment, (digest for digest, _ in selected), used_at=read_clock(session))
 
 
 def _note(session: Session, deployment: str, hashes: Iterable[str], **moment: float) -> None:

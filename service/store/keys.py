@@ -149,11 +149,17 @@ class KeyRing:
         self._keys: tuple[Key, ...] = ()
         self._mark: tuple[int, ...] | None = ()
         self._look_at = 0.0
+        self._complaint = ""  # what was logged last of a file that cannot be read
 
     def find(self, secret: str) -> Key | None:
         """Return the key that a secret is, or None."""
         self._refresh()
         return find_key(self._keys, secret)
+
+    def has(self, key: Key) -> bool:
+        """Say if a key that was found earlier still counts, with the same role."""
+        self._refresh()
+        return key in self._keys
 
     def _refresh(self) -> None:
         now = time.monotonic()
@@ -163,12 +169,14 @@ class KeyRing:
         mark = _mark(self._path)
         if mark == self._mark:
             return
-        self._mark = mark
         try:
             self._keys = read_keys(self._path)
-        except KeysError as error:
-            logger.error("the API keys stay as they were: %s", error)
+        except KeysError as error:  # looked at again: what fails now may be read later without having changed
+            if (complaint := str(error)) != self._complaint:
+                logger.error("the API keys stay as they were: %s", complaint)
+            self._complaint = complaint
         else:
+            self._mark, self._complaint = mark, ""
             logger.info("%d API keys", len(self._keys))
 
 

@@ -41,6 +41,9 @@ def upgrade(database: Database) -> str | None:
     with database.write() as session:
         connection = session.connection()
         if connection.dialect.name == "postgresql":
+            from service.store.postgres import lift_limits
+
+            lift_limits(connection)
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         found = usable_revision(connection)
         if found != head() and not is_newer(found):

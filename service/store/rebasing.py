@@ -1,6 +1,5 @@
 """Moving deployments to the new weights of their base set: only on request, and while no worker has other ones."""
 
-import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from adapt.documents.soup import Soup
+from service.store.clock import is_silent, read_clock
 from service.store.database import Database
 from service.store.tables import Deployment, Job, SoupVersion, Worker
 from service.store.transactions import Conflict, add_soup, get_deployment, get_soup, move
@@ -75,7 +75,7 @@ def _end_jobs(session: Session, found: Deployment) -> None:
     """End the jobs that wait for an adapter with the weights of before, which there is none of any more."""
     reason = "the deployment moved to new weights of its base set: send the images again"
     waiting = update(Job).where(Job.deployment == found.name, Job.state == "queued")
-    values = {"selection": None, "finished_at": time.time(), "version": found.version, "reason": reason}
+    values = {"selection": None, "finished_at": read_clock(session), "version": found.version, "reason": reason}
     session.execute(waiting.values(state="failed", **values))
 
 
@@ -90,7 +90,7 @@ def _outdated(session: Session, digests: Mapping[str, str]) -> list[str]:
 
 def _workers_with_other_weights(session: Session, wanted: Mapping[str, str], stale_seconds: float) -> list[str]:
     """Return the live workers that have other weights, or do not say which, as those of earlier versions do."""
-    alive = select(Worker).where(Worker.heartbeat_at >= time.time() - stale_seconds)
+    alive = select(Worker).where(~is_silent(Worker.heartbeat_at, stale_seconds))
     return [
         f"process {worker.pid} on {worker.host}"
         for worker in session.scalars(alive.order_by(Worker.started_at))

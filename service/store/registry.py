@@ -1,6 +1,5 @@
 """The registry: deployments, immutable soup versions, events, workers. Every change is one transaction."""
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ from sqlalchemy import delete, func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from adapt.documents.soup import Soup
+from service.store.clock import Now, is_silent
 from service.store.database import MAX_INTEGER, Database, is_text
 from service.store.sums import Sums, add_sums, take_sums
 from service.store.tables import (
@@ -294,8 +294,9 @@ class Registry:
         """
         with self._database.write(is_durable=False) as session:
             add_sums(session, confidences or {})
-            row = {"pid": pid, "host": host, "provider": provider, "loaded": loaded, "digests": digests}
-            session.merge(Worker(id=worker, heartbeat_at=time.time(), **row))
+            values = {"pid": pid, "host": host, "provider": provider, "loaded": loaded, "digests": digests}
+            row = session.merge(Worker(id=worker, **values))
+            row.heartbeat_at = Now()
 
     def remove_worker(self, worker: str) -> None:
         """Forget a predictor that stops in good order."""
@@ -306,13 +307,13 @@ class Registry:
         """Return the predictors that reported within `stale_seconds`, oldest first."""
         with self._database.read() as session:
             return session.scalars(
-                select(Worker).where(Worker.heartbeat_at >= time.time() - stale_seconds).order_by(Worker.started_at)
+                select(Worker).where(~is_silent(Worker.heartbeat_at, stale_seconds)).order_by(Worker.started_at)
             ).all()
 
     def forget_workers(self, *, stale_seconds: float) -> None:
         """Delete predictors that have been silent for `stale_seconds`."""
         with self._database.write() as session:
-            session.execute(delete(Worker).where(Worker.heartbeat_at < time.time() - stale_seconds))
+            session.execute(delete(Worker).where(is_silent(Worker.heartbeat_at, stale_seconds)))
 
 
 def _check_expected(found: Deployment, expected: int | None) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from sqlalchemy import func, select
 
 from adapt.images.support import Support
+from service.store.clock import Now
 from service.store.database import Database, is_text
 from service.store.keeping import packs_of, samples_of
 from service.store.material import Images, Material, Selected, from_bytes, unpack_selection
@@ -25,7 +26,7 @@ READ_ATTEMPTS = 3  # a pack may be replaced between looking it up and reading it
 
 
 class SamplesGone(ValueError):
-    """The images of a job were deleted, are damaged, or cannot be read."""
+    """The images of a job were deleted, or are damaged."""
 
 
 class SampleCounts(NamedTuple):
@@ -116,39 +117,39 @@ class Samples:
         except OSError as error:
             logger.warning("the store cannot be used: %s", error)
 
-    def expire(self, *, given_before: float) -> int:
-        """Delete the rows of images last given before a time; return how many. Cleaning deletes the pixels."""
+    def expire(self, *, older_than: float) -> int:
+        """Delete the rows of images last given more than so many seconds ago; return how many.
+
+        Cleaning deletes the pixels.
+        """
+        is_old = Sample.given_at < Now() - older_than
         with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
-            if session.scalar(select(Sample.hash).where(Sample.given_at < given_before).limit(1)) is None:
+            if session.scalar(select(Sample.hash).where(is_old).limit(1)) is None:
                 return 0
         with self._database.write() as session:
-            return drop_samples(session, Sample.given_at < given_before)
+            return drop_samples(session, is_old)
 
     def load(self, job: Job, manifest: Manifest) -> Material:
         """Return the images of a job, those of them that are still kept.
 
         Raises:
-            SamplesGone: none is, or the store cannot be read.
+            SamplesGone: none is, or they are damaged.
+            OSError: the store does not answer.
         """
         with self._database.read() as session:
             selection = session.scalar(select(Job.selection).where(Job.seq == job.seq))
-        try:
-            support = self._support(job.deployment, unpack_selection(selection or b""), manifest)
-            unlabelled, hashes = self._unlabelled(job)
-        except OSError as error:
-            logger.error("the samples of job %s cannot be read: %s", job.id, error)
-            raise SamplesGone("the stored images of this job cannot be read at the moment") from None
+        support = self._support(job.deployment, unpack_selection(selection or b""), manifest)
+        unlabelled, hashes = self._unlabelled(job)
         if support is None and (selection or unlabelled is None):
             raise SamplesGone("the stored images of this job were deleted, or are damaged")
         return Material(support, unlabelled, hashes)
 
     def discard(self, job: str) -> None:
-        """Delete the unlabelled images of a job that is done.
-
-        Raises:
-            OSError: the store does not answer.
-        """
-        self.packs.delete_unlabelled([job])
+        """Delete the unlabelled images of a job that has ended; what fails now is done by the sweep."""
+        try:
+            self.packs.delete_unlabelled([job])
+        except OSError as error:
+            logger.warning("the store cannot be used: %s", error)
 
     def _support(self, deployment: str, selected: Sequence[Selected], manifest: Manifest) -> Support | None:
         images = self._images(deployment, [digest for digest, _ in selected])

@@ -1,11 +1,12 @@
 """Tables of the registry."""
 
-import time
 import uuid
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import JSON, ForeignKeyConstraint, Index, LargeBinary, MetaData, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from service.store.clock import Now
 
 ACTIVE_STATES = ("queued", "running")
 Balance = Literal["none", "class"]  # what counts alike in a search: images, or classes
@@ -14,7 +15,10 @@ WATCH = "(watch)"  # who did it, if nobody asked: no API key can have that name
 
 
 class Table(DeclarativeBase):
-    """Base of all tables. Times are seconds since 1970, UTC; names of constraints are fixed for later migrations."""
+    """Base of all tables.
+
+    Times are the database's, in seconds since 1970, UTC; names of constraints are fixed for later migrations.
+    """
 
     metadata = MetaData(
         naming_convention={
@@ -76,7 +80,7 @@ class Deployment(Table):
     watch: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a WatchPlan
     watch_state: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a WatchState
     reference: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # a ReferenceInfo
-    created_at: Mapped[float] = mapped_column(default=time.time)
+    created_at: Mapped[float] = mapped_column(default=Now())
 
 
 class SoupVersion(Table):
@@ -93,7 +97,7 @@ class SoupVersion(Table):
     attempts: Mapped[int] = mapped_column(default=0)  # searches that were compared with it
     source: Mapped[str] = mapped_column(String(16))  # default, adapt, dial
     job: Mapped[str | None] = mapped_column(String(32))
-    created_at: Mapped[float] = mapped_column(default=time.time)
+    created_at: Mapped[float] = mapped_column(default=Now())
 
 
 class Pack(Table):
@@ -107,7 +111,7 @@ class Pack(Table):
     height: Mapped[int]
     width: Mapped[int]
     is_stale: Mapped[bool] = mapped_column(default=False)  # it has images that no sample refers to: to be written anew
-    created_at: Mapped[float] = mapped_column(default=time.time)
+    created_at: Mapped[float] = mapped_column(default=Now())
     origin: Mapped[str | None] = mapped_column(String(32))  # id of the registry that wrote it; earlier ones: null
 
 
@@ -165,7 +169,7 @@ class Job(Table):
     candidate_version: Mapped[int | None]
     outcome: Mapped[dict[str, Any] | None]  # adapt.documents.soup.Outcome, and the landscape of its search
     reason: Mapped[str | None]
-    created_at: Mapped[float] = mapped_column(default=time.time)
+    created_at: Mapped[float] = mapped_column(default=Now())
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
 
@@ -182,7 +186,7 @@ class Event(Table):
     __table_args__ = (Index(None, "deployment"),)
 
     seq: Mapped[int] = mapped_column(primary_key=True)
-    at: Mapped[float] = mapped_column(default=time.time)
+    at: Mapped[float] = mapped_column(default=Now())
     deployment: Mapped[str] = mapped_column(String(63))  # no foreign key: events outlive their deployment
     kind: Mapped[str] = mapped_column(String(16))  # created, promoted, rollback, dial, rebased, deleted
     from_version: Mapped[int | None]
@@ -216,5 +220,5 @@ class Worker(Table):
     provider: Mapped[str | None] = mapped_column(String(64))
     loaded: Mapped[dict[str, Any]]  # version by deployment
     digests: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # of its base sets; earlier: null
-    started_at: Mapped[float] = mapped_column(default=time.time)
-    heartbeat_at: Mapped[float] = mapped_column(default=time.time)
+    started_at: Mapped[float] = mapped_column(default=Now())
+    heartbeat_at: Mapped[float] = mapped_column(default=Now())

@@ -1,5 +1,7 @@
 import asyncio
 import json
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,10 @@ from benchmarks.client import hammer, multipart, post_request
 from benchmarks.guard.__main__ import Guard
 from benchmarks.guard.trials import spoiled
 from benchmarks.load.__main__ import LoadTest
+from benchmarks.load.story import Promises
 from benchmarks.pictures import jpegs, photographs
 from benchmarks.postgres import binaries
+from benchmarks.proxy import Proxy
 from benchmarks.search.__main__ import Search
 from benchmarks.serving.__main__ import Serving, ahead
 from benchmarks.serving.rivals import plain_pixels
@@ -148,11 +152,59 @@ def test_nothing_is_lost_or_wrong_while_parts_are_killed(tiny_base_set: Path, tm
         place.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng([number, len(label)]).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(place / f"{number}.png")
-    times = {"seconds": 25, "adapt_every": 6, "kill_every": 8}
-    data = LoadTest(base=tiny_base_set, data=tmp_path / "data", postgres=binaries() is not None, **times).execute().data
-    assert (data["failed"], data["wrong_answers"], data["lost_promotions"], data["refused"]) == (0, 0, 0, 0)
+    has_postgres = binaries() is not None
+    test = LoadTest(
+        base=tiny_base_set,
+        data=tmp_path / "data",
+        postgres=has_postgres,
+        replicas=2 if has_postgres else 1,
+        seconds=40,
+        adapt_every=6,
+        kill_every=13,
+    )
+    data = test.execute().data
+    faults = ("failed", "wrong_answers", "lost_promotions", "broken_promises", "refused")
+    assert {name: data[name] for name in faults} == dict.fromkeys(faults, 0), data
     assert data["worker_kills"] >= 2
+    assert sum(data["heavy"].values()) == 8
+    assert len(data["restarts_s"]) == (2 if has_postgres else 0)
+    assert data["silences"] == (2 if has_postgres else 0)
     assert sum(data["jobs"].values()) >= 2
+
+
+def test_a_promise_is_broken_by_older_answers_to_later_requests() -> None:
+    promises = Promises()
+    before = time.perf_counter()
+    promises.check(before, 1)
+    promises.add(3)
+    promises.add(2)  # a slower answer to an earlier promotion takes nothing back
+    for sent, version in ((before, 1), (time.perf_counter(), 3), (time.perf_counter(), 4)):
+        promises.check(sent, version)
+    assert (len(promises), promises.broken) == (2, 0)
+    promises.check(time.perf_counter(), 2)
+    assert promises.broken == 1
+
+
+def test_a_silenced_connection_stays_open_and_a_new_one_works() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        Proxy(server.getsockname()[1]) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as client,
+        server.accept()[0] as behind,
+    ):
+        client.sendall(b"one")
+        assert behind.recv(10) == b"one"
+        behind.sendall(b"two")
+        assert client.recv(10) == b"two"
+        proxy.silence()
+        client.sendall(b"three")
+        for side in (client, behind):
+            side.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                side.recv(10)
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as another, server.accept()[0] as beside:
+            another.sendall(b"four")
+            assert beside.recv(10) == b"four"
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 99))

@@ -34,6 +34,7 @@ PREDICT = OPEN | {
 ADAPT = PREDICT | {
     "POST /adapt",
     "GET /jobs/{id}",
+    "DELETE /jobs/{id}",
     "GET /jobs/{id}/events",
     "GET /jobs/{id}/landscape",
     "GET /deployments/{name}/jobs",

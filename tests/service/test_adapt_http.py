@@ -418,3 +418,29 @@ def test_network_without_batchnorm_cannot_adapt_without_labels(server: Server, l
     job = client.post("/adapt?deployment=vit&promote=never", **request).json()
     assert (job["state"], job["support"]["n"], job["patch"]) == ("kept", 10, None)
     assert client.delete("/deployments/vit").status_code == 204
+
+
+def test_cancelled_job_ends_at_once_and_is_not_cancelled_twice(server: Server, labelled: Labelled) -> None:
+    """Jobs wait, as the adapter is held."""
+    client, (adapter,) = server.client, server.processes("Adapter")
+    adapter.suspend()
+    try:
+        request = labelled.request(0, 21)
+        request["files"] += as_parts(labelled.files[30:33], "unlabelled")
+        queued = client.post("/adapt?wait=0&promote=never", **request)
+        assert (queued.status_code, queued.json()["state"]) == (202, "queued")
+        path = queued.headers["location"]
+        files = sample_files(server)
+        answer = client.delete(path)
+        assert answer.status_code == 200
+        job = answer.json()
+        assert (job["state"], job["reason"], job["version"]) == ("failed", "cancelled", 1)
+        assert client.get(path).json() == job
+        assert [file.parent.name for file in files - sample_files(server)] == ["unlabelled"]
+        again = client.delete(path)
+        assert again.status_code == 409
+        assert again.headers["content-type"] == "application/problem+json"
+        assert client.delete("/jobs/none").status_code == 404
+    finally:
+        adapter.resume()
+    assert client.post("/adapt?promote=never", **request).json()["state"] == "kept"

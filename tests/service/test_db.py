@@ -8,6 +8,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -173,6 +174,52 @@ def test_backup_is_one_moment_of_a_registry_that_is_written_to(
         assert len(registry.events("default", limit=1000)) == len(versions)
         assert registry.soup("default", 2, held_out=True) == made
         assert [row.attempts for row in registry.soups("default")][-2:] == [0, 7]
+
+
+@pytest.mark.parametrize("place", ["head", "query"])
+def test_no_list_of_processes_shows_the_password(
+    place: str,
+    postgres_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The fault: a password in the URL's query was an argument of pg_dump. The server here takes any."""
+    folder = binaries()
+    assert folder is not None
+    seen, program = tmp_path / "seen", tmp_path / "bin" / "pg_dump"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nprintf "%s " "$PGPASSWORD" "$@" > {seen}\nexec {folder / "pg_dump"} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    secret = "a b'c\\d"
+    quoted = quote(secret, safe="")
+    url = f"{postgres_url}?application_name=backup"
+    url = url.replace("saucier@", f"saucier:{quoted}@") if place == "head" else f"{url}&password={quoted}"
+    monkeypatch.setenv("SAUCIER_DATABASE_URL", url)
+    code, _, error = call(capsys, "backup", str(tmp_path / "copy"))
+    assert code == 0, error
+    password, arguments = seen.read_text().split("--format", 1)
+    assert password.strip() == secret
+    assert secret not in arguments
+    assert quoted not in arguments
+    assert "application_name=backup" in arguments
+
+
+def test_client_key_with_a_passphrase_is_refused(
+    postgres_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if (folder := binaries()) is not None:
+        monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("SAUCIER_DATABASE_URL", f"{postgres_url}?sslpassword=hidden")
+    code, _, error = call(capsys, "backup", str(tmp_path / "copy"))
+    assert code == 2
+    assert "sslpassword" in error
+    assert "hidden" not in error
+    assert len(error.splitlines()) == 1
 
 
 def test_backup_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

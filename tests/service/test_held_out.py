@@ -1,6 +1,5 @@
 """What a version remembers of its images, from one adaptation to the next: intake, store, search, watch."""
 
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,7 +162,7 @@ def test_attempts_on_growing_images_are_less_strict_than_unrelated_ones(site: Si
             p_threshold(attempt_level(4, [30, 150]), 150),  # the chain to the second is broken
         ]
     )
-    site.jobs.forget(finished_before=time.time() + 1)
+    site.jobs.forget(older_than=-1)
     late = site.adapt(range(150, 160), choice="all", promote="never")
     assert late.outcome is not None
     assert late.outcome["level"] == pytest.approx(p_threshold(attempt_level(5), 160))  # no job is left to say so

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import stat
 import threading
 from pathlib import Path
@@ -168,3 +169,36 @@ def test_every_key_is_compared_in_full(path: Path, monkeypatch: pytest.MonkeyPat
         compared.clear()
         find_key(read_keys(path), secret)
         assert len(compared) == 5
+
+
+def test_file_that_could_not_be_read_once_is_read_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fault: the change counted as read, so a key that was revoked then stayed valid."""
+    monkeypatch.setattr(store, "LOOK_SECONDS", 0.0)
+    secret = add_key(path, "a", "predict")
+    ring = KeyRing(path)
+    assert ring.find(secret) is not None
+    revoke_key(path, "a")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # no file can be opened
+    try:
+        for _ in range(3):
+            assert ring.find(secret) is not None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [record.levelname for record in caplog.records] == ["ERROR"]  # said once
+    assert ring.find(secret) is None
+
+
+def test_ring_says_if_a_key_still_counts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LOOK_SECONDS", 0.0)
+    secret = add_key(path, "a", "adapt")
+    ring = KeyRing(path)
+    key = ring.find(secret)
+    assert key is not None
+    assert ring.has(key)
+    revoke_key(path, "a")
+    assert not ring.has(key)
+    add_key(path, "a", "adapt")  # another key of that name
+    assert not ring.has(key)

@@ -131,6 +131,30 @@ def test_running_workers_follow_the_file(keyed: KeyedServer) -> None:
     keyed.wait_for(settled(401), "revoked key refused", 10)
 
 
+def test_stream_of_events_ends_when_its_key_is_revoked(keyed: KeyedServer, labelled: Labelled) -> None:
+    """The job waits all the time, as the adapter is held; the fault: the stream told of it until it had ended."""
+    secret = add_key(keyed.file, "watcher", "adapt")
+    (adapter,) = keyed.processes("Adapter")
+    adapter.suspend()
+    try:
+        job = keyed.client.post("/adapt?wait=0&promote=never", **labelled.request(50, 70)).json()["job"]
+        path = f"/jobs/{job}/events"
+        with httpx.Client(base_url=keyed.url, timeout=20, headers=keyed.headers(secret)) as client:
+            keyed.wait_for(lambda: client.get("/bases").status_code == 200, "new key known", 10)
+            with client.stream("GET", path) as stream:
+                lines = stream.iter_lines()
+                assert next(lines) == "event: progress"
+                revoke_key(keyed.file, "watcher")
+                start = time.monotonic()
+                assert [line for line in lines if line.startswith("event")] == []
+                assert time.monotonic() - start < 10
+        cancelled = keyed.client.delete(f"/jobs/{job}", headers=keyed.headers("adapt"))
+        assert (cancelled.status_code, cancelled.json()["reason"]) == (200, "cancelled by the-adapt")
+        assert keyed.client.delete(f"/jobs/{job}", headers=keyed.headers("predict")).status_code == 403
+    finally:
+        adapter.resume()
+
+
 def test_key_that_asks_too_often_waits(keyed: KeyedServer) -> None:
     secret = add_key(keyed.file, "eager", "predict")
     time.sleep(1.2)

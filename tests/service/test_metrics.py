@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,12 @@ def test_active_jobs_fall_back_to_zero_and_ends_are_there_from_the_start() -> No
     found = rendered(metrics, None)
     assert {name: found["saucier_adapt_active_jobs", name] for name in "ab"} == {"a": 1, "b": 0}
     assert found["saucier_adapt_jobs_total", "b"] == 0
+
+
+def test_age_of_the_registry_grows_until_it_is_read() -> None:
+    metrics = Metrics(CollectorRegistry())
+    metrics.saw_registry()
+    time.sleep(0.2)
+    assert 0.2 <= rendered(metrics, None)["saucier_registry_age_seconds", "default"] < 5
+    metrics.saw_registry()
+    assert 0 <= rendered(metrics, {"default"})["saucier_registry_age_seconds", "default"] < 0.2

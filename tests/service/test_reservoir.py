@@ -1,6 +1,7 @@
 """The reservoir: what it keeps, for how long, and that switching it off leaves nothing behind."""
 
 import asyncio
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,7 +199,7 @@ def test_disk_that_takes_no_more_stops_nobody(settings: Settings, monkeypatch: p
             await reservoirs.flush()
         reservoirs.offer("one", [picture(2)])
         await reservoirs.stop()
-        assert kept(settings) == [2]
+        assert kept(settings) == [1, 2]
 
     asyncio.run(run())
 
@@ -299,3 +300,26 @@ def test_unusable_reservoir_is_a_422(server: Server, body: dict[str, Any], field
     assert server.client.get("/deployments/default").json()["reservoir"] is None
     assert server.client.put("/deployments/nobody/reservoir", json={"size": 1}).status_code == 404
     assert server.client.delete("/deployments/nobody/reservoir").status_code == 404
+
+
+def test_what_could_not_be_written_is_written_later(settings: Settings) -> None:
+    """The fault: an image whose time was over while the disk failed stayed in its file."""
+    share = claimed(settings)
+    reservoirs = Reservoirs(settings)
+    reservoirs._shares["default"] = share
+    share.offer([picture(1)], time.time() - 3600 + 3)
+    asyncio.run(reservoirs.flush())
+    (path,) = (settings.reservoirs_path / "r1").iterdir()
+    assert bytes([1] * 18) in path.read_bytes()
+    time.sleep(3.1)
+    share.offer([picture(2)], time.time())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file can be written
+    try:
+        asyncio.run(reservoirs.flush())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    asyncio.run(reservoirs.flush())
+    assert bytes([1] * 18) not in path.read_bytes()
+    assert kept(settings) == [2]
+    share.close()

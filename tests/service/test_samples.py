@@ -319,9 +319,10 @@ def test_oldest_images_make_room(place: Place) -> None:
 def test_images_that_are_too_old_go(place: Place) -> None:
     place.submit({0: 1, 1: 0})
     between = time.time()
+    time.sleep(0.05)
     place.submit({1: 0, 2: 0})
-    assert place.samples.expire(given_before=between) == 1
-    assert place.samples.expire(given_before=between) == 0
+    assert place.samples.expire(older_than=time.time() - between) == 1
+    assert place.samples.expire(older_than=time.time() - between) == 0
     place.samples.packs.clean()
     assert place.stored() == [1, 2]
     assert place.kept() == {1: "cat", 2: "cat"}

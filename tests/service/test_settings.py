@@ -54,6 +54,8 @@ def test_environment_overrides_defaults(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ("MAX_UPLOAD_MB", "-1"),
         ("JOB_RETENTION_DAYS", "0"),
         ("METRICS_KEY", "sometimes"),
+        ("REGISTRY_MAX_AGE_SECONDS", "1"),
+        ("DATABASE_CONNECTIONS", "1"),
         ("KEY_REQUESTS_PER_SECOND", "0"),
         ("PUBLIC_WITHOUT_KEYS", "perhaps"),
         ("DATABASE_URL", "mysql://host/name"),
