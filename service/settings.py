@@ -123,7 +123,15 @@ class Settings(BaseSettings):
         default=365, gt=0, description="age at which a labelled image is deleted, counted from when it was last sent"
     )
     job_retention_days: float = Field(
-        default=90, gt=0, description="age at which a finished job is forgotten; soup versions and events stay"
+        default=90,
+        gt=0,
+        description="age at which a finished job is forgotten, unless it made a version that is served",
+    )
+    history_retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="age at which soup versions that cannot be gone back to, and events, are forgotten; by default "
+        "never",
     )
     max_reservoir_mb: float = Field(
         default=256, gt=0, description="most bytes of the images that one deployment's reservoir keeps, in MB (1e6)"

@@ -176,9 +176,17 @@ class AdapterLoop:
                 self._samples.packs.sweep()
                 self._references.sweep()
                 self._delete_reservoirs()
+                self._forget_history()
                 self._next_sweep = time.monotonic() + SWEEP_SECONDS
         except OSError as error:
             logger.warning("the store of samples cannot be used: %s", error)
+
+    def _forget_history(self) -> None:
+        """Delete the versions and events that are too old, if there is a limit."""
+        if (days := self._settings.history_retention_days) is not None:
+            gone = self._registry.forget(older_than=days * SECONDS_PER_DAY)
+            if any(gone):
+                logger.info("%d versions and %d events are older than SAUCIER_HISTORY_RETENTION_DAYS: deleted", *gone)
 
     def _work(self, searcher: "Searcher", job: Job) -> None:
         """Do one job; whatever happens, the loop goes on."""

@@ -76,6 +76,18 @@ export async function call(method, path, options) {
 export const get = (path, options) => call("GET", path, options);
 export const at = (name, rest = "") => `deployments/${encodeURIComponent(name)}${rest}`;
 
+/** Return the first entries of a list that comes in pages, all without `most`, and where the next page begins. */
+export async function list(path, key, most = Infinity) {
+  const found = [];
+  let before = null;
+  do {
+    const page = await get(before === null ? path : `${path}?before=${encodeURIComponent(before)}`);
+    found.push(...page[key]);
+    before = page.next;
+  } while (before !== null && found.length < most);
+  return { found, next: before };
+}
+
 const RECONNECT_MS = 1000;
 
 /** Yield what a job looks like each time that it changes; the last one is finished. Survives a stream that breaks. */

@@ -7,6 +7,7 @@ import { announce, busy, byId, confirm, el, fill, showProblem } from "./dom.js";
 export const link = (name) => `#/${name}`;
 
 const MANY = 8; // from here on, a field to filter the list
+const MOST = 200; // listed at once
 
 export function createDeployments({ onMade, onDeleted }) {
   const filter = byId("filter");
@@ -38,7 +39,8 @@ export function createDeployments({ onMade, onDeleted }) {
   function draw() {
     const wanted = filter.value.trim().toLowerCase();
     const found = entries.filter((entry) => entry.deployment.includes(wanted));
-    const next = JSON.stringify([found, selected]);
+    const listed = found.filter((entry, at) => at < MOST || entry.deployment === selected);
+    const next = JSON.stringify([listed, found.length, selected]);
     if (next === shown) {
       return;
     }
@@ -46,7 +48,7 @@ export function createDeployments({ onMade, onDeleted }) {
     const focused = document.activeElement?.getAttribute("href");
     fill(
       byId("deployments"),
-      found.map(({ deployment, base_set: base, version }) =>
+      listed.map(({ deployment, base_set: base, version }) =>
         el(
           "li",
           {},
@@ -59,6 +61,8 @@ export function createDeployments({ onMade, onDeleted }) {
         ),
       ),
       found.length === 0 && el("li", { class: "empty" }, "No deployment of that name"),
+      found.length > listed.length &&
+        el("li", { class: "empty" }, `${found.length - listed.length} more: type a part of the name above`),
     );
     if (focused) {
       byId("deployments")

@@ -8,7 +8,7 @@ import { attemptText, change, judgedText, mixture, patchText, percent, plural, p
 const SHOWN = 8; // rows before "Show all"
 const SOURCES = { default: "Default", adapt: "Adaptation", dial: "Dial" };
 
-export function createVersions({ serve }) {
+export function createVersions({ serve, loadMore }) {
   const root = byId("versions");
   let isWhole = false;
   let model = null;
@@ -20,7 +20,7 @@ export function createVersions({ serve }) {
   }
 
   function draw() {
-    const { soups, view } = model;
+    const { soups, view, hasMore } = model;
     const isShown = (soup, at) => isWhole || at < SHOWN || soup.version === view.version;
     fill(
       root,
@@ -29,17 +29,27 @@ export function createVersions({ serve }) {
         ["Version", "From", "Mixture", "Patch", "Evidence", ""],
         soups.filter(isShown).map((soup) => row(soup, view)),
       ),
-      !isWhole && soups.length > SHOWN && more(soups.length),
+      !isWhole && soups.length > SHOWN && more(hasMore ? `${soups.length} versions` : `all ${soups.length} versions`),
+      isWhole && hasMore && older(),
     );
   }
 
-  function more(count) {
+  function more(what) {
     const all = () => {
       isWhole = true;
       draw();
       root.querySelector(".scroll").focus();
     };
-    return el("button", { type: "button", class: "small", onclick: all }, `Show all ${count} versions`);
+    return el("button", { type: "button", class: "small", onclick: all }, `Show ${what}`);
+  }
+
+  function older() {
+    const button = el(
+      "button",
+      { type: "button", class: "small", onclick: () => busy(button, loadMore) },
+      "Show older versions",
+    );
+    return button;
   }
 
   function row(soup, view) {
@@ -170,6 +180,11 @@ const KINDS = {
   rollback: "Set to a stored version",
   dial: "Dialled",
   rebased: "Moved to new weights",
+  reservoir_on: "Keeps recent images",
+  reservoir_off: "Keeps no recent images",
+  watch_on: "Watched",
+  watch_off: "Not watched",
+  samples_deleted: "Labelled images deleted",
   deleted: "Deleted",
 };
 

@@ -1,6 +1,6 @@
 // The console: loads a deployment, hands it to its panels, keeps up with the service.
 
-import { ApiError, at, call, forgetKey, get, getKey, setKey, whenUnauthorized } from "./api.js";
+import { ApiError, at, call, forgetKey, get, getKey, list, setKey, whenUnauthorized } from "./api.js";
 import { createAdapt, isActive } from "./adapt.js";
 import { createDeployments, link } from "./deployments.js";
 import { createDial } from "./dial.js";
@@ -13,19 +13,21 @@ import { createTrial } from "./trial.js";
 
 const DEFAULT = "default";
 const EVENTS = 20; // shown
+const VERSIONS = 100; // asked for at a time
 const POLL_MS = 3000;
 const LANDSCAPE_MS = 30000; // how long after a job's end its landscape may still grow
 
 let bases = [];
 let model = null; // of the deployment that is shown
 let pinned = null; // the job whose landscape was asked for
+let numVersions = VERSIONS; // of the deployment that is shown, that were asked for
 let turn = 0; // of the latest load: answers of earlier ones are thrown away
 
 const deployments = createDeployments({ onMade: select, onDeleted: () => select(DEFAULT) });
 const map = createMap({ onPick: (row) => dial.set(row) });
 const dial = createDial({ onSet: map.markDial, onTurn: map.turned, onServed: reload });
 const adapt = createAdapt({ onFinished: reload, serve });
-const versions = createVersions({ serve });
+const versions = createVersions({ serve, loadMore });
 const jobs = createJobs({ showOnMap });
 const trial = createTrial();
 
@@ -42,11 +44,12 @@ const wanted = () => (location.hash.startsWith("#/") ? decodeURIComponent(locati
 
 async function load(name) {
   const mine = ++turn;
+  numVersions = model?.view.deployment === name ? numVersions : VERSIONS;
   try {
-    const [list, view, soups, newest, log] = await Promise.all([
-      get("deployments"),
+    const [all, view, soups, newest, log] = await Promise.all([
+      list("deployments", "deployments"),
       get(at(name)),
-      get(at(name, "/soups")),
+      list(at(name, "/soups"), "soups", numVersions),
       get(at(name, "/jobs")),
       get(at(name, `/events?limit=${EVENTS}`)),
     ]);
@@ -59,13 +62,17 @@ async function load(name) {
     const isOther = model?.view.deployment !== name;
     pinned = isOther ? null : pinned;
     const base = bases.find((known) => known.name === view.base_set) ?? null;
-    const lists = { soups: soups.soups, jobs: newest.jobs, events: log.events };
+    if (!soups.found.some((soup) => soup.version === view.version)) {
+      const served = await get(at(name, `/soups?limit=1&before=${view.version + 1}`)); // long ago
+      soups.found.push(...served.soups);
+    }
+    const lists = { soups: soups.found, hasMore: soups.next !== null, jobs: newest.jobs, events: log.events };
     const next = { view, ...lists, base, landscape: null, landscapeJob: null };
     [view, ...next.soups].forEach((soup) => (soup.coefficients = ordered(soup.coefficients, base)));
     await findLandscape(next, isOther ? null : model);
     if (mine === turn) {
       model = next;
-      deployments.update(list.deployments, bases, name);
+      deployments.update(all.found, bases, name);
       show();
     }
   } catch (error) {
@@ -149,8 +156,8 @@ function fail(error) {
   );
   if (isGone) {
     model = null;
-    get("deployments").then(
-      ({ deployments: list }) => deployments.update(list, bases, null),
+    list("deployments", "deployments").then(
+      ({ found }) => deployments.update(found, bases, null),
       () => {},
     );
   }
@@ -185,6 +192,11 @@ async function poll() {
 function stable({ workers, reservoir, watch, ...rest }) {
   const shown = { size: reservoir?.size, against: watch?.against };
   return { ...rest, ...shown, workers: workers.map(({ id, version }) => [id, version]) };
+}
+
+function loadMore() {
+  numVersions += VERSIONS;
+  return reload();
 }
 
 async function showOnMap(job) {

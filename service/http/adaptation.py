@@ -20,6 +20,7 @@ from service.store.intake import Intake
 from service.store.jobs import JobQueue
 from service.store.keeping import Choice
 from service.store.material import Material
+from service.store.moves import Move
 from service.store.registry import Registry
 from service.store.tables import Balance, Job
 from service.store.transactions import UnknownDeployment
@@ -155,26 +156,25 @@ class Adaptation:
             The job as it is then, and whether there is nothing left to wait for.
         """
         deadline = time.monotonic() + seconds
+        move: Move | None = None
         while True:
             if not job.is_finished:
                 found = await asyncio.to_thread(self._jobs.get, job.id)
                 job = found or job  # a deleted deployment takes its jobs along
             stays = job.version in (None, job.base_version)  # neither promoted nor put back
-            if job.is_finished and (stays or await self.is_rolled_out(job.deployment, job.version)):
+            if job.is_finished and not stays and move is None:
+                try:  # what the job did, or what was done since
+                    move = await asyncio.to_thread(self._registry.move, job.deployment)
+                except UnknownDeployment:
+                    return job, True
+            if job.is_finished and (move is None or await self.is_rolled_out(move)):
                 return job, True
             if time.monotonic() >= deadline or self.is_stopping:
                 return job, False
             await asyncio.sleep(POLL_SECONDS)
 
-    async def is_rolled_out(self, deployment: str, version: int | None) -> bool:
-        """Say if every live worker serves `version`, or what the deployment moved on to since."""
+    async def is_rolled_out(self, move: Move) -> bool:
+        """Say if every live worker follows a move of a deployment, or a later one."""
         await self._predictor.refresh()
-        return await asyncio.to_thread(self._all_serve, deployment, version)
-
-    def _all_serve(self, deployment: str, version: int | None) -> bool:
-        try:
-            current = self._registry.deployment(deployment).version
-        except UnknownDeployment:
-            return True
-        workers = self._registry.workers(stale_seconds=self._settings.stale_seconds)
-        return bool(workers) and all(worker.loaded.get(deployment) in (version, current) for worker in workers)
+        stale_seconds = self._settings.stale_seconds
+        return await asyncio.to_thread(self._registry.is_followed, move, stale_seconds=stale_seconds)

@@ -21,8 +21,9 @@ from service.prediction.predictor import Predictor
 from service.settings import Settings
 from service.store.jobs import JobQueue
 from service.store.keys import Role
+from service.store.moves import Pointer
 from service.store.references import References
-from service.store.registry import Pointer, Registry
+from service.store.registry import Registry
 from service.store.samples import Samples
 from service.store.watches import Watches
 

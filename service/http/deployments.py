@@ -15,6 +15,7 @@ from service.http.queries import Query
 from service.http.schemas import (
     DEPLOYMENT_NAME,
     MAX_COEFFICIENT,
+    PAGES,
     DeploymentEntry,
     Deployments,
     Events,
@@ -27,24 +28,28 @@ from service.http.schemas import (
     Soups,
 )
 from service.http.uploads import read_json
-from service.http.views import deployment_view, event_view, job_view, soup_view, watch_view, worker_view
+from service.http.views import deployment_view, event_view, job_view, soup_view, watch_view
 from service.prediction.catalog import Base
 from service.prediction.predictor import DEFAULT
 from service.prediction.reservoir import count_kept, delete_reservoir, most_images
+from service.store.jobs import UnknownJob
+from service.store.moves import Move
 from service.store.references import info_of
 from service.store.tables import Deployment
 from service.store.transactions import UnknownDeployment, plan_of
 
-MAX_EVENTS = 1000  # in one answer
-DEFAULT_JOBS, MAX_JOBS = 20, 100  # of a list; a larger number is clipped
 ROLLOUT_SECONDS = 10  # how long a rollback or the dial waits for the workers before it answers 202
 
 
-async def list_deployments(context: Context, _: Request) -> Response:
+async def list_deployments(context: Context, request: Request) -> Response:
     """`GET /deployments`."""
-    rows = await asyncio.to_thread(context.registry.deployments)
-    entries = [DeploymentEntry(deployment=row.name, base_set=row.base_set, version=row.version) for row in rows]
-    return json_response(Deployments(deployments=entries))
+    query = Query(request, ("limit", "before"))
+    limit, before = query.limit(*PAGES["deployments"]), query.text("before", "") if query.has("before") else None
+    if before is not None and not re.fullmatch(DEPLOYMENT_NAME, before):
+        raise invalid("before", "expected the last name of the page before", status=400)
+    rows = await asyncio.to_thread(context.registry.deployments, limit=limit + 1, before=before)
+    page = [DeploymentEntry(deployment=row.name, base_set=row.base_set, version=row.version) for row in rows[:limit]]
+    return json_response(Deployments(deployments=page, next=page[-1].deployment if len(rows) > limit else None))
 
 
 async def one(context: Context, request: Request) -> Response:
@@ -57,13 +62,13 @@ async def one(context: Context, request: Request) -> Response:
 
 
 def _answer(context: Context, name: str, status: int) -> Response:
-    found = context.registry.deployment(name)
+    found, moved = context.registry.deployment_moved(name)
     soup = context.registry.soup(name, found.version)
-    workers = context.registry.workers(stale_seconds=context.settings.stale_seconds)
-    views = [worker_view(worker, name) for worker in workers]
+    workers = context.registry.workers_of(name, found.uid, stale_seconds=context.settings.stale_seconds)
     seen = context.watches.status(name) if found.watch is not None else None
     watched = None if seen is None else watch_view(seen)
-    return json_response(deployment_view(found, soup, views, _reservoir_view(context, found), watched), status)
+    view = deployment_view(found, moved, soup, workers, _reservoir_view(context, found), watched)
+    return json_response(view, status)
 
 
 def _reservoir_view(context: Context, found: Deployment) -> ReservoirView | None:
@@ -109,7 +114,7 @@ async def reservoir(context: Context, request: Request) -> Response:
     """`/deployments/{name}/reservoir`: keep a sample of recent images, or keep none and delete what there is."""
     name = request.path_params["name"]
     if request.method == "DELETE":
-        before = await asyncio.to_thread(context.registry.clear_reservoir, name)
+        before = await asyncio.to_thread(context.registry.clear_reservoir, name, who=caller(request))
         status = 204
     else:
         found = await asyncio.to_thread(context.registry.deployment, name)
@@ -120,7 +125,7 @@ async def reservoir(context: Context, request: Request) -> Response:
         if wanted.size > limit:
             raise invalid("size", f"expected at most {limit} images (SAUCIER_MAX_RESERVOIR_MB), got {wanted.size}")
         plan, before = await asyncio.to_thread(
-            context.registry.set_reservoir, name, wanted.size, wanted.retention_hours
+            context.registry.set_reservoir, name, wanted.size, wanted.retention_hours, who=caller(request)
         )
         status = 201 if before is None else 200
         before = None if before == plan else before
@@ -134,12 +139,13 @@ async def watch(context: Context, request: Request) -> Response:
     """`/deployments/{name}/watch`: go back by itself when a promotion turns out badly, or do not."""
     name = request.path_params["name"]
     if request.method == "DELETE":
-        await asyncio.to_thread(context.watches.switch_off, name)
+        await asyncio.to_thread(context.watches.switch_off, name, who=caller(request))
         await context.predictor.refresh()
         return Response(status_code=204)
     await asyncio.to_thread(context.registry.deployment, name)
     wanted = checked(NewWatch, await read_json(request, context.settings))
-    is_new = await asyncio.to_thread(context.watches.switch_on, name, wanted.min_images, wanted.confidence_drop)
+    numbers = (wanted.min_images, wanted.confidence_drop)
+    is_new = await asyncio.to_thread(context.watches.switch_on, name, *numbers, who=caller(request))
     await context.predictor.refresh()
     return await asyncio.to_thread(_answer, context, name, 201 if is_new else 200)
 
@@ -147,31 +153,39 @@ async def watch(context: Context, request: Request) -> Response:
 async def list_soups(context: Context, request: Request) -> Response:
     """`GET /deployments/{name}/soups`."""
     name = request.path_params["name"]
+    query = Query(request, ("limit", "before"))
+    limit, before = query.limit(*PAGES["soups"]), query.integer("before", 0, low=1) or None
     found = await asyncio.to_thread(context.registry.deployment, name)
-    rows = await asyncio.to_thread(context.registry.soups, name)
-    return json_response(Soups(deployment=name, soups=[soup_view(row, found.version) for row in rows]))
+    rows = await asyncio.to_thread(context.registry.soups, name, limit=limit + 1, before=before)
+    page = [soup_view(row, found.version) for row in rows[:limit]]
+    return json_response(Soups(deployment=name, soups=page, next=page[-1].version if len(rows) > limit else None))
 
 
 async def list_events(context: Context, request: Request) -> Response:
     """`GET /deployments/{name}/events`: also those of a deployment that is gone."""
     name = request.path_params["name"]
     query = Query(request, ("limit", "before"))
-    limit = min(query.integer("limit", 100, low=1), MAX_EVENTS)
-    before = query.integer("before", 0, low=1) or None
-    rows = await asyncio.to_thread(context.registry.events, name, limit=limit, before=before)
+    limit, before = query.limit(*PAGES["events"]), query.integer("before", 0, low=1) or None
+    rows = await asyncio.to_thread(context.registry.events, name, limit=limit + 1, before=before)
     if not rows:
         any_at_all = [] if before is None else await asyncio.to_thread(context.registry.events, name, limit=1)
         if not any_at_all:
             raise UnknownDeployment(name)
-    return json_response(Events(deployment=name, events=[event_view(row) for row in rows]))
+    page = [event_view(row) for row in rows[:limit]]
+    return json_response(Events(deployment=name, events=page, next=page[-1].seq if len(rows) > limit else None))
 
 
 async def list_jobs(context: Context, request: Request) -> Response:
     """`GET /deployments/{name}/jobs`."""
-    limit = Query(request, ("limit",)).integer("limit", DEFAULT_JOBS, low=1)
+    query = Query(request, ("limit", "before"))
+    limit, before = query.limit(*PAGES["jobs"]), query.text("before", "") if query.has("before") else None
     name = request.path_params["name"]
-    rows = await asyncio.to_thread(context.jobs.latest, name, limit=min(limit, MAX_JOBS))
-    return json_response(Jobs(deployment=name, jobs=[job_view(row) for row in rows]))
+    try:
+        rows = await asyncio.to_thread(context.jobs.latest, name, limit=limit + 1, before=before)
+    except UnknownJob:
+        raise Problem(404, "before: expected a job of this deployment, the last of the page before") from None
+    page = [job_view(row) for row in rows[:limit]]
+    return json_response(Jobs(deployment=name, jobs=page, next=page[-1].job if len(rows) > limit else None))
 
 
 async def set_soup(context: Context, request: Request) -> Response:
@@ -184,8 +198,8 @@ async def set_soup(context: Context, request: Request) -> Response:
     if found.base_set not in context.catalog:
         raise unavailable("the base set of the deployment is not there")
     await asyncio.to_thread(_change, context, name, wanted, caller(request))
-    version = (await asyncio.to_thread(context.registry.deployment, name)).version
-    status = 200 if await _rolled_out(context, name, version) else 202
+    move = await asyncio.to_thread(context.registry.move, name)
+    status = 200 if await _rolled_out(context, move) else 202
     return await asyncio.to_thread(_answer, context, name, status)
 
 
@@ -243,9 +257,9 @@ def _dialled(base: Base, coefficients: dict[str, float], current: Soup) -> Soup:
         raise invalid("coefficients", str(error)) from None
 
 
-async def _rolled_out(context: Context, name: str, version: int) -> bool:
+async def _rolled_out(context: Context, move: Move) -> bool:
     deadline = time.monotonic() + ROLLOUT_SECONDS
-    while not await context.adaptation.is_rolled_out(name, version):
+    while not await context.adaptation.is_rolled_out(move):
         if time.monotonic() >= deadline:
             return False
         await asyncio.sleep(0.05)

@@ -10,6 +10,7 @@ from service.http.inference import document as inference
 from service.http.problems import MEDIA_TYPE
 from service.http.schemas import (
     DEPLOYMENT_NAME,
+    PAGES,
     Bases,
     DeletedSamples,
     Deployments,
@@ -118,9 +119,24 @@ _DEPLOYMENT = _query("deployment", "name of the deployment", {"type": "string", 
 _NAME = _path("name", "name of the deployment", {"type": "string", "pattern": DEPLOYMENT_NAME})
 _JOB = _path("id", "the job")
 _VERSION = _path("version", "a soup version of the deployment", {"type": "integer", "minimum": 1})
-_LIMIT = _query("limit", "how many; a larger number is clipped", {"type": "integer", "minimum": 1, "default": 20})
 
 
+def _page(items: str, schema: Json) -> list[Json]:
+    """Return the parameters of a list that comes in pages.
+
+    Args:
+        items: key of `PAGES`.
+        schema: of `before`.
+    """
+    default, most = PAGES[items]
+    size = {"type": "integer", "minimum": 1, "default": default}
+    return [
+        _query("limit", f"most {items}; a number above {most} is clipped", size),
+        _query("before", "where the page before ended: the `next` of its answer", schema),
+    ]
+
+
+_NUMBER: Json = {"type": "integer", "minimum": 1}
 _TOP_K = _query(
     "top_k", "classes per image; larger than their number is clipped", {"type": "integer", "minimum": 1, "default": 3}
 )
@@ -260,7 +276,15 @@ def _paths() -> Json:
                 parameters=[_JOB],
             )
         },
-        "/deployments": {"get": _get("List the deployments", _json(_reference(Deployments), "all deployments"), 503)},
+        "/deployments": {
+            "get": _get(
+                "List the deployments",
+                _json(_reference(Deployments), "the deployments, by name"),
+                400,
+                503,
+                parameters=_page("deployments", {"type": "string", "pattern": DEPLOYMENT_NAME}),
+            )
+        },
         "/deployments/{name}": {
             "get": _get(
                 "Look at a deployment and its rollout", _json(view, "the deployment"), 404, 503, parameters=[_NAME]
@@ -284,10 +308,11 @@ def _paths() -> Json:
         "/deployments/{name}/soups": {
             "get": _get(
                 "List the soup versions with their evidence",
-                _json(_reference(Soups), "all versions, newest first"),
+                _json(_reference(Soups), "versions, newest first"),
+                400,
                 404,
                 503,
-                parameters=[_NAME],
+                parameters=[_NAME, *_page("soups", _NUMBER)],
             )
         },
         "/deployments/{name}/samples": {
@@ -319,15 +344,7 @@ def _paths() -> Json:
                 400,
                 404,
                 503,
-                parameters=[
-                    _NAME,
-                    _query("limit", "most events", {"type": "integer", "minimum": 1, "default": 100}),
-                    _query(
-                        "before",
-                        "only events with a lower number: the next page",
-                        {"type": "integer", "minimum": 1},
-                    ),
-                ],
+                parameters=[_NAME, *_page("events", _NUMBER)],
             )
         },
         "/deployments/{name}/soups/{version}/predict": {
@@ -340,7 +357,7 @@ def _paths() -> Json:
                 400,
                 404,
                 503,
-                parameters=[_NAME, _LIMIT],
+                parameters=[_NAME, *_page("jobs", {"type": "string"})],
             )
         },
         "/deployments/{name}/soup": {

@@ -82,6 +82,10 @@ class Query:
             raise invalid(name, f"expected a whole number >= {low}, got {value[:80]!r}", status=400)
         return int(digits[:18])
 
+    def limit(self, default: int, most: int) -> int:
+        """Return how long a page of a list may be: the parameter `limit`; a larger number than `most` is clipped."""
+        return min(self.integer("limit", default, low=1), most)
+
     def number(self, name: str, default: float, *, low: float, high: float) -> float:
         """Return a number within [low, high]."""
         value = self._values.get(name)

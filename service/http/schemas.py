@@ -17,8 +17,22 @@ DEPLOYMENT_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_COEFFICIENT = 2.0  # of the dial, either sign
 MAX_RETENTION_HOURS = 24 * 31
 MAX_WATCH_IMAGES = 1_000_000
+PAGES = {"deployments": (1000, 1000), "soups": (100, 1000), "events": (100, 1000), "jobs": (20, 100)}  # default, most
+NEXT = "`before` of the next page; null at the end of the list"
 
-EventKind = Literal["created", "promoted", "rollback", "dial", "rebased", "samples_deleted", "deleted"]
+EventKind = Literal[
+    "created",
+    "promoted",
+    "rollback",
+    "dial",
+    "rebased",
+    "reservoir_on",
+    "reservoir_off",
+    "watch_on",
+    "watch_off",
+    "samples_deleted",
+    "deleted",
+]
 JobState = Literal["queued", "running", "promoted", "kept", "failed"]
 
 
@@ -79,6 +93,7 @@ class Jobs(Frozen):
 
     deployment: str
     jobs: list[JobView]
+    next: str | None = Field(description=NEXT)
 
 
 class WorkerView(Frozen):
@@ -168,9 +183,10 @@ class DeploymentEntry(Frozen):
 
 
 class Deployments(Frozen):
-    """All deployments."""
+    """The deployments, by name."""
 
     deployments: list[DeploymentEntry]
+    next: str | None = Field(description=NEXT)
 
 
 class SoupView(Frozen):
@@ -190,10 +206,11 @@ class SoupView(Frozen):
 
 
 class Soups(Frozen):
-    """All soup versions of a deployment, newest first."""
+    """The soup versions of a deployment, newest first."""
 
     deployment: str
     soups: list[SoupView]
+    next: int | None = Field(description=NEXT)
 
 
 class SamplesView(Frozen):
@@ -237,6 +254,7 @@ class Events(Frozen):
 
     deployment: str
     events: list[EventView]
+    next: int | None = Field(description=NEXT)
 
 
 class BaseView(Frozen):

@@ -17,9 +17,10 @@ from service.http.schemas import (
     WorkerView,
 )
 from service.store.confidence import Tally
+from service.store.moves import WorkerStatus, follows
 from service.store.references import info_of
 from service.store.samples import SampleCounts
-from service.store.tables import Deployment, Event, Job, SoupVersion, Worker
+from service.store.tables import Deployment, Event, Job, SoupVersion
 from service.store.watches import WatchStatus
 from training.manifest import Manifest
 
@@ -61,12 +62,22 @@ def job_view(job: Job) -> JobView:
 
 def deployment_view(
     found: Deployment,
+    moved: int,
     soup: Soup,
-    workers: list[WorkerView],
+    workers: list[WorkerStatus],
     reservoir: ReservoirView | None,
     watch: WatchView | None,
 ) -> DeploymentView:
-    """Return a deployment as clients see it."""
+    """Return a deployment as clients see it.
+
+    Args:
+        found: the deployment.
+        moved: number of the event that made its version current.
+        soup: of that version.
+        workers: that live.
+        reservoir: None if it is off.
+        watch: None if it is off.
+    """
     info = info_of(found)
     return DeploymentView(
         deployment=found.name,
@@ -80,8 +91,8 @@ def deployment_view(
         watch=watch,
         reference=None if info is None else ReferenceView(n=info.n, per_class=info.per_class, floor=info.floor),
         created_at=moment(found.created_at),
-        is_rolled_out=bool(workers) and all(worker.version == found.version for worker in workers),
-        workers=workers,
+        is_rolled_out=bool(workers) and all(follows(worker, moved) for worker in workers),
+        workers=[_worker_view(worker) for worker in workers],
     )
 
 
@@ -100,14 +111,13 @@ def _confidence_view(tally: Tally) -> ConfidenceView:
     return ConfidenceView(images=tally.n, mean=tally.mean if tally.n else None)
 
 
-def worker_view(worker: Worker, deployment: str) -> WorkerView:
-    """Return a worker as clients of one deployment see it."""
+def _worker_view(worker: WorkerStatus) -> WorkerView:
     return WorkerView(
         id=worker.id,
         pid=worker.pid,
         host=worker.host,
         provider=worker.provider,
-        version=worker.loaded.get(deployment),
+        version=worker.version,
         heartbeat_at=moment(worker.heartbeat_at),
     )
 

@@ -19,7 +19,8 @@ from service.metrics import DeploymentMetrics, Metrics
 from service.prediction.batcher import Batcher, Logits
 from service.prediction.catalog import Base
 from service.settings import Settings
-from service.store.registry import Pointer, Registry
+from service.store.moves import Pointer
+from service.store.registry import Registry
 from service.store.transactions import UnknownVersion
 from training.images import to_input
 

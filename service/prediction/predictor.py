@@ -18,7 +18,8 @@ from service.prediction.reservoir import Reservoirs
 from service.prediction.sessions import Sessions
 from service.settings import Settings
 from service.store.database import UNAVAILABLE, cause_of
-from service.store.registry import Pointer, Registry
+from service.store.moves import Move, Pointer, Snapshot
+from service.store.registry import Registry
 from service.store.tables import new_id
 from service.store.transactions import UnknownVersion
 
@@ -28,16 +29,18 @@ DEFAULT = "default"  # the deployment that always exists, and whose session is a
 
 BUSY_POLL_SECONDS = 0.1  # while a job runs, a promotion is near; and until all predictors are ready
 MAX_LOGGED = 3  # deployments that cannot be served
+WHOLE_SECONDS = 60  # between two looks at all deployments, not only at those that events tell of
 STARTUP_SECONDS = 20  # how long a start waits before it takes requests that it must answer with 503
 
 
 class Predictor:
     """Serves the current soup of every deployment in the registry, and older versions to those who ask for one.
 
-    Lives on one event loop. For each deployment it knows the version that a request accepted now is served with, and
-    reports that. A deployment that nobody asked for has no session: it moves to a new version by taking note of it, and
-    its next request has the session built. Where there is one, the new one is built beside it and warmed up before it
-    serves. Either way, once all workers report a version, no request accepted later is served with an older one.
+    Lives on one event loop. For each deployment it knows the move that a request accepted now is served by, and reports
+    that. A deployment that nobody asked for has no session: it moves to a new version by taking note of it, and its
+    next request has the session built. Where there is one, the new one is built beside it and warmed up, and serves
+    unless the deployment has moved on meanwhile. Either way, once all workers report a move, no request accepted later
+    is served by an earlier one.
     """
 
     def __init__(self, settings: Settings, catalog: Mapping[str, Base], registry: Registry, metrics: Metrics) -> None:
@@ -46,15 +49,17 @@ class Predictor:
         self._settings, self._registry, self._metrics = settings, registry, metrics
         self._loader = Loader(settings, catalog, registry, metrics)
         self._sessions = Sessions(self._loader, max_bytes=settings.session_cache_bytes)
-        self._served: dict[str, Pointer] = {}
+        self._served: dict[str, Move] = {}
         self._of_other_weights: set[Pointer] = set()  # what the registry points at, and cannot be served here
         self.deployments: frozenset[str] | None = None  # all that exist, once that is known
         self._is_ready = self._have_all_been_ready = False
+        self._snapshot: Snapshot | None = None
+        self._next_whole = 0.0
         self._seen_at = time.monotonic()  # when the registry was last read
         metrics.saw_registry()
-        self._lock = asyncio.Lock()
-        self._poll_task: asyncio.Task[None] | None = None
-        self._reported: tuple[float, dict[str, int]] = (0.0, {})
+        self._lock, self._report_lock = asyncio.Lock(), asyncio.Lock()
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._reported: tuple[float, dict[str, Move] | None] = (0.0, None)
         self.reservoirs = Reservoirs(settings)
         self.confidences = Confidences()
 
@@ -95,7 +100,7 @@ class Predictor:
         with suppress(*UNAVAILABLE):
             await self._report(force=True)
         self.reservoirs.start()
-        self._poll_task = asyncio.create_task(self._poll())
+        self._tasks = (asyncio.create_task(self._poll()), asyncio.create_task(self._beat()))
         with suppress(*UNAVAILABLE):
             if await asyncio.to_thread(self._loader.waits_for_bundle, DEFAULT):
                 return
@@ -105,10 +110,10 @@ class Predictor:
 
     async def stop(self) -> None:
         """Stop looking at the registry and leave the list of workers."""
-        if self._poll_task is not None:
-            self._poll_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._poll_task
+        async with self._report_lock:  # a report whose thread runs on would put the worker back on the list
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._sessions.close()
         await self.reservoirs.stop()
         with suppress(*UNAVAILABLE):
@@ -127,7 +132,8 @@ class Predictor:
             NotReady: it cannot serve yet.
             Outdated: the version was made for other weights.
         """
-        pointer = self._served.get(name) or await self.pointer(name)
+        move = self._served.get(name)
+        pointer = await self.pointer(name) if move is None else move.pointer
         if version is not None:
             pointer = pointer._replace(version=version)
         return self._sessions.get(pointer) or await self._load(pointer)
@@ -147,11 +153,12 @@ class Predictor:
                 if pointer.name == name:
                     raise OtherWeights(pointer)
             raise NotReady(f"deployment {name!r} is not ready yet")
-        return self._served[name]
+        return self._served[name].pointer
 
     def is_current(self, pointer: Pointer) -> bool:
         """Say if requests accepted now are served with this version."""
-        return self._served.get(pointer.name) == pointer
+        move = self._served.get(pointer.name)
+        return move is not None and move.pointer == pointer
 
     def build(self, base: Base, soup: Soup) -> SoupSession:
         """Build a session that nobody is served with, to see if the soup can be: see `Loader.build`."""
@@ -187,18 +194,18 @@ class Predictor:
     async def refresh(self) -> bool:
         """Serve what the registry points at now and report it; returns True while jobs are queued or running."""
         async with self._lock:
-            snapshot = await asyncio.to_thread(self._registry.snapshot)
+            snapshot = await asyncio.to_thread(self._look)
             self._seen_at = time.monotonic()
             self._metrics.saw_registry()
-            self.deployments = frozenset(pointer.name for pointer in snapshot.deployments)
-            await self._follow({pointer.name: pointer for pointer in snapshot.deployments})
+            self.deployments = frozenset(snapshot.moves)
+            await self._follow(snapshot.moves)
             if not self._is_ready and DEFAULT in self._served:
                 self._is_ready = True
                 self._metrics.ready.labels(DEFAULT).set(1)
                 logger.info("ready, serving %d deployments, default at %d", len(self._served), self._version(DEFAULT))
             await self.reservoirs.refresh(
                 {
-                    name: (plan, self.catalog[self._served[name].base_set].manifest.input)
+                    name: (plan, self.catalog[self._served[name].pointer.base_set].manifest.input)
                     for name, plan in snapshot.reservoirs.items()
                     if name in self._served
                 }
@@ -211,34 +218,45 @@ class Predictor:
                 self._have_all_been_ready = await asyncio.to_thread(self._have_all_loaded)
             return bool(snapshot.active_jobs)
 
+    def _look(self) -> Snapshot:
+        """Look at the registry; runs in a thread, one at a time."""
+        is_whole = self._snapshot is None or time.monotonic() >= self._next_whole
+        self._snapshot = self._registry.snapshot(None if is_whole else self._snapshot)
+        if is_whole:
+            self._next_whole = time.monotonic() + WHOLE_SECONDS
+        return self._snapshot
+
     def _have_all_loaded(self) -> bool:
         """Say if all predictors that live on this machine serve `default`; runs in a thread."""
         workers = self._registry.workers(stale_seconds=self._settings.stale_seconds)
         return all(DEFAULT in worker.loaded for worker in workers if worker.host == platform.node())
 
     def _version(self, name: str) -> int:
-        return self._served[name].version
+        return self._served[name].pointer.version
 
-    async def _follow(self, wanted: Mapping[str, Pointer]) -> None:
+    async def _follow(self, wanted: Mapping[str, Move]) -> None:
         """Move to what the registry points at; a deployment stays where it is if that cannot be served."""
+        if self._served == wanted:  # several times a second, and there may be thousands
+            return
         for name in self._served.keys() - wanted.keys():
-            self._sessions.forget(self._served.pop(name).uid)
-        self._of_other_weights &= set(wanted.values())
-        moved = [
-            pointer
-            for name, pointer in wanted.items()
-            if self._served.get(name) != pointer and pointer not in self._of_other_weights
-        ]
+            self._sessions.forget(self._served.pop(name).pointer.uid)
+        self._of_other_weights &= {move.pointer for move in wanted.values()}
+        moved = []
+        for name, move in wanted.items():
+            if self.is_current(move.pointer):
+                self._served[name] = move  # it went back to what is still served here
+            elif move.pointer not in self._of_other_weights:
+                moved.append(move)
         if moved:
-            found = await asyncio.to_thread(self._loader.of_other_weights, moved)
+            found = await asyncio.to_thread(self._loader.of_other_weights, [move.pointer for move in moved])
             self._note_other_weights(found)
-            moved = [pointer for pointer in moved if pointer not in found]
-        warm = [pointer for pointer in moved if self._is_warm(pointer.name)]
-        if cold := [pointer for pointer in moved if not self._is_warm(pointer.name)]:
-            for pointer, soup in await asyncio.to_thread(self._look_at, cold):
-                self._serve(pointer, soup)
-        for pointer in warm:
-            await self._swap(pointer)
+            moved = [move for move in moved if move.pointer not in found]
+        warm = [move for move in moved if self._is_warm(move.pointer.name)]
+        if cold := [move for move in moved if not self._is_warm(move.pointer.name)]:
+            for move, soup in await asyncio.to_thread(self._look_at, cold):
+                self._serve(move, soup)
+        for move in warm:
+            await self._swap(move)
 
     def _note_other_weights(self, found: set[Pointer]) -> None:
         self._of_other_weights |= found
@@ -248,33 +266,39 @@ class Predictor:
             logger.warning("the same holds for %d more deployments", len(found) - MAX_LOGGED)
 
     def _is_warm(self, name: str) -> bool:
-        return name == DEFAULT or self._served.get(name) in self._sessions
+        return name == DEFAULT or (name in self._served and self._served[name].pointer in self._sessions)
 
-    def _look_at(self, pointers: Iterable[Pointer]) -> list[tuple[Pointer, Soup | None]]:
+    def _look_at(self, moves: Iterable[Move]) -> list[tuple[Move, Soup | None]]:
         """Return those that can be served, with the soup of deployments that move on; runs in a thread."""
         found = []
-        for pointer in pointers:
+        for move in moves:
+            pointer = move.pointer
             with suppress(NotReady, UnknownVersion):
                 self._loader.find_base(pointer)
                 is_new = pointer.name not in self._served  # hundreds of them at the start
-                found.append((pointer, None if is_new else self._registry.soup(pointer.name, pointer.version)))
+                found.append((move, None if is_new else self._registry.soup(pointer.name, pointer.version)))
         return found
 
-    async def _swap(self, pointer: Pointer) -> None:
-        """Build what `pointer` says beside what is served, and then serve it."""
+    async def _swap(self, move: Move) -> None:
+        """Build what a move asks for beside what is served, and then serve it, unless it is not the latest any more."""
+        pointer = move.pointer
         if pointer.name == DEFAULT:
             self._sessions.pin(pointer)
         try:
-            loaded = self._sessions.get(pointer) or await self._sessions.load(pointer, at_once=True)
-        except (NotReady, Outdated, UnknownVersion):
-            self._sessions.unpin(pointer)
-        else:
-            self._serve(pointer, loaded.soup)
+            with suppress(NotReady, Outdated, UnknownVersion):
+                loaded = self._sessions.get(pointer) or await self._sessions.load(pointer, at_once=True)
+                if await asyncio.to_thread(self._registry.is_latest, move):
+                    self._serve(move, loaded.soup)
+        finally:
+            if not self.is_current(pointer):
+                self._sessions.unpin(pointer)
 
-    def _serve(self, pointer: Pointer, soup: Soup | None) -> None:
+    def _serve(self, move: Move, soup: Soup | None) -> None:
         """Serve requests that are accepted from now on with another version."""
-        before, self._served[pointer.name] = self._served.get(pointer.name), pointer
-        if before is not None:
+        pointer = move.pointer
+        earlier, self._served[pointer.name] = self._served.get(pointer.name), move
+        if earlier is not None:
+            before = earlier.pointer
             self._sessions.unpin(before)
             self._sessions.drop(before)
             if before.uid != pointer.uid:  # deleted and made again
@@ -282,25 +306,34 @@ class Predictor:
         if soup is not None:
             self._metrics.serve(pointer.name, pointer.version, soup.coefficients)
 
+    async def _beat(self) -> None:
+        """Go on reporting while sessions are built, which may take longer than silence is put up with."""
+        while True:
+            await asyncio.sleep(self._settings.heartbeat_seconds)
+            with suppress(*UNAVAILABLE):  # who looks at the registry says so
+                await self._report()
+
     async def _report(self, *, force: bool = False) -> None:
         """Tell the registry that this worker lives and what it serves, when due or when it changed."""
-        versions = {name: pointer.version for name, pointer in self._served.items()}
-        last, reported = self._reported
-        if not force and versions == reported and time.monotonic() - last < self._settings.heartbeat_seconds:
-            return
-        confidences = self.confidences.take()
-        try:
+        async with self._report_lock:  # what is served rises, and so must what is reported
+            served = dict(self._served)
+            last, reported = self._reported
+            is_news = served != reported
+            if not force and not is_news and time.monotonic() - last < self._settings.heartbeat_seconds:
+                return
+            batch = self.confidences.take()
             await asyncio.to_thread(
                 self._registry.beat_worker,
                 self.id,
                 pid=os.getpid(),
                 host=platform.node(),
                 provider=self._sessions.provider,
-                loaded=versions,
+                loaded={name: move.pointer.version for name, move in served.items()},
+                moves={move.pointer.uid: move.seq for move in served.values()},
                 digests={name: base.manifest.digest for name, base in self.catalog.items()},
-                confidences=confidences,
+                is_news=is_news,
+                batch=batch.number,
+                confidences=batch.sums,
             )
-        except BaseException:
-            self.confidences.give_back(confidences)
-            raise
-        self._reported = (time.monotonic(), versions)
+            self.confidences.confirm()
+            self._reported = (time.monotonic(), served)

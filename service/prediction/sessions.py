@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from service.prediction.loading import LoadedSoup, Loader
-from service.store.registry import Pointer
+from service.store.moves import Pointer
 
 
 @dataclass

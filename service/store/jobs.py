@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from adapt.documents.landscape import Landscape
@@ -26,6 +26,10 @@ class QueueFull(RuntimeError):
     """Too many jobs wait already."""
 
 
+class UnknownJob(KeyError):
+    """The deployment has no such job."""
+
+
 class JobQueue:
     """Adaptations in the registry's database."""
 
@@ -38,22 +42,42 @@ class JobQueue:
             return session.scalar(select(Job).where(Job.id == job)) if is_text(job) else None
 
     def forget(self, *, older_than: float) -> int:
-        """Delete jobs that ended more than so many seconds ago; return how many."""
-        with self._database.write() as session:
-            old = session.execute(delete(Job).where(Job.finished_at < Now() - older_than).returning(Job.seq))
-            return len(old.all())
+        """Delete jobs that ended more than so many seconds ago; return how many.
 
-    def latest(self, deployment: str, *, limit: int) -> Sequence[Job]:
+        The job stays that made the version which its deployment serves.
+        """
+        is_behind = exists().where(
+            SoupVersion.job == Job.id,
+            SoupVersion.deployment == Deployment.name,
+            SoupVersion.version == Deployment.version,
+            Deployment.name == Job.deployment,
+        )
+        unseen = {"synchronize_session": False}  # no row of theirs is held in memory
+        with self._database.write() as session:
+            old = delete(Job).where(Job.finished_at < Now() - older_than, ~is_behind).returning(Job.seq)
+            return len(session.execute(old, execution_options=unseen).all())
+
+    def latest(self, deployment: str, *, limit: int, before: str | None = None) -> Sequence[Job]:
         """Return the newest jobs of a deployment, newest first.
+
+        Args:
+            deployment: its name.
+            limit: most of them.
+            before: a job; only earlier ones.
 
         Raises:
             UnknownDeployment: there is none of that name.
+            UnknownJob: it has no job `before`.
         """
+        wanted = select(Job).where(Job.deployment == deployment).order_by(Job.seq.desc()).limit(limit)
         with self._database.read() as session:
             get_deployment(session, deployment)
-            return session.scalars(
-                select(Job).where(Job.deployment == deployment).order_by(Job.seq.desc()).limit(limit)
-            ).all()
+            if before is not None:
+                named = select(Job.seq).where(Job.deployment == deployment, Job.id == before)
+                if (seq := session.scalar(named) if is_text(before) else None) is None:
+                    raise UnknownJob(before)
+                wanted = wanted.where(Job.seq < seq)
+            return session.scalars(wanted).all()
 
     def ids(self) -> set[str]:
         """Return the ids of all jobs."""

@@ -1,17 +1,17 @@
 """The registry: deployments, immutable soup versions, events, workers. Every change is one transaction."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
 
 from sqlalchemy import delete, func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from adapt.documents.soup import Soup
-from service.store.clock import Now, is_silent
+from service.store.clock import Now, is_silent, read_clock
 from service.store.database import MAX_INTEGER, Database, is_text
+from service.store.moves import Move, Pointer, Snapshot, WorkerStatus, follows, look, pointers
+from service.store.retention import Forgotten, forget_history
 from service.store.sums import Sums, add_sums, take_sums
 from service.store.tables import (
-    ACTIVE_STATES,
     Deployment,
     Event,
     Job,
@@ -22,27 +22,20 @@ from service.store.tables import (
     Worker,
     new_id,
 )
-from service.store.transactions import Conflict, add_soup, get_deployment, get_soup, move, plan_of, soup_of, watch_of
+from service.store.transactions import (
+    MOVED,
+    Conflict,
+    UnknownDeployment,
+    add_soup,
+    get_deployment,
+    get_soup,
+    move,
+    plan_of,
+    soup_of,
+    watch_of,
+)
 
 CHUNK = 400  # versions in one statement
-
-
-class Pointer(NamedTuple):
-    """What a deployment points at."""
-
-    name: str
-    uid: str
-    base_set: str
-    version: int
-
-
-class Snapshot(NamedTuple):
-    """What a predictor needs to know several times a second."""
-
-    deployments: tuple[Pointer, ...]
-    reservoirs: dict[str, ReservoirPlan]  # by deployment, where there is one
-    watches: dict[str, str]  # the watch's id by deployment, where there is one
-    active_jobs: dict[str, int]  # queued or running, by deployment
 
 
 class Registry:
@@ -53,25 +46,44 @@ class Registry:
 
     # Deployments and soups
 
-    def snapshot(self) -> Snapshot:
-        """Return all pointers and how many jobs are queued or running."""
-        with self._database.read() as session:
-            pointers = (Deployment.name, Deployment.uid, Deployment.base_set, Deployment.version)
-            plans = (Deployment.reservoir, Deployment.watch)
-            rows = session.execute(select(*pointers, *plans).order_by(Deployment.name)).all()
-            active = select(Job.deployment, func.count()).where(Job.state.in_(ACTIVE_STATES)).group_by(Job.deployment)
-            jobs = session.execute(active).all()
-        return Snapshot(
-            tuple(Pointer(*pointer) for *pointer, _, _ in rows),
-            {row.name: ReservoirPlan(**row.reservoir) for row in rows if row.reservoir is not None},
-            {row.name: row.watch["id"] for row in rows if row.watch is not None},
-            dict(jobs),
-        )
+    def snapshot(self, known: Snapshot | None = None) -> Snapshot:
+        """Return all pointers, and how many jobs are queued or running.
 
-    def deployments(self) -> Sequence[Deployment]:
-        """Return all deployments by name."""
+        Args:
+            known: an earlier one, so that only deployments are read that events since then tell of. None reads all.
+        """
         with self._database.read() as session:
-            return session.scalars(select(Deployment).order_by(Deployment.name)).all()
+            return look(session, known)
+
+    def move(self, name: str) -> Move:
+        """Return what a deployment points at.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+        """
+        with self._database.read() as session:
+            moves, _, _ = pointers(session, [name] if is_text(name) else [])
+        if name not in moves:
+            raise UnknownDeployment(name)
+        return moves[name]
+
+    def is_latest(self, move: Move) -> bool:
+        """Say if a deployment still points at what a move made it point at."""
+        with self._database.read() as session:
+            return pointers(session, [move.pointer.name])[0].get(move.pointer.name) == move
+
+    def deployments(self, *, limit: int | None = None, before: str | None = None) -> Sequence[Deployment]:
+        """Return the deployments by name.
+
+        Args:
+            limit: most of them; None for all.
+            before: the last name of the page before.
+        """
+        wanted = select(Deployment).order_by(Deployment.name).limit(limit)
+        if before is not None:
+            wanted = wanted.where(Deployment.name > before)
+        with self._database.read() as session:
+            return session.scalars(wanted).all()
 
     def deployment(self, name: str) -> Deployment:
         """Return a deployment.
@@ -81,6 +93,19 @@ class Registry:
         """
         with self._database.read() as session:
             return get_deployment(session, name)
+
+    def deployment_moved(self, name: str) -> tuple[Deployment, int]:
+        """Return a deployment, and the number of the event that made its version current.
+
+        Raises:
+            UnknownDeployment: there is none of that name.
+        """
+        with self._database.read() as session:
+            query = select(Deployment, MOVED).where(Deployment.name == name)
+            found = session.execute(query).first() if is_text(name) else None
+        if found is None:
+            raise UnknownDeployment(name)
+        return found[0], found[1]
 
     def ensure_deployment(self, name: str, default: Soup, *, who: str | None = None) -> bool:
         """Make a deployment whose version 1 is the default soup of a base set, unless it is there already.
@@ -149,17 +174,24 @@ class Registry:
         with self._database.read() as session:
             return soup_of(get_soup(session, deployment, version), held_out=held_out)
 
-    def soups(self, deployment: str) -> Sequence[SoupVersion]:
-        """Return all versions, newest first.
+    def soups(self, deployment: str, *, limit: int | None = None, before: int | None = None) -> Sequence[SoupVersion]:
+        """Return the versions, newest first.
+
+        Args:
+            deployment: its name.
+            limit: most of them; None for all.
+            before: only lower versions.
 
         Raises:
             UnknownDeployment: there is no such deployment.
         """
+        mine = SoupVersion.deployment == deployment
+        wanted = select(SoupVersion).where(mine).order_by(SoupVersion.version.desc()).limit(limit)
+        if before is not None:
+            wanted = wanted.where(SoupVersion.version < min(before, MAX_INTEGER))
         with self._database.read() as session:
             get_deployment(session, deployment)
-            return session.scalars(
-                select(SoupVersion).where(SoupVersion.deployment == deployment).order_by(SoupVersion.version.desc())
-            ).all()
+            return session.scalars(wanted).all()
 
     def base_digests(self, pointers: Iterable[Pointer]) -> dict[Pointer, str]:
         """Return for which weights the versions were made; those that are not there are left out."""
@@ -201,6 +233,12 @@ class Registry:
         with self._database.read() as session:
             return session.scalars(wanted).all()
 
+    def forget(self, *, older_than: float) -> Forgotten:
+        """Delete versions and events older than so many seconds that nobody can miss: see `service.store.retention`."""
+        with self._database.read() as session:
+            before = read_clock(session) - older_than
+        return forget_history(self._database, before=before)
+
     def point_at(
         self, deployment: str, version: int, *, expected_version: int | None = None, who: str | None = None
     ) -> Deployment:
@@ -238,7 +276,7 @@ class Registry:
             return found
 
     def set_reservoir(
-        self, deployment: str, size: int, retention_hours: float
+        self, deployment: str, size: int, retention_hours: float, *, who: str | None = None
     ) -> tuple[ReservoirPlan, ReservoirPlan | None]:
         """Switch the reservoir of a deployment on, or change it, which starts an empty one.
 
@@ -255,9 +293,10 @@ class Registry:
                 return before, before
             plan = ReservoirPlan(new_id(), size, retention_hours)
             found.reservoir = plan._asdict()
+            session.add(Event(deployment=deployment, kind="reservoir_on", who=who))
             return plan, before
 
-    def clear_reservoir(self, deployment: str) -> ReservoirPlan | None:
+    def clear_reservoir(self, deployment: str, *, who: str | None = None) -> ReservoirPlan | None:
         """Switch the reservoir of a deployment off; return what it was, None if it was off already.
 
         Raises:
@@ -266,6 +305,8 @@ class Registry:
         with self._database.write() as session:
             found = get_deployment(session, deployment, lock=True)
             before, found.reservoir = plan_of(found), None
+            if before is not None:
+                session.add(Event(deployment=deployment, kind="reservoir_off", who=who))
             return before
 
     # Workers
@@ -277,26 +318,38 @@ class Registry:
         pid: int,
         host: str,
         provider: str | None,
-        loaded: dict[str, Any],
+        loaded: dict[str, int],
+        moves: dict[str, int] | None = None,
         digests: dict[str, str] | None = None,
+        is_news: bool = True,
+        batch: int = 0,
         confidences: Sums | None = None,
     ) -> None:
         """Say that a predictor lives and what it serves, and what watched deployments answered since the last time.
 
         Args:
             worker: its id.
-            pid: of the process.
+            pid: of its process.
             host: its machine.
             provider: of ONNX Runtime, in use.
             loaded: version by deployment.
-            digests: of the base sets that it has.
+            moves: number of the event that made this version current, by uid of the deployment.
+            digests: of the base sets that it has; they never change.
+            is_news: `loaded` and `moves` are not what was said the last time.
+            batch: number of the confidences, which are added once however often they are handed over; from 1.
             confidences: what watched deployments answered.
         """
+        mine, first = Worker.id == worker, {"pid": pid, "host": host, "digests": digests}
+        served = {"loaded": loaded, "moves": moves} if is_news else {}
         with self._database.write(is_durable=False) as session:
-            add_sums(session, confidences or {})
-            values = {"pid": pid, "host": host, "provider": provider, "loaded": loaded, "digests": digests}
-            row = session.merge(Worker(id=worker, **values))
-            row.heartbeat_at = Now()
+            known = update(Worker).where(mine).values(provider=provider, heartbeat_at=Now(), **served)
+            if session.execute(known.returning(Worker.id)).first() is None:
+                session.add(Worker(id=worker, provider=provider, loaded=loaded, moves=moves, **first))
+                session.flush()
+            if confidences:
+                fresh = update(Worker).where(mine, func.coalesce(Worker.batch, 0) < batch).values(batch=batch)
+                if session.execute(fresh.returning(Worker.id)).first() is not None:
+                    add_sums(session, confidences)
 
     def remove_worker(self, worker: str) -> None:
         """Forget a predictor that stops in good order."""
@@ -309,6 +362,27 @@ class Registry:
             return session.scalars(
                 select(Worker).where(~is_silent(Worker.heartbeat_at, stale_seconds)).order_by(Worker.started_at)
             ).all()
+
+    def workers_of(self, deployment: str, uid: str, *, stale_seconds: float) -> list[WorkerStatus]:
+        """Return what the predictors that reported within `stale_seconds` serve of a deployment, oldest first."""
+        columns = (Worker.id, Worker.pid, Worker.host, Worker.provider, Worker.heartbeat_at)
+        served = (Worker.loaded[deployment].as_integer(), Worker.moves[uid].as_integer())
+        live = ~is_silent(Worker.heartbeat_at, stale_seconds)
+        with self._database.read() as session:
+            rows = session.execute(select(*columns, *served).where(live).order_by(Worker.started_at))
+            return [WorkerStatus(*row) for row in rows]
+
+    def is_followed(self, move: Move, *, stale_seconds: float) -> bool:
+        """Say if every predictor that reported within `stale_seconds` follows a move or a later one of the deployment.
+
+        So it is, too, if the deployment is gone.
+        """
+        name, uid = move.pointer.name, move.pointer.uid
+        workers = self.workers_of(name, uid, stale_seconds=stale_seconds)
+        if workers and all(follows(worker, move.seq) for worker in workers):
+            return True
+        with self._database.read() as session:
+            return session.scalar(select(Deployment.name).where(Deployment.uid == uid)) is None
 
     def forget_workers(self, *, stale_seconds: float) -> None:
         """Delete predictors that have been silent for `stale_seconds`."""

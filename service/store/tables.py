@@ -3,7 +3,18 @@
 import uuid
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import JSON, ForeignKeyConstraint, Index, LargeBinary, MetaData, String
+from sqlalchemy import (
+    JSON,
+    Connection,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    func,
+    select,
+)
+from sqlalchemy.event import listens_for
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from service.store.clock import Now
@@ -11,6 +22,7 @@ from service.store.clock import Now
 ACTIVE_STATES = ("queued", "running")
 Balance = Literal["none", "class"]  # what counts alike in a search: images, or classes
 MAX_WHO = 100  # characters of an API key's name
+EVENT_LOCK = 0x5A_0C_1F  # of PostgreSQL's advisory locks, held by who appends an event until it is committed
 WATCH = "(watch)"  # who did it, if nobody asked: no API key can have that name
 
 
@@ -183,18 +195,25 @@ class Event(Table):
     """What happened to a deployment: appended in the transaction that did it, never changed."""
 
     __tablename__ = "events"
-    __table_args__ = (Index(None, "deployment"),)
+    __table_args__ = (Index(None, "deployment", "seq"),)
 
     seq: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[float] = mapped_column(default=Now())
     deployment: Mapped[str] = mapped_column(String(63))  # no foreign key: events outlive their deployment
-    kind: Mapped[str] = mapped_column(String(16))  # created, promoted, rollback, dial, rebased, deleted
+    kind: Mapped[str] = mapped_column(String(16))  # EventKind of service.http.schemas
     from_version: Mapped[int | None]
     to_version: Mapped[int | None]
     job: Mapped[str | None] = mapped_column(String(32))
     who: Mapped[str | None] = mapped_column(String(MAX_WHO))
     reason: Mapped[str | None]  # of a rollback that nobody asked for
     unproven: Mapped[bool] = mapped_column(default=False)  # no test on held-out images stands behind it
+
+
+@listens_for(Event, "before_insert")
+def _one_after_the_other(_: object, connection: Connection, __: object) -> None:
+    """Have PostgreSQL commit events in the order of their numbers: who has seen one has seen all that are lower."""
+    if connection.dialect.name == "postgresql":  # on SQLite there is one writer
+        connection.execute(select(func.pg_advisory_xact_lock(EVENT_LOCK)))
 
 
 class ConfidenceSum(Table):
@@ -219,6 +238,8 @@ class Worker(Table):
     host: Mapped[str] = mapped_column(String(255))
     provider: Mapped[str | None] = mapped_column(String(64))
     loaded: Mapped[dict[str, Any]]  # version by deployment
+    moves: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # its event, by uid of the deployment
+    batch: Mapped[int | None]  # the last batch of confidences that was added up
     digests: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # of its base sets; earlier: null
     started_at: Mapped[float] = mapped_column(default=Now())
     heartbeat_at: Mapped[float] = mapped_column(default=Now())

@@ -42,6 +42,17 @@ def watch_of(deployment: Deployment) -> WatchPlan | None:
     return None if deployment.watch is None else WatchPlan(**deployment.watch)
 
 
+# A part of queries on deployments: number of the event that made the current version current.
+MOVED = (
+    select(Event.seq)
+    .where(Event.deployment == Deployment.name, Event.to_version.is_not(None))
+    .order_by(Event.seq.desc())
+    .limit(1)
+    .correlate(Deployment)
+    .scalar_subquery()
+)
+
+
 def last_move(session: Session, found: Deployment) -> Event:
     """Return the event that made a deployment's current version current."""
     moves = select(Event).where(Event.deployment == found.name, Event.to_version.is_not(None))

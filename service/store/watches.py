@@ -43,7 +43,7 @@ class Watches:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def switch_on(self, deployment: str, min_images: int, confidence_drop: float) -> bool:
+    def switch_on(self, deployment: str, min_images: int, confidence_drop: float, *, who: str | None = None) -> bool:
         """Watch a deployment, or change how, which forgets what was seen; return False if it was watched already.
 
         Raises:
@@ -53,17 +53,17 @@ class Watches:
             found = get_deployment(session, deployment, lock=True)
             before = watch_of(found)
             if before is None or before[1:] != (min_images, confidence_drop):
-                _exchange(session, found, WatchPlan(new_id(), min_images, confidence_drop))
+                _exchange(session, found, WatchPlan(new_id(), min_images, confidence_drop), who)
             return before is None
 
-    def switch_off(self, deployment: str) -> None:
+    def switch_off(self, deployment: str, *, who: str | None = None) -> None:
         """Watch a deployment no more.
 
         Raises:
             UnknownDeployment: there is none of that name.
         """
         with self._database.write() as session:
-            _exchange(session, get_deployment(session, deployment, lock=True), None)
+            _exchange(session, get_deployment(session, deployment, lock=True), None, who)
 
     def waiting(self) -> list[str]:
         """Return the watched deployments that workers have reported confidences of."""
@@ -168,10 +168,13 @@ def is_still(session: Session, found: Deployment, suspect: Suspect) -> bool:
     return found.watch is not None and last_move(session, found).seq == suspect.event
 
 
-def _exchange(session: Session, found: Deployment, plan: WatchPlan | None) -> None:
-    if (before := watch_of(found)) is not None:
+def _exchange(session: Session, found: Deployment, plan: WatchPlan | None, who: str | None) -> None:
+    before = watch_of(found)
+    if before is not None:
         take_sums(session, before.id)
     found.watch, found.watch_state = None if plan is None else plan._asdict(), None
+    if before != plan:
+        session.add(Event(deployment=found.name, kind="watch_off" if plan is None else "watch_on", who=who))
 
 
 def _why(suspect: Suspect, collapse: Collapse) -> str:

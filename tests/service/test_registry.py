@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from adapt.documents.held_out import HeldOut, make_held_out
 from adapt.documents.patch import Patch, make_patch
@@ -19,6 +20,7 @@ from service.store.jobs import SUPERSEDED, JobQueue, QueueFull, add_job
 from service.store.registry import Registry
 from service.store.tables import Event, Job
 from service.store.transactions import Conflict, UnknownDeployment, UnknownVersion, get_deployment
+from service.store.watches import Watches
 
 SUPPORT = SupportSummary(n=2, per_class={"cat": 1, "dog": 1})
 STALE = 30.0
@@ -382,7 +384,86 @@ def test_snapshot_says_whether_jobs_are_active(registry: Registry, jobs: JobQueu
     jobs.fail(claimed(jobs), "no")
     snapshot = registry.snapshot()
     assert snapshot.active_jobs == {}
-    assert [(pointer.name, pointer.version) for pointer in snapshot.deployments] == [("default", 1)]
+    assert {name: move.pointer.version for name, move in snapshot.moves.items()} == {"default": 1}
+
+
+def test_snapshot_reads_what_events_tell_of_and_nothing_else(registry: Registry, database: Database) -> None:
+    for number in range(40):
+        registry.ensure_deployment(f"camera-{number}", soup(1.0))
+    known = registry.snapshot()
+    assert known == registry.snapshot()
+    statements: list[str] = []
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith("SELECT"):
+            statements.append(statement)
+
+    event.listen(database._engine, "before_cursor_execute", note)
+    again = registry.snapshot(known)
+    assert len(statements) == 1
+    assert again.moves is known.moves
+    registry.dial("camera-7", soup(0.5))
+    registry.set_reservoir("camera-8", 10, 1.0)
+    watches = Watches(database)
+    watches.switch_on("camera-9", 50, 0.2)
+    registry.delete_deployment("camera-10")
+    registry.ensure_deployment("camera-10", soup(1.0))
+    registry.delete_deployment("camera-11")
+    known, before = registry.snapshot(known), known
+    assert known == registry.snapshot()
+    assert known.moves["camera-7"].pointer.version == 2
+    assert known.moves["camera-7"].seq > before.moves["camera-7"].seq
+    assert known.moves["camera-10"].pointer.uid != before.moves["camera-10"].pointer.uid
+    assert before.moves.keys() - known.moves.keys() == {"camera-11"}
+    assert known.reservoirs.keys() == {"camera-8"}
+    assert known.watches.keys() == {"camera-9"}
+    registry.clear_reservoir("camera-8")
+    watches.switch_off("camera-9")
+    assert registry.snapshot(known) == registry.snapshot()
+    assert registry.snapshot(known._replace(latest=10**6)) == registry.snapshot()  # an older backup was restored
+
+
+def test_events_are_committed_in_the_order_of_their_numbers(registry: Registry, database: Database) -> None:
+    """Otherwise one would be passed over by who has seen a later one."""
+    registry.ensure_deployment("other", soup(1.0))
+    known = registry.snapshot()
+    ended = []
+
+    def dial_the_other() -> None:
+        registry.dial("other", soup(0.5))
+        ended.append(registry.snapshot(known).latest)
+
+    with database.write() as session:
+        session.add(Event(deployment="default", kind="dial", to_version=1))
+        session.flush()
+        late = threading.Thread(target=dial_the_other)
+        late.start()
+        late.join(0.5)
+        assert not ended
+    late.join(20)
+    assert registry.snapshot(known) == registry.snapshot()
+    assert ended == [known.latest + 2]
+
+
+def test_workers_say_which_move_they_follow(registry: Registry) -> None:
+    registry.ensure_deployment("a-1", soup(1.0))
+    move = registry.move("a-1")
+    uid = move.pointer.uid
+    beat = partial(registry.beat_worker, pid=1, host="h", provider=None)
+    assert not registry.is_followed(move, stale_seconds=5)  # nobody lives
+    beat("new", loaded={"a-1": 1}, moves={uid: move.seq})
+    beat("old", loaded={"a-1": 1})
+    told = {worker.id: (worker.version, worker.move) for worker in registry.workers_of("a-1", uid, stale_seconds=5)}
+    assert told == {"new": (1, move.seq), "old": (1, None)}
+    assert not registry.is_followed(move, stale_seconds=5)
+    registry.remove_worker("old")
+    assert registry.is_followed(move, stale_seconds=5)
+    registry.point_at("a-1", 1)  # it is there already: nothing moves
+    assert registry.is_latest(move)
+    beat("new", loaded={}, moves={}, is_news=False)  # a heartbeat and no more
+    assert registry.is_followed(move, stale_seconds=5)
+    with pytest.raises(UnknownDeployment):
+        registry.move("nobody")
 
 
 def test_threads_that_dial_at_once_get_different_versions(registry: Registry) -> None:

@@ -144,6 +144,30 @@ def test_file_that_broke_off_is_read_as_far_as_it_goes(settings: Settings) -> No
     assert kept(settings) == [1]
 
 
+def test_images_are_counted_without_a_read_each(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    share = claimed(settings)
+    share.offer([picture(number) for number in range(5)], time.time())
+    share.write(share.take_changes(time.time()))
+    monkeypatch.delattr("service.prediction.reservoir.os.pread")
+    assert count_kept(settings, PLAN, SPEC) == 5
+    share.close()
+
+
+def test_share_that_became_smaller_keeps_no_image_beyond(settings: Settings) -> None:
+    """It is not cut off: whoever counts has it mapped, and would be killed."""
+    share = claimed(Settings(home=settings.home, workers=1))
+    share.offer([picture(number + 1) for number in range(10)], time.time())
+    share.write(share.take_changes(time.time()))
+    share.close()
+    path = settings.reservoirs_path / "r1" / "0-2x3.bin"
+    size = path.stat().st_size
+    smaller = claimed(settings)
+    assert len(kept(settings)) == 5
+    assert path.stat().st_size == size
+    assert bytes([6] * 18) not in path.read_bytes()
+    smaller.close()
+
+
 def test_size_is_bounded_in_bytes(settings: Settings) -> None:
     assert most_images(settings, SPEC) == 256_000_000 // (8 + 18)
     share = claimed(settings)

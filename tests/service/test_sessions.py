@@ -42,9 +42,9 @@ class Site:
         self.bundle = Bundle.open(folder)
         size_mb = (room + 0.5) * self.bundle.session_bytes / 1e6
         self.settings = Settings(home=home, bases=bases, session_cache_mb=size_mb, heartbeat_seconds=0.001)
-        database = Database(f"sqlite:///{home / 'registry.db'}")
-        upgrade(database)
-        self.registry = Registry(database)
+        self.database = Database(f"sqlite:///{home / 'registry.db'}")
+        upgrade(self.database)
+        self.registry = Registry(self.database)
         self.counted = CollectorRegistry()
         self.predictor = Predictor(self.settings, self.catalog, self.registry, Metrics(self.counted))
         self.make(DEFAULT)

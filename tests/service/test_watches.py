@@ -1,5 +1,6 @@
 """Watches in the registry, on SQLite and PostgreSQL: what is put back, what is not, and that no report is lost."""
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from service.prediction.confidences import Confidences
 from service.store.confidence import Tally
 from service.store.database import Database
 from service.store.jobs import SUPERSEDED, JobQueue
-from service.store.registry import Pointer, Registry
+from service.store.moves import Pointer
+from service.store.registry import Registry
 from service.store.sums import add_sums
 from service.store.tables import WATCH, ConfidenceSum, Deployment, Event, Job, new_id
 from service.store.transactions import UnknownDeployment
@@ -24,6 +26,7 @@ from tests.service.test_confidence import tally
 from tests.service.test_registry import add, claimed, outcome, soup
 
 HIGH, LOW = tally(np.full(60, 0.9)), tally(np.full(60, 0.3))
+BATCHES = itertools.count(1)
 BETTER = "version 1 before it is better"
 
 
@@ -48,7 +51,9 @@ class Site:
         """What a worker's heartbeat brings."""
         watch = self.registry.snapshot().watches[deployment]
         confidences = {(watch, version): tally for version, tally in sums.items()}
-        self.registry.beat_worker(worker, pid=1, host="h", provider=None, loaded={}, confidences=confidences)
+        self.registry.beat_worker(
+            worker, pid=1, host="h", provider=None, loaded={}, batch=next(BATCHES), confidences=confidences
+        )
 
     def pending(self) -> int:
         with self.database.read() as session:
@@ -88,7 +93,7 @@ def test_confidence_that_collapses_puts_the_version_before_back(site: Site) -> N
     assert (event.kind, event.who, event.from_version, event.to_version) == ("rollback", WATCH, 2, 1)
     assert event.reason == rollback.reason
     assert "mean 0.300 over the last 60 images of version 2, 0.900 over the last 60 of version 1" in rollback.reason
-    assert [row.reason for row in site.registry.events("default", limit=9)][1:] == [None, None]
+    assert [row.reason for row in site.registry.events("default", limit=9)][1:] == [None, None, None]
 
 
 def test_what_went_back_stays_and_what_is_put_forward_again_starts_anew(site: Site) -> None:
@@ -267,17 +272,50 @@ def test_a_worker_adds_up_for_watched_deployments_alone_and_keeps_what_was_not_t
     pointer = Pointer("a", "u", "tiny", 3)
     confidences = Confidences()
     confidences.offer(pointer, np.array([0.5, 1.0]))
-    assert confidences.take() == {}
+    assert confidences.take().sums == {}
     confidences.refresh({"a": "watch"})
     confidences.offer(pointer, np.array([0.5, 1.0]))
     confidences.offer(pointer._replace(version=4), np.array([0.5]))
     confidences.offer(pointer._replace(name="b"), np.array([0.5]))
     taken = confidences.take()
-    assert taken == {("watch", 3): Tally(2, 1.5, 1.25), ("watch", 4): Tally(1, 0.5, 0.25)}
+    assert taken.sums == {("watch", 3): Tally(2, 1.5, 1.25), ("watch", 4): Tally(1, 0.5, 0.25)}
     confidences.offer(pointer, np.array([1.0]))
-    confidences.give_back(taken)
-    assert confidences.take() == {("watch", 3): Tally(3, 2.5, 2.25), ("watch", 4): Tally(1, 0.5, 0.25)}
-    assert confidences.take() == {}
+    assert confidences.take() == taken  # as it was, with its number: the registry may have it
+    confidences.confirm()
+    later = confidences.take()
+    assert later.sums == {("watch", 3): Tally(1, 1.0, 1.0)}
+    assert later.number > taken.number
+    confidences.confirm()
+    assert confidences.take().sums == {}
+
+
+def test_a_report_whose_commit_nobody_heard_of_counts_once(site: Site) -> None:
+    watch = site.registry.snapshot().watches["default"]
+    confidences = Confidences()
+    confidences.refresh({"default": watch})
+    pointer = site.registry.move("default").pointer
+
+    def report() -> None:
+        batch = confidences.take()
+        site.registry.beat_worker(
+            "one", pid=1, host="h", provider=None, loaded={}, batch=batch.number, confidences=batch.sums
+        )
+
+    confidences.offer(pointer, np.array([0.5, 1.0]))
+    report()  # the connection broke after the commit, so that the worker does not know
+    confidences.offer(pointer, np.array([0.25]))
+    report()
+    confidences.confirm()
+    report()
+    confidences.confirm()
+    site.registry.beat_worker("two", pid=1, host="h", provider=None, loaded={}, batch=1, confidences=report_of(watch))
+    with site.database.read() as session:
+        sums = session.execute(select(ConfidenceSum.n, ConfidenceSum.total)).all()
+    assert sums == [(4, 2.0)]
+
+
+def report_of(watch: str) -> dict[tuple[str, int], Tally]:
+    return {(watch, 1): Tally(1, 0.25, 0.0625)}
 
 
 def test_a_deployment_from_before_watches_is_off(site: Site) -> None:

@@ -26,7 +26,7 @@ from service.http.queries import path_version
 from service.http.uploads import read_body
 from service.prediction.catalog import Base
 from service.prediction.loading import LoadedSoup, Outdated
-from service.store.registry import Pointer
+from service.store.moves import Pointer
 from training.version import VERSION
 
 PLATFORM = "onnxruntime_onnx"
