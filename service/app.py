@@ -4,11 +4,7 @@
 the registry. Importing this module imports neither torch nor timm.
 """
 
-import signal
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from types import FrameType
 from typing import Any
 
 import bentoml
@@ -28,15 +24,18 @@ from deploy.layout import BundleError
 from service.adapter.loop import AdapterLoop
 from service.http.access import Access, is_loopback
 from service.http.adaptation import Adaptation
-from service.http.api import DECODING_THREADS, create_app
+from service.http.api import create_app
 from service.http.connections import guard_connections
 from service.http.context import Context
+from service.http.decoding import Threads
+from service.http.inflight import Inflight
 from service.http.security import Gate
 from service.logs import set_up_logging
 from service.metrics import Metrics
 from service.prediction.catalog import Base, check_bundles, choose_default, read_catalog
 from service.prediction.predictor import DEFAULT, Predictor
 from service.settings import Settings, SettingsError
+from service.stopping import on_stop, refuse_connections_when_stopping
 from service.store.database import Database, SchemaError
 from service.store.identity import check_identity
 from service.store.intake import Intake
@@ -155,10 +154,11 @@ class Adapter:
             Metrics(),
         )
         self._loop.start()
+        on_stop(self._loop.put_back)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:
-        """Put the job at hand back."""
+        """Wait for the loop to end."""
         self._loop.stop()
 
 
@@ -178,9 +178,9 @@ class Saucier:
         catalog = read_catalog(settings.bases, check_files=False)
         metrics = Metrics()
         predictor = Predictor(settings, catalog, registry, metrics)
-        adaptation = Adaptation(settings, registry, jobs, intake, predictor)
-        self._predictor = predictor
-        app.state.context = Context(
+        threads = Threads()
+        adaptation = Adaptation(settings, registry, jobs, intake, predictor, threads)
+        self._context = app.state.context = Context(
             settings=settings,
             catalog=catalog,
             registry=registry,
@@ -191,12 +191,14 @@ class Saucier:
             metrics=metrics,
             predictor=predictor,
             adaptation=adaptation,
-            decoding=ThreadPoolExecutor(DECODING_THREADS, "decoding"),
+            threads=threads,
+            uploads=Inflight(settings),
+            others=Inflight(settings),
         )
-        _before_stopping(adaptation.stop_waiting)
+        on_stop(adaptation.stop_waiting, drain_seconds=settings.drain_seconds)
 
     async def __is_ready__(self) -> bool:
-        return self._predictor.are_all_ready
+        return self._context.is_ready
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
@@ -207,6 +209,7 @@ class Saucier:
             SystemExit: with one line that names the file and what was expected.
         """
         _set_up_logging()
+        refuse_connections_when_stopping(settings.drain_seconds)
         try:
             check_keys(_bound_host())
             catalog = read_catalog(settings.bases, check_files=True)
@@ -280,16 +283,3 @@ def prepare_store() -> None:
 def _set_up_logging() -> None:
     set_up_logging(settings.log_format)
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an upload goes to its sender, not to the log
-
-
-def _before_stopping(action: Callable[[], None]) -> None:
-    """Call `action` when the process is asked to stop, before uvicorn waits for open requests to end."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        earlier = signal.getsignal(number)
-
-        def handler(received: int, frame: FrameType | None, earlier: Any = earlier) -> None:
-            action()
-            if callable(earlier):
-                earlier(received, frame)
-
-        signal.signal(number, handler)

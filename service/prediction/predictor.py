@@ -5,14 +5,18 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
 
 from adapt.documents.soup import Soup
 from deploy.runtime import SoupSession
 from service.metrics import Metrics
 from service.prediction.catalog import Base
 from service.prediction.confidences import Confidences
+from service.prediction.freshness import Freshness, Limits
 from service.prediction.loading import LoadedSoup, Loader, NotReady, OtherWeights, Outdated
 from service.prediction.reservoir import Reservoirs
 from service.prediction.sessions import Sessions
@@ -24,6 +28,8 @@ from service.store.tables import new_id
 from service.store.transactions import UnknownVersion
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 DEFAULT = "default"  # the deployment that always exists, and whose session is always held
 
@@ -41,6 +47,9 @@ class Predictor:
     next request has the session built. Where there is one, the new one is built beside it and warmed up, and serves
     unless the deployment has moved on meanwhile. Either way, once all workers report a move, no request accepted later
     is served by an earlier one.
+
+    Rollouts do not wait for a worker that has not reported for `stale_seconds`. So from then on it is not ready, until
+    it has reported again and followed what the registry says after that. One that cannot read the registry serves on.
     """
 
     def __init__(self, settings: Settings, catalog: Mapping[str, Base], registry: Registry, metrics: Metrics) -> None:
@@ -55,29 +64,34 @@ class Predictor:
         self._is_ready = self._have_all_been_ready = False
         self._snapshot: Snapshot | None = None
         self._next_whole = 0.0
-        self._seen_at = time.monotonic()  # when the registry was last read
+        self._freshness = Freshness(Limits(settings.stale_seconds, settings.registry_max_age_seconds))
         metrics.saw_registry()
         self._lock, self._report_lock = asyncio.Lock(), asyncio.Lock()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
-        self._reported: tuple[float, dict[str, Move] | None] = (0.0, None)
+        self._reported: dict[str, Move] | None = None
+        self._control = ThreadPoolExecutor(2, "control")  # its own, so that no request holds up looks and reports
         self.reservoirs = Reservoirs(settings)
         self.confidences = Confidences()
 
     @property
-    def is_ready(self) -> bool:
+    def is_loaded(self) -> bool:
         """The current soup of `default` has been loaded and has run one inference."""
         return self._is_ready
+
+    @property
+    def is_ready(self) -> bool:
+        """It has been loaded, and this worker keeps up with the registry."""
+        return self._is_ready and not self._freshness.is_stale
 
     @property
     def are_all_ready(self) -> bool:
         """What probes ask for: every predictor of this machine has been ready, as any may get the next connection.
 
-        That stays so: a predictor that is started again takes no connection before it is ready. But a predictor that
-        could not read the registry for `registry_max_age_seconds` may serve what is out of date: it is not ready until
-        it can.
+        That stays so: a predictor that is started again takes no connection before it is ready. But one that does not
+        keep up with the registry, or could not read it for `registry_max_age_seconds`, is not ready until it can.
         """
-        age = time.monotonic() - self._seen_at
-        return self._have_all_been_ready and age <= self._settings.registry_max_age_seconds
+        freshness = self._freshness
+        return self._have_all_been_ready and not freshness.is_stale and not freshness.is_unread
 
     @property
     def has_other_weights(self) -> bool:
@@ -105,7 +119,7 @@ class Predictor:
             if await asyncio.to_thread(self._loader.waits_for_bundle, DEFAULT):
                 return
         deadline = time.monotonic() + STARTUP_SECONDS
-        while not self._is_ready and not self.has_other_weights and time.monotonic() < deadline:
+        while not self.is_ready and not self.has_other_weights and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
@@ -117,7 +131,8 @@ class Predictor:
         await self._sessions.close()
         await self.reservoirs.stop()
         with suppress(*UNAVAILABLE):
-            await asyncio.to_thread(self._registry.remove_worker, self.id)
+            await self._in_control(self._registry.remove_worker, self.id)
+        self._control.shutdown(wait=False)
         self._loader.close()
 
     async def get(self, name: str, version: int | None = None) -> LoadedSoup:
@@ -180,7 +195,7 @@ class Predictor:
         while True:
             pause = self._settings.poll_seconds
             try:
-                if await self.refresh() or not self._have_all_been_ready:
+                if await self.refresh() or not self.are_all_ready:
                     pause = min(BUSY_POLL_SECONDS, pause)
                 is_well = True
             except UNAVAILABLE as error:
@@ -194,11 +209,20 @@ class Predictor:
     async def refresh(self) -> bool:
         """Serve what the registry points at now and report it; returns True while jobs are queued or running."""
         async with self._lock:
-            snapshot = await asyncio.to_thread(self._look)
-            self._seen_at = time.monotonic()
+            if self._freshness.is_silent:
+                with suppress(*UNAVAILABLE):  # it may be readable
+                    await self._report(force=True)
+            start = time.monotonic()
+            try:
+                snapshot = await self._in_control(self._look)
+            except UNAVAILABLE:
+                self._freshness.could_not_read()
+                raise
+            self._freshness.read()
             self._metrics.saw_registry()
             self.deployments = frozenset(snapshot.moves)
             await self._follow(snapshot.moves)
+            self._freshness.followed(start)
             if not self._is_ready and DEFAULT in self._served:
                 self._is_ready = True
                 self._metrics.ready.labels(DEFAULT).set(1)
@@ -215,7 +239,7 @@ class Predictor:
             self._metrics.expect(snapshot.active_jobs)
             await self._report()
             if self._is_ready and not self._have_all_been_ready:
-                self._have_all_been_ready = await asyncio.to_thread(self._have_all_loaded)
+                self._have_all_been_ready = await self._in_control(self._have_all_loaded)
             return bool(snapshot.active_jobs)
 
     def _look(self) -> Snapshot:
@@ -225,6 +249,10 @@ class Predictor:
         if is_whole:
             self._next_whole = time.monotonic() + WHOLE_SECONDS
         return self._snapshot
+
+    async def _in_control(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """Run in a thread that no request uses."""
+        return await asyncio.get_running_loop().run_in_executor(self._control, partial(function, *args, **kwargs))
 
     def _have_all_loaded(self) -> bool:
         """Say if all predictors that live on this machine serve `default`; runs in a thread."""
@@ -248,12 +276,12 @@ class Predictor:
             elif move.pointer not in self._of_other_weights:
                 moved.append(move)
         if moved:
-            found = await asyncio.to_thread(self._loader.of_other_weights, [move.pointer for move in moved])
+            found = await self._in_control(self._loader.of_other_weights, [move.pointer for move in moved])
             self._note_other_weights(found)
             moved = [move for move in moved if move.pointer not in found]
         warm = [move for move in moved if self._is_warm(move.pointer.name)]
         if cold := [move for move in moved if not self._is_warm(move.pointer.name)]:
-            for move, soup in await asyncio.to_thread(self._look_at, cold):
+            for move, soup in await self._in_control(self._look_at, cold):
                 self._serve(move, soup)
         for move in warm:
             await self._swap(move)
@@ -316,13 +344,12 @@ class Predictor:
     async def _report(self, *, force: bool = False) -> None:
         """Tell the registry that this worker lives and what it serves, when due or when it changed."""
         async with self._report_lock:  # what is served rises, and so must what is reported
-            served = dict(self._served)
-            last, reported = self._reported
-            is_news = served != reported
-            if not force and not is_news and time.monotonic() - last < self._settings.heartbeat_seconds:
+            served, start = dict(self._served), time.monotonic()
+            is_news = served != self._reported
+            if not force and not is_news and start - self._freshness.reported_at < self._settings.heartbeat_seconds:
                 return
             batch = self.confidences.take()
-            await asyncio.to_thread(
+            await self._in_control(
                 self._registry.beat_worker,
                 self.id,
                 pid=os.getpid(),
@@ -336,4 +363,5 @@ class Predictor:
                 confidences=batch.sums,
             )
             self.confidences.confirm()
-            self._reported = (time.monotonic(), served)
+            self._freshness.reported(start)
+            self._reported = served
