@@ -72,16 +72,23 @@ class Gate:
         headers = {key: value.decode("latin-1") for key, value in scope["headers"] if key in _WATCHED}
         host = headers.get(b"host", "")
         if "*" not in self._allowed_hosts and host_name(host) not in self._allowed_hosts:
-            detail = "this service is not addressed by that Host; SAUCIER_ALLOWED_HOSTS names more"
-            return Problem(403, detail, reason="host")
+            found = f"the header Host says {host[:100]!r}, a name that this service does not answer to"
+            advice = "add the name to SAUCIER_ALLOWED_HOSTS, or let the proxy send one that is there"
+            return Problem(403, f"{found}: {advice}", reason="host")
         if scope["method"] in SAFE_METHODS or path == "/predict":
             return None
         origin = headers.get(b"origin")
-        if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin") or (
-            origin is not None and origin.partition("://")[2].lower() != host.lower()
-        ):
-            return Problem(403, "requests from other sites may not change anything here", reason="cross_site")
+        site = headers.get(b"sec-fetch-site", "none")
+        if site not in ("none", "same-origin"):
+            return _other_site(f"the header Sec-Fetch-Site says {site[:100]!r}")
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+            found = f"the header Origin says {origin[:100]!r}, and Host {host[:100]!r}"
+            return _other_site(f"{found}; a proxy must pass on the Host that the browser sent")
         return None
+
+
+def _other_site(found: str) -> Problem:
+    return Problem(403, f"requests from other sites may not change anything here: {found}", reason="cross_site")
 
 
 _WATCHED = frozenset({b"host", b"origin", b"sec-fetch-site"})
