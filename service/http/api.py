@@ -18,6 +18,7 @@ from starlette.routing import Route
 from service.http import deployments, samples
 from service.http.adaptation import BALANCES, CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
 from service.http.answers import confidences, predictions_json
+from service.http.bento_client import client_schema
 from service.http.console import console
 from service.http.context import Context, caller, endpoint, json_response, refuse, require
 from service.http.decoding import decode_prepared
@@ -171,6 +172,11 @@ async def openapi(_: Context, __: Request) -> Response:
     return JSONResponse(_document())
 
 
+async def schema(_: Context, __: Request) -> Response:
+    """`GET /schema.json`."""
+    return JSONResponse(client_schema())
+
+
 async def docs(_: Context, __: Request) -> Response:
     """`GET /docs`."""
     policy = (
@@ -229,6 +235,7 @@ def create_app() -> Starlette:
         Route("/bases", endpoint(show_bases)),
         Route("/metrics", endpoint(show_metrics)),
         Route("/openapi.json", endpoint(openapi)),
+        Route("/schema.json", endpoint(schema)),
         Route("/docs", endpoint(docs)),
         Route("/ui", endpoint(console)),
         Route("/ui/{file}", endpoint(console)),
