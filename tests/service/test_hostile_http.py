@@ -201,10 +201,12 @@ def test_encoded_bodies_are_not_unpacked(server: Server, encoding: str) -> None:
     headers = {"content-encoding": encoding, "content-type": "image/png"}
     for body in (bodies.texts()["a gzip bomb"].data, b"no gzip at all"):
         for path in PREDICTING:
-            check(server.client.post(path, content=body, headers=headers), 422)
-        check(server.client.post("/adapt", content=body, headers=headers | {"content-type": bodies.FORM}), 400)
+            check(server.client.post(path, content=body, headers=headers), 415)
+        check(server.client.post("/adapt", content=body, headers=headers | {"content-type": bodies.FORM}), 415)
         for path in INFERRING:
             check(server.client.post(path, content=body, headers=headers), 415)
+        for path in PUTTING:
+            check(server.client.put(path, content=body, headers=headers | {"content-type": bodies.JSON}), 415)
 
 
 def test_addresses_of_nothing_are_refused(server: Server) -> None:
