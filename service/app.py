@@ -4,6 +4,7 @@
 the registry. Importing this module imports neither torch nor timm.
 """
 
+import logging
 import warnings
 from typing import Any
 
@@ -282,4 +283,6 @@ def prepare_store() -> None:
 
 def _set_up_logging() -> None:
     set_up_logging(settings.log_format)
-    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an upload goes to its sender, not to the log
+    # What is wrong with an upload goes to its sender, not to the log.
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)

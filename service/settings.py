@@ -1,5 +1,8 @@
 """Settings of the service: environment variables `SAUCIER_*`, read once at start-up; see docs/settings.md."""
 
+import difflib
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,6 +18,10 @@ MetricsKey = Literal["auto", "always", "never"]
 DATABASE_CONNECTIONS = 5  # of one process: 19 processes fit into the 100 that PostgreSQL allows by default
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
+PREFIX = "SAUCIER_"
+# Not settings: folders of data that tests read, and what Kubernetes tells every container about a Service of our name.
+_OTHERS = re.compile(rf"{PREFIX}(TEST_\w+|(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?))")
+
 
 class SettingsError(ValueError):
     """A setting that cannot be used. One line that names the variable."""
@@ -23,7 +30,7 @@ class SettingsError(ValueError):
 class Settings(BaseSettings):
     """Every setting of the service; the variable is the field's name in capitals with `SAUCIER_` before it."""
 
-    model_config = SettingsConfigDict(env_prefix="SAUCIER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     home: Path = Field(
         default=Path("~/.saucier"), description="folder for the registry, stored samples and serving bundles"
@@ -200,6 +207,14 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _refuse_link(cls, value: object) -> object:
+        if isinstance(value, str) and "://" in value:
+            advice = "set the port, or enableServiceLinks: false for the pod"
+            raise ValueError(f"expected a number, got {value[:80]!r}, which Kubernetes sets for a Service: {advice}")
+        return value
+
     @field_validator("database_url", mode="after")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
@@ -270,10 +285,21 @@ class Settings(BaseSettings):
         """Read the environment.
 
         Raises:
-            SettingsError: a variable has a value that cannot be used; one line that names it.
+            SettingsError: a variable has a value that cannot be used, or a name that no setting has; one line that
+                names it.
         """
+        cls._check_names()
         try:
             return cls()
         except ValidationError as error:
             name, _, problem = first_error(error).partition(": ")
             raise SettingsError(f"SAUCIER_{name.upper()}: {problem}") from None
+
+    @classmethod
+    def _check_names(cls) -> None:
+        known = [f"{PREFIX}{name.upper()}" for name in cls.model_fields]
+        for name in sorted(os.environ):
+            upper = name.upper()  # as pydantic reads them
+            if upper.startswith(PREFIX) and upper not in known and not _OTHERS.fullmatch(upper):
+                (nearest,) = difflib.get_close_matches(upper, known, 1, cutoff=0)
+                raise SettingsError(f"{name}: there is no such setting; the nearest is {nearest}")

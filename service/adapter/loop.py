@@ -332,7 +332,7 @@ class AdapterLoop:
         if finished is None:
             logger.warning("job %s was cancelled or taken over, or its deployment is gone", job.id)
             return None
-        if rollback is not None and rollback.reason in (finished.reason or ""):
+        if rollback is not None and finished.rolled_back_to is not None:
             tell(self._metrics, job.deployment, "accuracy", rollback)
         logger.info("job %s: %s, %s", job.id, finished.state, finished.reason)
         if (accuracy := found.outcome.accuracy) is not None:

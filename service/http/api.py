@@ -18,6 +18,7 @@ from starlette.routing import Route
 from service.http import deployments, samples
 from service.http.adaptation import BALANCES, CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, Upload, read_upload
 from service.http.answers import predictions_json
+from service.http.bento_client import client_schema
 from service.http.classifying import classify
 from service.http.console import console
 from service.http.context import Context, caller, endpoint, json_response, key_counts, refuse, require
@@ -181,6 +182,11 @@ async def openapi(_: Context, __: Request) -> Response:
     return JSONResponse(_document())
 
 
+async def schema(_: Context, __: Request) -> Response:
+    """`GET /schema.json`."""
+    return JSONResponse(client_schema())
+
+
 async def docs(_: Context, __: Request) -> Response:
     """`GET /docs`."""
     policy = (
@@ -240,6 +246,7 @@ def create_app() -> Starlette:
         Route("/bases", endpoint(show_bases)),
         Route("/metrics", endpoint(show_metrics)),
         Route("/openapi.json", endpoint(openapi)),
+        Route("/schema.json", endpoint(schema)),
         Route("/docs", endpoint(docs)),
         Route("/ui", endpoint(console)),
         Route("/ui/{file}", endpoint(console)),

@@ -1,13 +1,15 @@
 """Connections that send nothing, or a head that never ends, are cut. Bodies have their own limits in `uploads`.
 
 uvicorn lets a client take as long as it likes over the head of a request, and make it as long as it likes; only the
-pause between two requests is limited. BentoML, which starts uvicorn, offers no way to change that, so the protocol that
-uvicorn picks by default is extended here.
+pause between two requests is limited. And where a request offers another protocol (`Upgrade: h2c`, as Java's HttpClient
+sends), it drops the body, or takes it for the next request. BentoML, which starts uvicorn, offers no way to change
+that, so the protocol that uvicorn picks by default is extended here.
 """
 
 from asyncio import TimerHandle, Transport
 from typing import Any, ClassVar
 
+import httptools
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -15,7 +17,7 @@ MAX_HEAD_BYTES = 65_536
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 on one connection, with a limit on the time and the bytes that the head of a request takes.
+    """HTTP/1.1 on one connection and no other protocol, with a limit on the time and the bytes that a head takes.
 
     Time runs from the connection, or the first byte after an answer, to the end of the head; and from an answer that
     was given before its request's body was over, so that nobody feeds us bytes for ever that are thrown away. It costs
@@ -47,7 +49,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived."""
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning("a connection sent what is no HTTP request")
+            self.send_400_response("Invalid HTTP request received.")
         if not self._is_answering and self._waiting_since is None:
             self._waiting_since = self.loop.time()
         if self._head_bytes is not None:
@@ -66,12 +73,18 @@ class GuardedProtocol(HttpToolsProtocol):
         if size > MAX_HEAD_BYTES:
             self._is_head_too_large = True
             raise ValueError("the head of the request is too long")  # which ends the parser, and asks for a 400
+        if self.parser.get_method() == b"CONNECT":  # what follows would be a tunnel
+            raise ValueError("this is no proxy")
+        if self.parser.should_upgrade():
+            return  # the head comes again without its offer
         self._head_bytes = self._waiting_since = None
         self._is_answering, self._is_body_over = True, False
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The body of a request ends."""
+        if self.parser.should_upgrade():
+            return
         self._is_body_over = True
         super().on_message_complete()
 
@@ -88,6 +101,29 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse_head()
         else:
             super().send_400_response(msg)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse what arrived as plain HTTP, whatever other protocol a request offers (RFC 9110 section 7.8).
+
+        httptools takes all that follows the head of such a request for the other protocol. So the head is parsed again
+        without its offer, and then what follows it. The parser is a new one: after `Connection: close` it would take
+        no more.
+        """
+        rest = memoryview(data)
+        while True:
+            try:
+                return self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                head = self._head_without_upgrade()
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+                self.parser.feed_data(head)
+
+    def _head_without_upgrade(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join([method + b" " + self.url + b" HTTP/" + version, *lines, b"", b""])
 
     def _refuse_head(self) -> None:
         self.transport.write(_TOO_LARGE)

@@ -247,7 +247,7 @@ def _dialled(base: Base, coefficients: dict[str, float], current: Soup) -> Soup:
     """
     for name, value in coefficients.items():
         if abs(value) > MAX_COEFFICIENT:
-            limit = f"expected a value within [-{MAX_COEFFICIENT:g}, {MAX_COEFFICIENT:g}], got {value:g}"
+            limit = f"expected a value within [-{MAX_COEFFICIENT:g}, {MAX_COEFFICIENT:g}], got {value}"
             raise invalid(f"coefficients.{name[:80]}", limit)
     try:
         is_recalibrated = current.patch is not None and current.patch.recalibrated > 0

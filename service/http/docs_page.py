@@ -27,7 +27,7 @@ def docs_page(document: Json) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Saucier: HTTP interface</title>'
         f"<style>{_STYLE}</style><h1>Saucier {html.escape(document['info']['version'])}</h1>"
-        f'<p>{html.escape(document["info"]["description"])} The same as a file: <a href="/openapi.json">'
+        f'<p>{html.escape(document["info"]["description"])} The same as a file: <a href="openapi.json">'
         f"openapi.json</a>.</p>{''.join(blocks)}"
         f"<details><summary><b>Schemas</b></summary><pre>{schemas}</pre></details></html>"
     )

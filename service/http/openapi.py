@@ -159,7 +159,11 @@ def _predict(summary: str, parameters: list[Json], *problems: int) -> Json:
                             "images": {
                                 "type": "array",
                                 "minItems": 1,
-                                "items": {"type": "string", "contentEncoding": "base64"},
+                                "items": {
+                                    "type": "string",
+                                    "contentEncoding": "base64",
+                                    "description": "an image file in base64, in one line or several, or as a data URL",
+                                },
                             }
                         },
                     }

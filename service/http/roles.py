@@ -20,6 +20,7 @@ NEEDS: Final[Mapping[str, Mapping[str, Needed]]] = {
     "/": _OPEN,
     "/docs": _OPEN,
     "/openapi.json": _OPEN,
+    "/schema.json": _OPEN,
     "/ui": _OPEN,  # the page's files; what it shows comes from the other routes
     "/ui/{file}": _OPEN,
     "/livez": _OPEN,

@@ -81,6 +81,9 @@ class JobView(Frozen):
     search: SearchSummary | None
     ingredients: dict[str, float] | None = Field(description="accuracy of each ingredient alone")
     reference: FloorCheck | None = Field(description="of what was found on trusted images, where there are some")
+    rolled_back_to: int | None = Field(
+        description="the earlier version that the watch put back because of this job's images; null if it did not"
+    )
     reason: str | None
     progress: float = Field(ge=0, le=1)
     message: str = Field(description="what the adapter is doing")

@@ -75,23 +75,29 @@ class Gate:
         headers = {key: value.decode("latin-1") for key, value in scope["headers"] if key in _WATCHED}
         host = headers.get(b"host", "")
         if "*" not in self._allowed_hosts and host_name(host) not in self._allowed_hosts:
-            detail = "this service is not addressed by that Host; SAUCIER_ALLOWED_HOSTS names more"
-            return Problem(403, detail, reason="host")
-        is_let_in = self._allow_cross_site_predict and _classifies(path)
-        if scope["method"] in SAFE_METHODS or is_let_in:
+            found = f"the header Host says {host[:100]!r}, a name that this service does not answer to"
+            advice = "add the name to SAUCIER_ALLOWED_HOSTS, or let the proxy send one that is there"
+            return Problem(403, f"{found}: {advice}", reason="host")
+        if scope["method"] in SAFE_METHODS or (self._allow_cross_site_predict and _classifies(path)):
             return None
         origin = headers.get(b"origin")
-        if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin") or (
-            origin is not None and origin.partition("://")[2].lower() != host.lower()
-        ):
-            advice = "; SAUCIER_ALLOW_CROSS_SITE_PREDICT lets them classify images" if _classifies(path) else ""
-            return Problem(403, f"pages of other sites may not send requests here{advice}", reason="cross_site")
+        site = headers.get(b"sec-fetch-site", "none")
+        if site not in ("none", "same-origin"):
+            return _other_site(path, f"the header Sec-Fetch-Site says {site[:100]!r}")
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+            found = f"the header Origin says {origin[:100]!r}, and Host {host[:100]!r}"
+            return _other_site(path, f"{found}; a proxy must pass on the Host that the browser sent")
         return None
 
 
 def _classifies(path: str) -> bool:
     """Say if a path takes images and answers with their classes."""
     return path == "/predict" or (path.startswith("/v2/") and path.endswith("/infer"))
+
+
+def _other_site(path: str, found: str) -> Problem:
+    advice = "; SAUCIER_ALLOW_CROSS_SITE_PREDICT lets them classify images" if _classifies(path) else ""
+    return Problem(403, f"pages of other sites may not send requests here: {found}{advice}", reason="cross_site")
 
 
 _WATCHED = frozenset({b"host", b"origin", b"sec-fetch-site"})

@@ -52,6 +52,7 @@ def job_view(job: Job) -> JobView:
         search=outcome.get("search"),
         ingredients=outcome.get("ingredients"),
         reference=outcome.get("reference"),
+        rolled_back_to=job.rolled_back_to,
         reason=job.reason,
         progress=job.progress,
         message=job.message,

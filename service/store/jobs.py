@@ -12,7 +12,7 @@ from service.store.clock import Now, is_silent, read_clock
 from service.store.database import Database, is_text
 from service.store.keeping import mark_used
 from service.store.material import unpack_selection
-from service.store.tables import ACTIVE_STATES, Deployment, Job, SoupVersion
+from service.store.tables import ACTIVE_STATES, ROLLED_BACK_TO, Deployment, Job, SoupVersion
 from service.store.transactions import Conflict, add_soup, get_deployment, get_soup, move, soup_of
 from service.store.watches import Rollback, is_still, put_back
 
@@ -254,6 +254,7 @@ class JobQueue:
                 move(session, found, version, kind="promoted", job=mine.id, who=mine.who, unproven=not proven)
             elif rollback is not None and is_still(session, found, rollback.suspect):
                 put_back(session, found, rollback, job=mine.id)
+                mine.outcome = mine.outcome | {ROLLED_BACK_TO: found.version}
                 mine.reason = f"rolled back to version {found.version}: {rollback.reason}; the candidate: {mine.reason}"
             mine.version = found.version
             return mine

@@ -23,6 +23,7 @@ ACTIVE_STATES = ("queued", "running")
 Balance = Literal["none", "class"]  # what counts alike in a search: images, or classes
 MAX_WHO = 100  # characters of an API key's name
 EVENT_LOCK = 0x5A_0C_1F  # of PostgreSQL's advisory locks, held by who appends an event until it is committed
+ROLLED_BACK_TO = "rolled_back_to"  # beside the fields of the outcome in a job's row
 WATCH = "(watch)"  # who did it, if nobody asked: no API key can have that name
 
 
@@ -179,7 +180,8 @@ class Job(Table):
     version: Mapped[int | None]
     previous_version: Mapped[int | None]
     candidate_version: Mapped[int | None]
-    outcome: Mapped[dict[str, Any] | None]  # adapt.documents.soup.Outcome, and the landscape of its search
+    # adapt.documents.soup.Outcome, the landscape of its search, and the version that was put back.
+    outcome: Mapped[dict[str, Any] | None]
     reason: Mapped[str | None]
     created_at: Mapped[float] = mapped_column(default=Now())
     started_at: Mapped[float | None]
@@ -189,6 +191,11 @@ class Job(Table):
     def is_finished(self) -> bool:
         """Nothing about the job changes any more."""
         return self.state not in ACTIVE_STATES
+
+    @property
+    def rolled_back_to(self) -> int | None:
+        """The version that the job's images put the deployment back to; None if they did not."""
+        return (self.outcome or {}).get(ROLLED_BACK_TO)
 
 
 class Event(Table):

@@ -1,6 +1,7 @@
 """What HTTP must not look like on a connection: heads and frames that lie, and other protocols."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from tests.hostile.bodies import BOUNDARY, FORM, GOOD, form
 
@@ -117,4 +118,78 @@ def addresses() -> Mapping[str, tuple[str, str]]:
         "a time of nowhere": ("DELETE", f"{deployment}/samples?before=2026-01-31T12:00:00"),
         "a condition that is unknown": ("DELETE", f"{deployment}/samples?clas=cat"),
         "a condition twice": ("DELETE", f"{deployment}/samples?class=cat&class=dog"),
+    }
+
+
+LAST = request(b"connection: close\r\n", path=b"/deployments", method=b"GET")  # answered with 200 where one goes on
+
+
+class Exchange(NamedTuple):
+    """What is sent on one connection, packet by packet, and the statuses of the answers to it."""
+
+    packets: Sequence[bytes]
+    statuses: Sequence[int]
+    goes_on: bool = True  # the connection takes another request
+
+
+def upgrades() -> Mapping[str, Exchange]:
+    """Return requests that offer another protocol: they are answered as if they did not, and so is what follows."""
+    to_h2c = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
+    to_websocket = (
+        b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: eA==\r\n"
+    )
+    size, hidden = b"content-length: %d\r\n" % len(GOOD), request(b"", path=b"/deployments", method=b"GET")
+    whole = request(PNG + to_h2c + size, GOOD)
+    head = whole.removesuffix(GOOD)
+    chunks = b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (10, GOOD[:10], len(GOOD) - 10, GOOD[10:])
+    in_chunks = request(PNG + to_h2c + b"transfer-encoding: chunked\r\n")
+    smuggling = request(PNG + to_h2c + b"content-length: %d\r\n" % len(hidden))
+    form_head = b"content-type: " + FORM.encode() + b"\r\ncontent-length: %d\r\n" % len(BODY)
+    return {
+        "with a length": Exchange([whole], [200]),
+        "a form with a length": Exchange([request(to_h2c + form_head, BODY)], [200]),
+        "the body in a second packet": Exchange([head, GOOD], [200]),
+        "the body in three packets": Exchange([head + GOOD[:5], GOOD[5:50], GOOD[50:]], [200]),
+        "the head in three packets": Exchange([whole[:30], whole[30:100], whole[100:]], [200]),
+        "chunks": Exchange([in_chunks + chunks], [200]),
+        "chunks in packets": Exchange([in_chunks, chunks[:7], chunks[7:]], [200]),
+        "an offer in a trailer": Exchange(
+            [
+                request(PNG + b"connection: upgrade\r\ntransfer-encoding: chunked\r\n"),
+                chunks[:-2] + b"upgrade: h2c\r\n\r\n",
+            ],
+            [200],
+        ),
+        "a request as its body": Exchange([smuggling + hidden], [422]),
+        "a request as its body, in a second packet": Exchange([smuggling, hidden], [422]),
+        "no body": Exchange([request(PNG + to_h2c)], [422]),
+        "another request behind it": Exchange([whole + hidden], [200, 200]),
+        "two, and another request": Exchange([whole + whole[:90], whole[90:] + hidden], [200, 200, 200]),
+        "one behind another request": Exchange([hidden + head, GOOD], [200, 200]),
+        "the last on its connection": Exchange(
+            [whole.replace(b"Upgrade, ", b"close, Upgrade, ") + hidden], [200], goes_on=False
+        ),
+        "two offers": Exchange([whole.replace(b"upgrade: h2c", b"upgrade: h2c, websocket\r\nupgrade: x")], [200]),
+        "HTTP/1.0": Exchange([whole.replace(b"HTTP/1.1", b"HTTP/1.0")], [200], goes_on=False),
+        "a body that waits to be asked": Exchange(
+            [request(PNG + to_h2c + size + b"expect: 100-continue\r\n"), GOOD], [100, 200]
+        ),
+        "a WebSocket": Exchange([request(to_websocket, path=b"/deployments", method=b"GET"), hidden], [200, 200]),
+        "a WebSocket with a body": Exchange([request(to_websocket + PNG + size), GOOD, hidden], [200, 200]),
+        "two lengths": Exchange(
+            [request(PNG + to_h2c + size + size.replace(b": ", b": 1"), GOOD)], [400], goes_on=False
+        ),
+        "a length and chunks": Exchange(
+            [request(PNG + to_h2c + size + b"transfer-encoding: chunked\r\n", chunks)],
+            [400],
+            goes_on=False,
+        ),
+        "a head of 100 kB": Exchange(
+            [request(PNG + to_h2c + size + b"x-long: " + b"x" * 100_000 + b"\r\n", GOOD)],
+            [431],
+            goes_on=False,
+        ),
+        "a tunnel": Exchange(
+            [b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n", hidden], [400], goes_on=False
+        ),
     }

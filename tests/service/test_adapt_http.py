@@ -38,6 +38,7 @@ JOB_FIELDS = {
     "attempt",
     "level",
     "not_tried",
+    "rolled_back_to",
 }
 
 

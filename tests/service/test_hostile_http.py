@@ -7,8 +7,10 @@ the same, they hold about as much memory as before, and answers are what they we
 import base64
 import json
 import random
+import re
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
@@ -199,10 +201,12 @@ def test_encoded_bodies_are_not_unpacked(server: Server, encoding: str) -> None:
     headers = {"content-encoding": encoding, "content-type": "image/png"}
     for body in (bodies.texts()["a gzip bomb"].data, b"no gzip at all"):
         for path in PREDICTING:
-            check(server.client.post(path, content=body, headers=headers), 422)
-        check(server.client.post("/adapt", content=body, headers=headers | {"content-type": bodies.FORM}), 400)
+            check(server.client.post(path, content=body, headers=headers), 415)
+        check(server.client.post("/adapt", content=body, headers=headers | {"content-type": bodies.FORM}), 415)
         for path in INFERRING:
             check(server.client.post(path, content=body, headers=headers), 415)
+        for path in PUTTING:
+            check(server.client.put(path, content=body, headers=headers | {"content-type": bodies.JSON}), 415)
 
 
 def test_addresses_of_nothing_are_refused(server: Server) -> None:
@@ -213,12 +217,16 @@ def test_addresses_of_nothing_are_refused(server: Server) -> None:
         check(response, response.status_code)
 
 
-def exchange(server: Server, data: bytes) -> bytes:
-    """Send bytes, close our side, and return what comes back."""
+def exchange(server: Server, *packets: bytes, closes: bool = True) -> bytes:
+    """Send bytes packet by packet, close our side, and return what comes back."""
     with closing(socket.create_connection(("127.0.0.1", server.port), timeout=20)) as connection:
-        with suppress(BrokenPipeError, ConnectionResetError):
-            connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):  # the other side has closed
+            for number, packet in enumerate(packets):
+                time.sleep(0.1 if number else 0)
+                connection.sendall(packet)
+            if closes:
+                connection.shutdown(socket.SHUT_WR)
         received = bytearray()
         with suppress(ConnectionResetError):
             while more := connection.recv(65_536):
@@ -234,6 +242,17 @@ def test_hostile_connection_is_refused(server: Server, kind: str) -> None:
         assert status not in answer
     for secret in (b"Traceback", str(ROOT).encode(), sys.prefix.encode()):
         assert secret not in answer
+
+
+@pytest.mark.parametrize("kind", wire.upgrades())
+def test_offer_of_another_protocol_is_passed_over(server: Server, kind: str) -> None:
+    """No body is lost, and none is taken for a request."""
+    sent = wire.upgrades()[kind]
+    packets, statuses = [*sent.packets], [*sent.statuses]
+    if sent.goes_on:
+        packets, statuses = [*packets, wire.LAST], [*statuses, 200]
+    answer = exchange(server, *packets, closes=False)
+    assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+) ", answer)] == statuses, answer[:2000]
 
 
 def mutant(file: bytes, chance: random.Random) -> bytes:

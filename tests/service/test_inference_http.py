@@ -194,6 +194,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "infinity": (request(HALF * np.inf), "image 0: expected values within"),
     "beyond float32": (request(HALF * 1e60), "image 0: expected values within"),
     "bytes as numbers": (request(HALF * 510), r"got from 255 to 255 \(pixels of 8 bits are divided by 255\)"),
+    "a little above one": (request(HALF * 2.0000002), r"got from 1.0000001 to 1.0000001 \(clip what"),
+    "a little below zero": (request(HALF - 0.5000001), r"got from -1e-07 to -1e-07 \(clip what"),
     "below zero": (request(HALF - 0.6), r"within \[0, 1\], got from -0.1 to -0.1"),
     "another output": ({**request(), "outputs": [{"name": "labels"}]}, "name: expected 'logits', got \"labels\""),
     "output not an object": ({**request(), "outputs": [1]}, r"outputs\[0\]: expected a JSON object"),
@@ -274,7 +276,7 @@ def test_limits_hold_here_too(server: Server, model: str) -> None:
     assert "at most 300 images" in refusal(server.client.post(**binary(model, many, b"")), 413)
     assert "at most 2 MB" in refusal(server.client.post(url, content=b" " * 2_100_000), 413)
     packed = server.client.post(url, content=b"x", headers={"content-encoding": "gzip"})
-    assert "content encoding" in refusal(packed, 415)
+    assert "Content-Encoding" in refusal(packed, 415)
 
 
 def test_unknown_models_versions_and_routes_are_404_in_the_protocols_form(

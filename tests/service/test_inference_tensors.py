@@ -56,6 +56,16 @@ def test_flat_nested_and_binary_tensors_are_the_same(images: np.ndarray) -> None
         assert not found.is_binary
 
 
+def test_null_is_as_good_as_nothing() -> None:
+    """MLServer's client writes null for whatever is not set."""
+    images = np.full((1, *SHAPE), 0.5, np.float32)
+    document = tensor(images, data=images.tolist(), parameters=None) | {"id": None, "parameters": None, "outputs": None}
+    assert read(document).images.shape == images.shape
+    output = {"name": "logits", "datatype": None, "shape": None, "data": None, "parameters": None}
+    binary = tensor(images, data=None, parameters={"binary_data_size": images.nbytes}) | {"outputs": [output]}
+    assert not read(binary, images.tobytes()).is_binary
+
+
 @given(
     logits=arrays(np.float32, (3, 4), elements=st.floats(-1e6, 1e6, width=32)),
     is_binary=st.booleans(),

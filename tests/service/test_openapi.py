@@ -12,7 +12,7 @@ from service.http.docs_page import docs_page
 from service.http.openapi import openapi_document
 
 PROBES = {"/livez", "/readyz"}  # BentoML's
-UNLISTED = {"/", "/docs", "/openapi.json", "/ui", "/ui/{file}"}
+UNLISTED = {"/", "/docs", "/openapi.json", "/schema.json", "/ui", "/ui/{file}"}
 
 
 def test_document_lists_every_route_and_no_other() -> None:
@@ -54,6 +54,12 @@ def test_page_loads_nothing_from_elsewhere() -> None:
     page = docs_page(openapi_document())
     assert "/predict" in page
     assert not re.search(r"<script|src=|@import|url\(|https?://", page)
+
+
+def test_page_links_work_behind_a_path_prefix() -> None:
+    """A proxy may serve it all below a path, so no link begins at the root."""
+    links = re.findall(r'href="([^"]*)"', docs_page(openapi_document()))
+    assert links == ["openapi.json"]
 
 
 def fits(schema: Any, value: Any) -> bool:

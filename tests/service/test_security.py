@@ -59,6 +59,8 @@ def test_foreign_host_is_refused(host: str, method: str, path: str) -> None:
     assert response.status_code == 403
     assert response.headers["content-type"] == "application/problem+json"
     assert [problem.reason for problem in refused] == ["host"]
+    assert f"Host says {host!r}" in refused[0].detail
+    assert "SAUCIER_ALLOWED_HOSTS" in refused[0].detail
 
 
 @pytest.mark.parametrize("path", ["/livez", "/metrics"])
@@ -89,7 +91,10 @@ def test_probes_are_answered_whatever_they_call_us(path: str) -> None:
     ],
 )
 def test_other_sites_may_not_change_anything(headers: dict[str, str], method: str, path: str) -> None:
+    refused.clear()
     assert call(method, path, **headers).status_code == 403
+    [(header, value)] = headers.items()
+    assert f"the header {header.title()} says {value!r}" in refused[0].detail
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_environment_overrides_defaults(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ("HARM", "2 points"),
         ("DEVICE", "tpu"),
         ("PORT", "x"),
+        ("PORT", "tcp://10.0.0.7:3000"),
         ("MAX_UPLOAD_MB", "-1"),
         ("JOB_RETENTION_DAYS", "0"),
         ("METRICS_KEY", "sometimes"),
@@ -67,6 +68,44 @@ def test_bad_value_is_one_line_that_names_the_variable(name: str, value: str, mo
     monkeypatch.setenv(f"SAUCIER_{name}", value)
     with pytest.raises(SettingsError, match=rf"^SAUCIER_{name}: [^\n]+$"):
         Settings.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("SAUCIER_WORKER", "SAUCIER_WORKERS"),
+        ("SAUCIER_MAX_UPLOADS_MB", "SAUCIER_MAX_UPLOAD_MB"),
+        ("SAUCIER_ALLOWED_HOST", "SAUCIER_ALLOWED_HOSTS"),
+        ("SAUCIER_KEYS_FILE", "SAUCIER_API_KEYS_FILE"),
+        ("saucier_worker", "SAUCIER_WORKERS"),
+        ("SAUCIER_", "SAUCIER_"),
+        ("SAUCIER_XYZZY", "SAUCIER_"),
+    ],
+)
+def test_unknown_name_is_one_line_that_names_the_nearest(
+    name: str, nearest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError, match=rf"^{name}: there is no such setting; the nearest is {nearest}\w*$"):
+        Settings.load()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SAUCIER_TEST_CIFAR",
+        "SAUCIER_SERVICE_HOST",
+        "SAUCIER_SERVICE_PORT_HTTP",
+        "SAUCIER_PORT_3000_TCP",
+        "SAUCIER_PORT_3000_TCP_ADDR",
+        "SAUCIER_ADAPTER_SERVICE_HOST",
+        "SAUCIER_ADAPTER_PORT",
+        "SAUCIERS",
+    ],
+)
+def test_variables_of_others_are_passed_over(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "tcp://10.0.0.7:3000")
+    Settings.load()
 
 
 def test_defaults_are_those_of_a_search() -> None:

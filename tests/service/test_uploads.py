@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import zipfile
@@ -79,9 +80,25 @@ def test_boundary_is_found_in_its_spellings(content_type: str) -> None:
     assert parse(multipart([("images", b"x")]), content_type) == [Part("images", b"x")]
 
 
-def test_preamble_and_bare_names_are_read() -> None:
-    body = b"preamble\r\n--frontier\r\ncontent-disposition: form-data; name=images\r\n\r\nx\r\n--frontier--epilogue"
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        b"name=images",
+        b'name="images"; filename="a; name="',
+        b'filename="a; name="; name="images"',
+        b'filename="a; name=labels; b"; name="images"',
+        b'filename="\\"; name=labels; \\""; name="images"',
+        b"filename*=UTF-8''a%3B%20name%3D; name=images",
+        b'NAME="images"; filename=""',
+    ],
+)
+def test_part_has_its_own_name_whatever_its_file_is_called(parameters: bytes) -> None:
+    body = b"\r\n--frontier\r\ncontent-disposition: form-data; " + parameters + b"\r\n\r\nx\r\n--frontier--epilogue"
     assert parse(body) == [Part("images", b"x")]
+
+
+def test_names_are_read_as_utf8() -> None:
+    assert parse(multipart([("bïld", b"x")])) == [Part("bïld", b"x")]
 
 
 @pytest.mark.parametrize(
@@ -95,10 +112,16 @@ def test_preamble_and_bare_names_are_read() -> None:
         b"--frontier\r\nContent-Type: text/plain\r\n\r\nno name\r\n--frontier--",
         b'--frontierX\r\nContent-Disposition: form-data; name="images"\r\n\r\nx\r\n--frontier--',
         multipart([("images", b"x")])[:-12],
+        multipart([("images", b"x")])[:-4],
+        multipart([("images", b"x")]).replace(b"filename", b"x" * 9000),
+        multipart([("images", b"x")]).replace(
+            b"\r\n\r\n", b"\r\nX: " + b"y" * 5000 + b"\r\nZ: " + b"y" * 5000 + b"\r\n\r\n"
+        ),
+        multipart([("images", b"x")]).replace(b"\r\n\r\n", b"\r\nX: y" * 20 + b"\r\n\r\n"),
     ],
 )
 def test_malformed_multipart_is_a_400(body: bytes) -> None:
-    problem = refusal(read_multipart(request([body], f"multipart/form-data; boundary={BOUNDARY}"), LIMITS))
+    problem = refusal(read_multipart(request([body], f"multipart/form-data; boundary={BOUNDARY}"), Settings()))
     assert problem.status == 400
 
 
@@ -164,6 +187,33 @@ def test_three_ways_to_send_an_image_are_the_same() -> None:
     text = request([json.dumps({"images": [base64.b64encode(b"abc").decode()]}).encode()], "application/json; x=y")
     for sent in (raw, form, text):
         assert asyncio.run(read_images(sent, LIMITS)) == [b"abc"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data:image/png;base64,{}",
+        "DATA:image/svg+xml;charset=utf-8;BASE64,{}",
+        " data:;base64,{}\n",
+        "{}\n",
+    ],
+)
+@pytest.mark.parametrize("encode_lines", [base64.b64encode, base64.encodebytes])
+def test_data_urls_and_base64_in_lines_are_images(text: str, encode_lines: Any) -> None:
+    data = bytes(range(256))
+    encoded = encode_lines(data).decode()
+    for item in (text.format(encoded), text.format(encoded.replace("\n", "\r\n  "))):
+        sent = request([json.dumps({"images": [item]}).encode()], "application/json")
+        assert asyncio.run(read_images(sent, LIMITS)) == [data]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "x-gzip", "gzip, identity", "identity, gzip"])
+@pytest.mark.parametrize("kind", ["application/json", "image/png", f"multipart/form-data; boundary={BOUNDARY}"])
+def test_compressed_bodies_are_a_415_that_names_the_header(encoding: str, kind: str) -> None:
+    problem = refusal(read_images(request([gzip.compress(b"{}")], kind, content_encoding=encoding), LIMITS))
+    assert (problem.status, problem.headers) == (415, {"Accept-Encoding": "identity"})
+    assert f"Content-Encoding, got {encoding!r}" in problem.detail
+    assert asyncio.run(read_body(request([b"x"], kind, content_encoding="Identity"), LIMITS)) == b"x"
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/octet-stream", "application/x-tar"])

@@ -129,6 +129,7 @@ def test_labelled_images_that_come_later_put_a_worse_soup_back(server: Server, l
         good, bad = dial(client, "doubted", RIGHT), dial(client, "doubted", WRONG)
         job = client.post(ask, **labelled.request(0, 60)).json()
         assert (job["state"], job["version"], job["previous_version"]) == ("kept", good, None)
+        assert job["rolled_back_to"] == good
         assert job["reason"].startswith(f"rolled back to version {good}: on 60 labelled images that came after")
         assert "accuracy 1.000 against 0." in job["reason"]
         for _ in range(10):  # when the job is answered, every worker has gone back
@@ -141,7 +142,11 @@ def test_labelled_images_that_come_later_put_a_worse_soup_back(server: Server, l
 
         client.put("/deployments/doubted/soup", json={"version": bad})
         again = client.post(f"{ask}&strategy=grid", **labelled.request(0, 60)).json()
-        assert (again["state"], again["version"]) == ("kept", bad)  # these images have been counted already
+        assert (again["state"], again["version"], again["rolled_back_to"]) == (
+            "kept",
+            bad,
+            None,
+        )  # these images have been counted already
         later = client.post(ask, **labelled.request(60, 120)).json()
         assert (later["state"], later["version"]) == ("kept", good)
 

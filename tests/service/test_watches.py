@@ -154,6 +154,7 @@ def test_labelled_images_put_the_version_before_back_and_the_job_says_so(site: S
     finished = site.finish("kept", Rollback(site.suspect(), BETTER))
     assert (finished.state, finished.version, finished.previous_version) == ("kept", 1, None)
     assert finished.reason == f"rolled back to version 1: {BETTER}; the candidate: because"
+    assert finished.rolled_back_to == 1
     event = site.latest
     assert (event.kind, event.who, event.job, event.reason) == ("rollback", WATCH, finished.id, BETTER)
 
@@ -162,6 +163,7 @@ def test_a_candidate_that_is_promoted_needs_no_way_back(site: Site) -> None:
     site.registry.dial("default", soup(0.5))
     finished = site.finish("promoted", Rollback(site.suspect(), BETTER))
     assert (finished.state, finished.version, finished.previous_version) == ("promoted", 3, 2)
+    assert finished.rolled_back_to is None
     assert site.latest.kind == "promoted"
 
 

@@ -9,7 +9,10 @@ from service.http.queries import VERSION
 
 Json = dict[str, Any]
 
-_PARAMETERS: Json = {"type": "object", "description": "those of extensions that are not known here are passed over"}
+_PARAMETERS: Json = {
+    "type": ["object", "null"],
+    "description": "those of extensions that are not known here are passed over",
+}
 _SIZES: Json = {"type": "array", "items": {"type": "integer"}}
 _IMAGES_SHAPE: Json = {
     "type": "array",
@@ -42,7 +45,7 @@ def _tensor(name: str, shape: Json, **properties: Json) -> Json:
     }
 
 
-_BINARY: Json = {"type": "object", "properties": {"binary_data_size": {"type": "integer", "minimum": 1}}}
+_BINARY: Json = {"type": ["object", "null"], "properties": {"binary_data_size": {"type": "integer", "minimum": 1}}}
 
 
 def schemas() -> Json:
@@ -87,7 +90,7 @@ def schemas() -> Json:
             "type": "object",
             "required": ["inputs"],
             "properties": {
-                "id": {"type": "string", "description": "comes back with the answer"},
+                "id": {"type": ["string", "null"], "description": "comes back with the answer"},
                 "parameters": {**_PARAMETERS, "properties": {"binary_data_output": {"type": "boolean"}}},
                 "inputs": {
                     "type": "array",
@@ -101,7 +104,7 @@ def schemas() -> Json:
                     ),
                 },
                 "outputs": {
-                    "type": "array",
+                    "type": ["array", "null"],
                     "maxItems": 1,
                     "items": {
                         "type": "object",

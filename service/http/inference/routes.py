@@ -22,7 +22,7 @@ from service.http.inference.tensors import (
     write_answer,
 )
 from service.http.inflight import unless_gone
-from service.http.problems import Problem, unavailable
+from service.http.problems import unavailable
 from service.http.queries import path_version
 from service.http.uploads import read_body
 from service.prediction.catalog import Base
@@ -94,8 +94,6 @@ async def infer(context: Context, request: Request) -> Response:
     """`POST /v2/models/{name}[/versions/{version}]/infer`."""
     name = request.path_params["name"]
     loaded = await context.loaded(request, name, _version(request))
-    if (encoding := request.headers.get("content-encoding", "identity").lower()) != "identity":
-        raise Problem(415, f"expected no content encoding, got {encoding[:80]!r}")
     body = await read_body(request, context.settings)
     size = json_size(request.headers.get(HEADER_LENGTH), len(body))
     read = partial(

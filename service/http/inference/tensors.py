@@ -23,6 +23,8 @@ DATATYPE = "FP32"
 NUM_DIMENSIONS = 4  # of the images
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 16_000_000  # numbers written out take up to ten times as much once they are read
+EIGHT_BITS_FROM = 2.0  # larger values are pixels that nobody divided by 255
+ROUNDING = 1e-3
 # What would change the meaning of an answer must not be passed over. Other parameters, of whatever extension, may be.
 REFUSED_PARAMETERS = ("classification", "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
@@ -57,7 +59,7 @@ def json_size(header: str | None, body_size: int) -> int:
             raise malformed(f"{HEADER_LENGTH}: expected at most the {body_size} bytes of the body, got {header[:80]!r}")
         size = int(header)
     if size > MAX_JSON_BYTES:
-        limit = f"expected at most {MAX_JSON_BYTES / 1e6:g} MB of JSON, got {size / 1e6:.1f}: send binary tensors"
+        limit = f"expected at most {MAX_JSON_BYTES:,} bytes of JSON, got {size:,}: send binary tensors"
         raise Problem(413, limit, reason="bytes")
     return size
 
@@ -145,7 +147,7 @@ def _data(tensor: Mapping[str, Any], shape: tuple[int, int, int, int], binary: b
         if binary:
             raise malformed(f"expected no bytes after the JSON object, got {len(binary)}: no tensor is binary")
         return _numbers(tensor.get("data"), count).reshape(shape)
-    if "data" in tensor:
+    if tensor.get("data") is not None:
         raise malformed("inputs[0]: expected either data or binary_data_size, got both")
     if type(size) is not int or size != count * FLOAT_BYTES:
         expected = f"{count * FLOAT_BYTES} for this shape"
@@ -178,9 +180,19 @@ def _check_values(images: Floats) -> None:
     highest = images.max(axis=(1, 2, 3))
     if (bad := np.flatnonzero(~((lowest >= 0) & (highest <= 1)))).size:
         index = int(bad[0])
-        found = f"from {lowest[index]:g} to {highest[index]:g}"
-        hint = " (pixels of 8 bits are divided by 255)" if highest[index] > 1 else ""
+        low, high = lowest[index], highest[index]
+        found = f"from {_digits(low)} to {_digits(high)}"
+        hint = ""
+        if high > EIGHT_BITS_FROM:
+            hint = " (pixels of 8 bits are divided by 255)"
+        elif low >= -ROUNDING and high <= 1 + ROUNDING:
+            hint = " (clip what rounding took beyond)"
         raise malformed(f"inputs[0].data: image {index}: expected values within [0, 1], got {found}{hint}")
+
+
+def _digits(number: np.float32) -> str:
+    """Return as many digits as tell a number from all others: 1.0000001 is not 1."""
+    return str(number).removesuffix(".0")
 
 
 def _is_binary(document: Mapping[str, Any]) -> bool:
@@ -199,7 +211,7 @@ def _is_binary(document: Mapping[str, Any]) -> bool:
 
 
 def _parameters(part: Mapping[str, Any], field: str) -> dict[str, Any]:
-    parameters = _object(part.get("parameters", {}), f"{field}.parameters")
+    parameters = _object({} if part.get("parameters") is None else part["parameters"], f"{field}.parameters")
     for name in REFUSED_PARAMETERS:
         if name in parameters:
             raise malformed(f"{field}.parameters.{name}: not supported here")
