@@ -53,7 +53,7 @@ def multipart(files: list[bytes], *, name: str = "images", media_type: str = "im
 
 
 async def hammer(
-    port: int,
+    port: int | Callable[[], int],
     requests: list[bytes],
     *,
     concurrency: int,
@@ -61,6 +61,7 @@ async def hammer(
     pause: float = 0.0,
     stop: asyncio.Event | None = None,
     on_answer: Callable[[float, float, bytes, int], None] | None = None,
+    stays: Callable[[int], bool] | None = None,
 ) -> Load:
     """Send requests over `concurrency` kept-alive connections, one after the other on each.
 
@@ -68,7 +69,7 @@ async def hammer(
     instant tend to land on one worker, and stay there.
 
     Args:
-        port: on loopback.
+        port: on loopback; or what is asked for the port of each new connection.
         requests: whole HTTP requests, sent in turn.
         concurrency: connections.
         seconds: how long.
@@ -76,6 +77,7 @@ async def hammer(
         stop: ends the load early.
         on_answer: called with (sent, received, body, position of the request) for each answer with status 200; times of
             `time.perf_counter`.
+        stays: asked before each request whether connections to a port are still wanted; else another is opened.
     """
     load = Load()
     start = time.perf_counter()
@@ -87,14 +89,15 @@ async def hammer(
         turn = number
         await asyncio.sleep(number * CONNECT_SECONDS)
         while not is_over():
+            here = port if isinstance(port, int) else port()
             try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=LIMIT)
+                reader, writer = await asyncio.open_connection("127.0.0.1", here, limit=LIMIT)
             except OSError as error:
                 load.fail(f"connect: {error}")
                 await asyncio.sleep(0.05)
                 continue
             try:
-                while not is_over():
+                while not is_over() and (stays is None or stays(here)):
                     if pause:
                         await asyncio.sleep(pause)
                     sent, position = time.perf_counter(), turn % len(requests)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.load`: ten minutes of mixed requests while workers, adapter and database are killed."""
+"""`python -m benchmarks.load`: mixed requests to two services while their parts are killed, restarted and silenced."""
 
 import asyncio
 import base64
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -21,12 +21,24 @@ from PIL import Image
 from pydantic import Field
 
 from benchmarks.client import Load, hammer, multipart, post_request
+from benchmarks.load.replicas import Replicas
 from benchmarks.load.report import markdown, summary
-from benchmarks.load.story import Notes, Upload, adapt, every, kill_adapter, kill_worker, restart, weigh
+from benchmarks.load.story import (
+    Notes,
+    Upload,
+    adapt,
+    every,
+    kill_adapters,
+    kill_worker,
+    restart_database,
+    restart_replicas,
+    send_heavy,
+    weigh,
+)
 from benchmarks.machine import machine
 from benchmarks.pictures import jpegs
 from benchmarks.postgres import Postgres
-from benchmarks.server import Server, serve
+from benchmarks.proxy import Proxy
 from benchmarks.shifts.sources import find_sources
 from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
@@ -56,44 +68,69 @@ class Answered(NamedTuple):
 
 
 class LoadTest(Command):
-    """Load a service with mixed requests and adaptations while its parts are killed, and check every answer.
+    """Load services with mixed requests and adaptations while their parts fail, and check every answer.
 
-    Example: python -m benchmarks.load --seconds 600 --data .data/cifar10 --json
+    Two services share a PostgreSQL registry; requests go to those that are ready. Workers and adapters are killed, the
+    database is restarted, its connections fall silent, heavy uploads come, and the services are restarted one by one.
+    Every answer is compared with the network of its version, and with the versions that were promised before.
+
+    Example: python -m benchmarks.load --seconds 900 --data .data/cifar10 --json
     """
 
     name: ClassVar[str] = "load"
     base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=Path(".data/cifar10"), description="CIFAR-10, or a folder with test/<class>/<file>")
-    seconds: float = Field(default=600, gt=0, description="how long")
+    seconds: float = Field(default=900, gt=0, description="how long")
     concurrency: int = Field(default=8, ge=1, description="connections that keep predicting")
-    workers: int = Field(default=2, ge=2, description="predictor processes")
+    workers: int = Field(default=2, ge=2, description="predictor processes of each service")
+    replicas: int = Field(default=2, ge=1, description="services; with --no-postgres only 1")
     adapt_every: float = Field(default=20, gt=0, description="seconds between adaptations")
     kill_every: float = Field(default=60, gt=0, description="seconds between kills of a worker")
-    postgres: bool = Field(default=True, description="registry on a PostgreSQL that is restarted half-way")
+    postgres: bool = Field(
+        default=True, description="registry on a PostgreSQL that is silenced, and restarted half-way"
+    )
     out: Path | None = Field(default=None, description="folder for REPORT.md; none is written if not given")
 
     def execute(self) -> Result:
-        """Load and check; the claim is that nothing was lost and nothing was wrong."""
+        """Load and check; the claim is that nothing was lost, nothing was wrong and every promise was kept."""
+        if self.replicas > 1 and not self.postgres:
+            raise ValueError(
+                f"replicas: expected 1 without PostgreSQL, as SQLite is one machine's, got {self.replicas}"
+            )
         logging.getLogger("httpx").setLevel(logging.WARNING)
         manifest = read_manifest(self.base)
         uploads = self._uploads(manifest)
-        with tempfile.TemporaryDirectory(prefix="saucier-") as name, _database(self.postgres) as database:
+        with tempfile.TemporaryDirectory(prefix="saucier-") as name, _database(self.postgres) as (database, proxy):
             folder = Path(name)
-            settings = {} if database is None else {"SAUCIER_DATABASE_URL": database.empty("saucier")}
-            url = settings.get("SAUCIER_DATABASE_URL", f"sqlite:///{folder / 'home' / 'registry.db'}")
-            with serve(folder, self.base, workers=self.workers, settings=settings) as server:
-                requests, images = _requests(manifest, server.port, seed=self.seed)
-                load, answers, notes = asyncio.run(self._load(server, requests, uploads, database))
-                wrong = _wrong_answers(self.base, url, manifest, images, answers, folder)
+            build_bundle(self.base, folder / "bundles")
+            settings = {"SAUCIER_STORE_URL": f"file://{folder / 'samples'}"}
+            url = f"sqlite:///{folder / 'registry.db'}"
+            if database is not None and proxy is not None:
+                url = database.empty("saucier")
+                settings["SAUCIER_DATABASE_URL"] = url.replace(f":{database.port}/", f":{proxy.port}/")
+            else:
+                settings["SAUCIER_DATABASE_URL"] = url
+            with Replicas(
+                folder,
+                self.base,
+                bundles=folder / "bundles",
+                count=self.replicas,
+                workers=self.workers,
+                settings=settings,
+            ) as replicas:
+                requests, images = _requests(manifest, replicas.port(), seed=self.seed)
+                load, answers, notes = asyncio.run(self._load(replicas, requests, uploads, database, proxy))
+                wrong = _wrong_answers(self.base, url, manifest, images, answers, folder / "bundles")
                 lost, states = _lost(url, notes)
         data = summary(load, notes) | {"wrong_answers": wrong, "lost_promotions": lost, "jobs": dict(states)}
-        data |= {"workers": self.workers, "concurrency": self.concurrency, "machine": machine()}
-        holds = not (data["failed"] or data["wrong_answers"] or data["lost_promotions"] or data["refused"])
+        data |= {"workers": self.workers, "replicas": self.replicas, "concurrency": self.concurrency}
+        data |= {"machine": machine()}
+        faults = ("failed", "wrong_answers", "lost_promotions", "broken_promises", "refused")
         text = markdown(data, self._command())
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "REPORT.md").write_text(text, encoding="utf-8")
-        return Result(data, text, EXIT_DONE if holds else EXIT_CLAIM_FAILED)
+        return Result(data, text, EXIT_CLAIM_FAILED if any(data[fault] for fault in faults) else EXIT_DONE)
 
     def _uploads(self, manifest: Manifest) -> list[Upload]:
         count = int(self.seconds / self.adapt_every) + 1
@@ -108,59 +145,88 @@ class LoadTest(Command):
         return uploads
 
     async def _load(
-        self, server: Server, requests: list[bytes], uploads: list[Upload], database: Postgres | None
+        self,
+        replicas: Replicas,
+        requests: list[bytes],
+        uploads: list[Upload],
+        database: Postgres | None,
+        proxy: Proxy | None,
     ) -> tuple[Load, "Counter[Answered]", Notes]:
         notes, answers = Notes(), Counter[Answered]()
         stop = asyncio.Event()
 
-        def note(_: float, __: float, body: bytes, position: int) -> None:
+        def note(sent: float, _: float, body: bytes, position: int) -> None:
             answer = json.loads(body)
             first = answer["predictions"][0]
             answers[Answered(position, answer["version"], first["label"], round(first["confidence"], 4))] += 1
+            notes.promises.check(sent, answer["version"])
 
         async def send(turn: int) -> None:
-            await adapt(server, notes, uploads[turn % len(uploads)])
+            await adapt(replicas, notes, uploads[turn % len(uploads)])
 
         async def in_thread(action: Any, *args: Any) -> None:
-            await asyncio.to_thread(action, server, notes, *args)
+            await asyncio.to_thread(action, replicas, notes, *args)
 
-        async def once(share: float, action: Any) -> None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), share * self.seconds)
-            if not stop.is_set():
-                await asyncio.to_thread(action)
+        def silence() -> None:
+            assert proxy is not None, "only planned with a database"
+            notes.silences.append(time.perf_counter())
+            proxy.silence()
 
         tasks = [
             asyncio.create_task(every(self.adapt_every, stop, send)),
             asyncio.create_task(every(self.kill_every, stop, partial(in_thread, kill_worker))),
             asyncio.create_task(every(5, stop, lambda _: in_thread(weigh))),
-            asyncio.create_task(once(0.3, partial(kill_adapter, server, notes))),
-            asyncio.create_task(once(0.7, partial(kill_adapter, server, notes))),
+        ]
+        plan: list[tuple[float, Callable[[], Any]]] = [
+            (0.1, partial(send_heavy, replicas, notes)),
+            (0.2, partial(in_thread, kill_adapters)),
+            (0.7, partial(in_thread, kill_adapters)),
+            (0.8, partial(send_heavy, replicas, notes)),
         ]
         if database is not None:
-            tasks.append(asyncio.create_task(once(0.5, partial(restart, database, notes))))
-        load = await hammer(server.port, requests, concurrency=self.concurrency, seconds=self.seconds, on_answer=note)
+            plan += [(share, partial(asyncio.to_thread, silence)) for share in (0.3, 0.9)]
+            plan.append((0.4, partial(asyncio.to_thread, restart_database, database, notes)))
+        if self.replicas > 1:
+            plan.append((0.5, partial(in_thread, restart_replicas)))
+        tasks += [asyncio.create_task(self._once(share, stop, action)) for share, action in plan]
+        load = await hammer(
+            replicas.port,
+            requests,
+            concurrency=self.concurrency,
+            seconds=self.seconds,
+            on_answer=note,
+            stays=replicas.is_ready,
+        )
         stop.set()
         await asyncio.gather(*tasks)
-        await _until_done(server, notes)
+        await _until_done(replicas, notes)
         return load, answers, notes
+
+    async def _once(self, share: float, stop: asyncio.Event, action: Callable[[], Any]) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), share * self.seconds)
+        if not stop.is_set():
+            await action()
 
     def _command(self) -> str:
         return (
-            f"python -m benchmarks.load --seconds {self.seconds:g} --concurrency {self.concurrency} --workers "
-            f"{self.workers} --adapt-every {self.adapt_every:g} --kill-every {self.kill_every:g}"
+            f"python -m benchmarks.load --seconds {self.seconds:g} --concurrency {self.concurrency} --replicas "
+            f"{self.replicas} --workers {self.workers} --adapt-every {self.adapt_every:g} --kill-every "
+            f"{self.kill_every:g}"
         )
 
 
 @contextlib.contextmanager
-def _database(wanted: bool) -> Iterator[Postgres | None]:
+def _database(wanted: bool) -> Iterator[tuple[Postgres, Proxy] | tuple[None, None]]:
+    """Run a database and what can silence the connections to it, if one is wanted."""
     if not wanted:
-        yield None
+        yield None, None
         return
     database = Postgres()
     database.start()
     try:
-        yield database
+        with Proxy(database.port) as proxy:
+            yield database, proxy
     finally:
         database.remove()
 
@@ -188,23 +254,23 @@ def _requests(manifest: Manifest, port: int, *, seed: int) -> tuple[list[bytes],
     return requests, files
 
 
-async def _until_done(server: Server, notes: Notes) -> None:
+async def _until_done(replicas: Replicas, notes: Notes) -> None:
     """Wait for the jobs that were acknowledged."""
     deadline = time.monotonic() + END_SECONDS
     for job in notes.jobs:
         while time.monotonic() < deadline:
             with contextlib.suppress(RuntimeError, OSError):
-                found = await asyncio.to_thread(server.call, "GET", f"/jobs/{job['job']}")
+                found = await asyncio.to_thread(replicas.server().call, "GET", f"/jobs/{job['job']}")
                 if found["state"] not in ("queued", "running"):
                     break
             await asyncio.sleep(0.5)
 
 
 def _wrong_answers(
-    base: Path, url: str, manifest: Manifest, images: list[bytes], answers: "Counter[Answered]", work: Path
+    base: Path, url: str, manifest: Manifest, images: list[bytes], answers: "Counter[Answered]", bundles: Path
 ) -> int:
     """Return how many answers differ from what their version says in this process."""
-    bundle = Bundle.open(build_bundle(base, work / "home" / "bundles"))  # the server has built it
+    bundle = Bundle.open(build_bundle(base, bundles))  # which is there
     pixels = np.stack([load_image(file, manifest.input).pixels for file in images])
     wrong = 0
     with contextlib.closing(Database(url)) as database:
@@ -246,4 +312,4 @@ def _lost(url: str, notes: Notes) -> tuple[int, Counter[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(run([LoadTest], prog="python -m benchmarks.load", description="Load while parts are killed."))
+    sys.exit(run([LoadTest], prog="python -m benchmarks.load", description="Load while parts fail."))

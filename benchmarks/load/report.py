@@ -11,6 +11,7 @@ from benchmarks.machine import commit
 
 KILL_SECONDS = 2.0  # after a kill in which broken connections are those of the killed worker
 BACK_SECONDS = 5.0  # after the database is back in which a call may still say 503
+SILENT_SECONDS = 30.0  # after connections to the database fell silent in which an adaptation may be refused with 503
 
 
 def summary(load: Load, notes: Notes) -> dict[str, Any]:
@@ -32,6 +33,11 @@ def summary(load: Load, notes: Notes) -> dict[str, Any]:
         "seconds": round(load.seconds, 1),
         "worker_kills": len(notes.worker_kills),
         "adapter_kills": len(notes.adapter_kills),
+        "promises": len(notes.promises),
+        "broken_promises": notes.promises.broken,
+        "restarts_s": [[round(seconds, 1) for seconds in pair] for pair in notes.restarts],
+        "silences": len(notes.silences),
+        "heavy": {str(status): count for status, count in sorted(notes.heavy.items())},
         "outages_s": [round(end - start, 2) for start, end in notes.outages],
         "first_failures": load.failed[:5],
     }
@@ -45,29 +51,38 @@ def _is_excused(when: float, status: int, notes: Notes) -> bool:
     """Say if a call may fail: its worker was killed, or the database was away."""
     if status == 0:
         return _is_after(when, notes.worker_kills)
-    return status == 503 and any(start <= when <= end + BACK_SECONDS for start, end in notes.outages)
+    away = [*((start, end + BACK_SECONDS) for start, end in notes.outages)]
+    away += [(start, start + SILENT_SECONDS) for start in notes.silences]
+    return status == 503 and any(start <= when <= end for start, end in away)
 
 
 def markdown(data: Mapping[str, Any], command: str) -> str:
     """Return the report."""
     jobs = ", ".join(f"{count} {state}" for state, count in sorted(data["jobs"].items())) or "none"
     away = ", ".join(f"{seconds:g} s" for seconds in data["outages_s"]) or "not at all"
+    restarts = ", ".join(f"{down:g} s to end and {up:g} s to be ready" for down, up in data["restarts_s"]) or "none"
+    heavy = ", ".join(f"{count} with {status}" for status, count in data["heavy"].items() if status != "0") or "none"
     return "\n".join(
         [
-            "# Load while parts are killed",
+            "# Load while parts fail",
             "",
             f"Command: `{command}`, at commit {commit()}.",
             "",
             f"Machine: {data['machine']}",
             "",
             f"- {data['requests']:,} requests in {data['seconds']:g} s ({data['per_second']:g}/s) over "
-            f"{data['concurrency']} connections to {data['workers']} workers: JPEG, multipart with three images, JSON "
-            f"in turn; p50 {data['p50_ms']} ms, p99 {data['p99_ms']} ms.",
-            f"- Workers killed: {data['worker_kills']}; adapters killed: {data['adapter_kills']}; database away: "
-            f"{away}.",
+            f"{data['concurrency']} connections to {data['replicas']} services of {data['workers']} workers: JPEG, "
+            f"multipart with three images, JSON in turn; p50 {data['p50_ms']} ms, p99 {data['p99_ms']} ms.",
+            f"- Workers killed: {data['worker_kills']}; rounds of killed adapters: {data['adapter_kills']}; database "
+            f"away: {away}; its connections silenced: {data['silences']} times.",
+            f"- Services restarted with SIGTERM, one after the other: {restarts}.",
+            f"- Heavy uploads (20 grey pictures of 49 megapixels each), answered: {heavy}; given up by the client: "
+            f"{data['heavy'].get('0', 0)}.",
             f"- Wrong answers: {data['wrong_answers']} (each is compared with its version's network, run apart). "
             f"Failed requests: {data['failed']}; besides, {data['in_flight_in_killed_workers']} were in flight in a "
             "worker when it was killed.",
+            f"- Promotions answered with 200: {data['promises']}; later requests that an older version answered: "
+            f"{data['broken_promises']}, over all connections, and over new ones to every service right after each.",
             f"- Jobs: {jobs}; lost jobs or promotions: {data['lost_promotions']}; adaptations refused while the "
             f"database was there: {data['refused']}.",
             f"- Memory of all predictors (RSS; shared pages count in each): {data['rss_mb_first_third']} MB on average "

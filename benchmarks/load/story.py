@@ -1,22 +1,54 @@
-"""What happens during the load: adaptations, kills, a restart of the database; and what was acknowledged."""
+"""What happens during the load: adaptations, heavy uploads, kills, restarts, silence; and what was answered."""
 
 import asyncio
+import bisect
+import io
 import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import psutil  # type: ignore[import-untyped]
+from PIL import Image
 
 from benchmarks.client import multipart
+from benchmarks.load.replicas import Replicas
 from benchmarks.postgres import Postgres
 from benchmarks.server import Server
 
 RETRY_SECONDS = 0.5
+WAIT_SECONDS = 30  # for a job, in the request
+CONNECTIONS = 8  # to each replica, to meet all of its workers after a promotion
+HEAVY_SIDE, HEAVY_COUNT, HEAVY_REQUESTS = 7000, 20, 4  # grey pictures of 49 megapixels in a body of about a megabyte
+
+
+class Promises:
+    """Promotions that were answered with 200: every request sent later is answered by that version or a later one."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._times: list[float] = []
+        self._versions: list[int] = []
+        self.broken = 0
+
+    def __len__(self) -> int:
+        """Return how many were made."""
+        return len(self._times)
+
+    def add(self, version: int) -> None:
+        """A 200 has arrived."""
+        self._times.append(time.perf_counter())
+        self._versions.append(max([version, *self._versions[-1:]]))
+
+    def check(self, sent: float, version: int) -> None:
+        """Count an answer as broken if it is of an older version than was promised when its request was sent."""
+        made = bisect.bisect_left(self._times, sent)
+        self.broken += made > 0 and version < self._versions[made - 1]
 
 
 @dataclass
@@ -26,15 +58,20 @@ class Notes:
     worker_kills: list[float] = field(default_factory=list)
     adapter_kills: list[float] = field(default_factory=list)
     outages: list[tuple[float, float]] = field(default_factory=list)  # of the database
+    silences: list[float] = field(default_factory=list)  # of the connections to it
+    restarts: list[tuple[float, float]] = field(default_factory=list)  # of replicas: seconds to end, to be ready
+    heavy: Counter[int] = field(default_factory=Counter)  # statuses of heavy uploads
     jobs: list[dict[str, Any]] = field(default_factory=list)  # as acknowledged
     refused: list[tuple[float, int]] = field(default_factory=list)  # adaptations that were not: when, status
     rss_mb: list[tuple[float, float]] = field(default_factory=list)  # of all predictors together
+    promises: Promises = field(default_factory=Promises)
 
 
 class Upload:
     """Labelled images as a multipart request."""
 
     def __init__(self, files: list[bytes], labels: list[str]) -> None:
+        self.first = files[0]
         body, self.media_type = multipart(files)
         boundary = self.media_type.partition("boundary=")[2].encode()
         part = b'--%b\r\nContent-Disposition: form-data; name="labels"\r\n\r\n%b\r\n'
@@ -54,41 +91,89 @@ async def every(seconds: float, stop: asyncio.Event, action: Callable[[int], Awa
             return
 
 
-async def adapt(server: Server, notes: Notes, upload: Upload) -> None:
-    """Send labelled images until they are acknowledged; what is not is noted."""
-    async with httpx.AsyncClient(base_url=server.url, timeout=70) as client:
-        while True:
-            try:
+async def adapt(replicas: Replicas, notes: Notes, upload: Upload) -> None:
+    """Send labelled images until they are acknowledged; what is not is noted, and what is promised is checked."""
+    while True:
+        url = replicas.server().url
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=WAIT_SECONDS + 40) as client:
                 answer = await client.post(
-                    "/adapt?wait=0", content=upload.body, headers={"Content-Type": upload.media_type}
+                    f"/adapt?wait={WAIT_SECONDS}", content=upload.body, headers={"Content-Type": upload.media_type}
                 )
-            except httpx.TransportError:
-                notes.refused.append((time.perf_counter(), 0))
-            else:
-                if answer.status_code in (200, 202):
-                    notes.jobs.append(answer.json())
-                    return
-                notes.refused.append((time.perf_counter(), answer.status_code))
-                if answer.status_code != 503:
-                    return
-            await asyncio.sleep(RETRY_SECONDS)
+        except httpx.TransportError:
+            notes.refused.append((time.perf_counter(), 0))
+        else:
+            if answer.status_code in (200, 202):
+                job = answer.json()
+                notes.jobs.append(job)
+                if job["state"] == "promoted":
+                    notes.promises.add(job["version"])
+                    await meet_workers(replicas, notes, upload)
+                return
+            notes.refused.append((time.perf_counter(), answer.status_code))
+            if answer.status_code != 503:
+                return
+        await asyncio.sleep(RETRY_SECONDS)
 
 
-def kill_worker(server: Server, notes: Notes, turn: int) -> None:
-    """Kill one predictor, the older ones in turn."""
-    found = processes(server, "Saucier")
-    notes.worker_kills.append(time.perf_counter())
-    os.kill(found[turn % len(found)].pid, signal.SIGKILL)
+async def meet_workers(replicas: Replicas, notes: Notes, upload: Upload) -> None:
+    """Ask each replica over several new connections, which its workers share, for a prediction."""
+    body, media_type = multipart([upload.first])
+
+    async def ask(server: Server) -> None:
+        sent = time.perf_counter()
+        try:
+            async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+                answer = await client.post("/predict", content=body, headers={"Content-Type": media_type})
+        except httpx.TransportError:
+            return  # a worker was killed; what the other connections meet is checked
+        if answer.status_code == 200:
+            notes.promises.check(sent, answer.json()["version"])
+
+    ready = [server for server in replicas.servers if replicas.is_ready(server.port)]
+    await asyncio.gather(*(ask(server) for server in ready for _ in range(CONNECTIONS)))
 
 
-def kill_adapter(server: Server, notes: Notes) -> None:
-    """Kill the adapter."""
-    notes.adapter_kills.append(time.perf_counter())
-    for process in processes(server, "Adapter"):
-        os.kill(process.pid, signal.SIGKILL)
+async def send_heavy(replicas: Replicas, notes: Notes) -> None:
+    """Send pictures that are small as files and large as pixels, several requests at a time, and give up half-way."""
+    body, media_type = multipart([_grey(HEAVY_SIDE)] * HEAVY_COUNT, media_type="image/png")
+
+    async def send(seconds: float) -> None:
+        try:
+            async with httpx.AsyncClient(base_url=replicas.server().url, timeout=seconds) as client:
+                answer = await client.post("/predict", content=body, headers={"Content-Type": media_type})
+            notes.heavy[answer.status_code] += 1
+        except httpx.TransportError:
+            notes.heavy[0] += 1  # gave up, or a worker was killed
+
+    await asyncio.gather(*(send(60.0 if number % 2 else 2.0) for number in range(HEAVY_REQUESTS)))
 
 
-def restart(database: Postgres, notes: Notes) -> None:
+def _grey(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 128).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def kill_worker(replicas: Replicas, notes: Notes, turn: int) -> None:
+    """Kill one predictor of one replica, the older ones in turn."""
+    with replicas.lock:
+        servers = replicas.servers
+        found = processes(servers[turn % len(servers)], "Saucier")
+        notes.worker_kills.append(time.perf_counter())
+        os.kill(found[turn // len(servers) % len(found)].pid, signal.SIGKILL)
+
+
+def kill_adapters(replicas: Replicas, notes: Notes) -> None:
+    """Kill the adapter of each replica."""
+    with replicas.lock:
+        notes.adapter_kills.append(time.perf_counter())
+        for server in replicas.servers:
+            for process in processes(server, "Adapter"):
+                os.kill(process.pid, signal.SIGKILL)
+
+
+def restart_database(database: Postgres, notes: Notes) -> None:
     """Stop the database, at once for all connections, and start it again."""
     start = time.perf_counter()
     database.stop()
@@ -96,12 +181,18 @@ def restart(database: Postgres, notes: Notes) -> None:
     notes.outages.append((start, time.perf_counter()))
 
 
-def weigh(server: Server, notes: Notes) -> None:
+def restart_replicas(replicas: Replicas, notes: Notes) -> None:
+    """End one replica after the other as a rolling restart does, each once the one before is back."""
+    for index in range(len(replicas.servers)):
+        notes.restarts.append(replicas.restart(index))
+
+
+def weigh(replicas: Replicas, notes: Notes) -> None:
     """Note how much memory the predictors have of their own, in MB."""
     total = 0.0
-    for process in processes(server, "Saucier"):
+    for server in replicas.servers:
         try:
-            total += process.memory_info().rss / 1e6
+            total += sum(process.memory_info().rss / 1e6 for process in processes(server, "Saucier"))
         except psutil.NoSuchProcess:
             return
     notes.rss_mb.append((time.perf_counter(), total))
