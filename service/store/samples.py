@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from service.store.material import Images, Material, Selected, from_bytes, unpac
 from service.store.objects import ObjectStore
 from service.store.packs import Packs, drop_samples, unlabelled_key
 from service.store.tables import Event, Job, Pack, Sample
-from service.store.transactions import get_deployment
+from service.store.transactions import UnknownDeployment, get_deployment
 from training.folders import composed
 from training.manifest import Manifest
 
@@ -118,11 +119,14 @@ class Samples:
 
     def expire(self, *, given_before: float) -> int:
         """Delete the rows of images last given before a time; return how many. Cleaning deletes the pixels."""
+        old, count = Sample.given_at < given_before, 0
         with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
-            if session.scalar(select(Sample.hash).where(Sample.given_at < given_before).limit(1)) is None:
-                return 0
-        with self._database.write() as session:
-            return drop_samples(session, Sample.given_at < given_before)
+            names = session.scalars(select(Sample.deployment).where(old).distinct()).all()
+        for name in names:
+            with suppress(UnknownDeployment), self._database.write() as session:
+                get_deployment(session, name, lock=True)  # as all do who change rows of images
+                count += drop_samples(session, Sample.deployment == name, old)
+        return count
 
     def load(self, job: Job, manifest: Manifest) -> Material:
         """Return the images of a job, those of them that are still kept.
