@@ -141,7 +141,7 @@ def keep(
 
 
 def make_room(session: Session, deployment: str, max_bytes: int) -> None:
-    """Delete the images that nobody gave for longest, as many as are too many."""
+    """Delete the images that nobody gave for longest, as many as are too many; the deployment is locked."""
     ours, size = Sample.deployment == deployment, Pack.height * Pack.width * 3
     total = session.scalar(select(func.sum(size)).join_from(Sample, Pack, Pack.id == Sample.pack).where(ours))
     excess = int(total or 0) - max_bytes
@@ -152,9 +152,9 @@ def make_room(session: Session, deployment: str, max_bytes: int) -> None:
         .order_by(Sample.given_at, Sample.hash)
         .limit(CHUNK)
     )
-    while excess > 0:
+    while excess > 0 and (rows := session.execute(oldest).all()):
         gone = []
-        for digest, num_bytes in session.execute(oldest).all():
+        for digest, num_bytes in rows:
             if excess > 0:
                 gone.append(digest)
                 excess -= num_bytes

@@ -20,7 +20,7 @@ from service.store.database import Database
 from service.store.identity import read_owner, registry_id
 from service.store.material import Images, from_bytes, to_bytes
 from service.store.objects import ObjectStore
-from service.store.tables import ACTIVE_STATES, Job, Pack, Sample, new_id
+from service.store.tables import ACTIVE_STATES, Deployment, Job, Pack, Sample, new_id
 
 logger = logging.getLogger(__name__)
 
@@ -147,42 +147,49 @@ class Packs:
         """
         stale = select(Pack).where(Pack.is_stale)
         with self._database.read() as session:
-            packs = session.scalars(stale if owner is None else stale.where(Pack.owner == owner)).all()
+            packs = list(session.scalars(stale if owner is None else stale.where(Pack.owner == owner)))
         if not packs:
             return
         registry = read_owner(self._database)
         registry.check()
-        for pack in packs:
-            self._replace(pack, registry.id)
+        while packs:
+            pack = packs.pop()
+            fresh = self._replace(pack, registry.id)
             if registry.owns(pack.origin):
                 self._objects.delete([key_of(FOLDER, pack.id, pack.origin)])
-            self._forget(pack.id)
+            self._forget(pack)
+            if fresh is not None and fresh.is_stale:  # at once: who deleted an image from it was told that it is gone
+                packs.append(fresh)
 
-    def _replace(self, pack: Pack, origin: str) -> None:
-        """Write what is left of a pack to a new one."""
+    def _replace(self, pack: Pack, origin: str) -> Pack | None:
+        """Write what is left of a pack to a new one, and return that; None if nothing is left."""
         with self._database.read() as session:
             left = session.scalars(select(Sample.hash).where(Sample.pack == pack.id)).all()
         images = self.read([pack.id]).get(pack.id, {}) if left else {}
         kept = [digest for digest in left if digest in images]
         lost = set(left) - images.keys()
         if not kept:
-            return
+            return None
         fresh = new_id()
         self.write(fresh, kept, np.stack([images[digest] for digest in kept]))
         with self._database.write() as session:
-            session.add(Pack(id=fresh, origin=origin, owner=pack.owner, height=pack.height, width=pack.width))
+            _lock_owner(session, pack)
+            copy = Pack(id=fresh, origin=origin, owner=pack.owner, height=pack.height, width=pack.width)
+            session.add(copy)
             session.flush()
             session.execute(update(Sample).where(Sample.pack == pack.id, Sample.hash.not_in(lost)).values(pack=fresh))
-            if session.scalar(select(func.count()).where(Sample.pack == fresh)) != len(kept):  # some went meanwhile
-                session.execute(update(Pack).where(Pack.id == fresh).values(is_stale=True))
+            moved = session.scalar(select(func.count()).where(Sample.pack == fresh))
+            copy.is_stale = moved != len(kept)  # some went meanwhile
+        return copy
 
-    def _forget(self, pack: str) -> None:
+    def _forget(self, pack: Pack) -> None:
         """Delete the rows of a pack whose object is gone."""
         with self._database.write() as session:
-            lost = session.execute(delete(Sample).where(Sample.pack == pack).returning(Sample.hash)).all()
-            session.execute(delete(Pack).where(Pack.id == pack))
+            _lock_owner(session, pack)
+            lost = session.execute(delete(Sample).where(Sample.pack == pack.id).returning(Sample.hash)).all()
+            session.execute(delete(Pack).where(Pack.id == pack.id))
         if lost:
-            logger.error("%d labelled images are lost: their pack %s was missing or damaged", len(lost), pack)
+            logger.error("%d labelled images are lost: their pack %s was missing or damaged", len(lost), pack.id)
 
     def sweep(self) -> None:
         """Delete objects of this registry that no row knows and that are not new.
@@ -230,8 +237,13 @@ class Packs:
         return adopted
 
 
+def _lock_owner(session: Session, pack: Pack) -> None:
+    """Lock the deployment of a pack, as all do who change rows of its images; if it is gone, so are the rows."""
+    session.execute(select(Deployment.uid).where(Deployment.uid == pack.owner).with_for_update())
+
+
 def drop_samples(session: Session, *conditions: ColumnElement[bool]) -> int:
-    """Delete the rows of images and mark their packs as stale; return how many."""
+    """Delete the rows of images and mark their packs as stale; return how many. Their deployment is locked."""
     packs = select(Sample.pack).where(*conditions)
     unseen = {"synchronize_session": False}  # no row of theirs is held in memory
     session.execute(update(Pack).where(Pack.id.in_(packs)).values(is_stale=True), execution_options=unseen)

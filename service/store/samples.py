@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from service.store.material import Images, Material, Selected, from_bytes, unpac
 from service.store.objects import ObjectStore
 from service.store.packs import Packs, drop_samples
 from service.store.tables import Event, Job, Pack, Sample
-from service.store.transactions import get_deployment
+from service.store.transactions import UnknownDeployment, get_deployment
 from training.folders import composed
 from training.manifest import Manifest
 
@@ -122,12 +123,14 @@ class Samples:
 
         Cleaning deletes the pixels.
         """
-        is_old = Sample.given_at < Now() - older_than
+        is_old, count = Sample.given_at < Now() - older_than, 0
         with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
-            if session.scalar(select(Sample.hash).where(is_old).limit(1)) is None:
-                return 0
-        with self._database.write() as session:
-            return drop_samples(session, is_old)
+            names = session.scalars(select(Sample.deployment).where(is_old).distinct()).all()
+        for name in names:
+            with suppress(UnknownDeployment), self._database.write() as session:
+                get_deployment(session, name, lock=True)  # as all do who change rows of images
+                count += drop_samples(session, Sample.deployment == name, is_old)
+        return count
 
     def load(self, job: Job, manifest: Manifest) -> Material:
         """Return the images of a job, those of them that are still kept.

@@ -67,6 +67,48 @@ def test_counts_of_the_dead_are_kept_once_and_their_files_go(folder: Path) -> No
     assert after["seconds_bucket_10.0"] == 2
 
 
+CRASH = """
+import os, sys
+from pathlib import Path
+steps = int(sys.argv[2])
+
+def counted(action):
+    def act(*args, **kwargs):
+        global steps
+        steps -= 1
+        if steps < 0:
+            os._exit(9)
+        return action(*args, **kwargs)
+    return act
+
+for name in ("replace", "unlink", "write_bytes", "write_text"):
+    setattr(Path, name, counted(getattr(Path, name)))
+from service.dead_counts import alone, merge_dead
+with alone(Path(sys.argv[1])):
+    merge_dead(Path(sys.argv[1]))
+"""
+
+
+def test_a_crash_at_any_step_counts_nothing_twice(folder: Path) -> None:
+    before: dict[str, float] = {}
+    for steps in range(100):
+        count(folder, "a", "bb")
+        done = subprocess.run([sys.executable, "-c", CRASH, str(folder), str(steps)], check=False)
+        if done.returncode == 0:
+            break
+        assert done.returncode == 9
+        with alone(folder):
+            merge_dead(folder)
+        before = shown(folder)
+        assert (before["images_total_a"], before["images_total_bb"]) == (steps + 1, 2 * (steps + 1))
+        assert before["seconds_count"] == steps + 1
+    else:
+        pytest.fail("it never ended")
+    assert steps > 6
+    assert shown(folder)["images_total_a"] == steps + 1
+    assert not list(folder.glob("*.json")) + list(folder.glob("*.part"))
+
+
 def test_what_lives_is_left_alone(folder: Path) -> None:
     dead = count(folder, "a")
     for path in folder.glob(f"*_{dead}.db"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text, update
 
 from adapt.documents.soup import Outcome, SearchSummary, Soup, default_soup
 from adapt.images.support import Support
@@ -455,3 +455,99 @@ def test_large_requests_are_several_packs(place: Place, monkeypatch: pytest.Monk
     place.finish()
     assert place.samples.counts("default").unused == 0
     assert len(place.objects.list("")) == 3
+
+
+@pytest.fixture
+def on_postgresql(postgres_url: str, tmp_path: Path, tiny_base_set: Path) -> Iterator[Place]:
+    """A place where two transactions write at the same time, which SQLite does not have."""
+    place = Place(postgres_url, str(tmp_path / "objects"), read_manifest(tiny_base_set))
+    with closing(place.database):
+        yield place
+
+
+WAIT = "CREATE FUNCTION wait() RETURNS trigger AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END' LANGUAGE plpgsql"
+
+
+def slowly(place: Place, action: str, table: str) -> None:
+    """Let every statement of a kind on a table hold its locks for half a second."""
+    trigger = f"CREATE TRIGGER slow AFTER {action} ON {table} FOR EACH STATEMENT EXECUTE FUNCTION wait()"
+    with place.database.write() as session:
+        for statement in (WAIT, trigger):
+            session.execute(text(statement))
+
+
+def after(seconds: float, action: Callable[[], Any]) -> Callable[[], Any]:
+    def later() -> Any:
+        time.sleep(seconds)
+        return action()
+
+    return later
+
+
+def age(place: Place, *pictures: int) -> None:
+    """Have pictures been sent long ago."""
+    with place.database.write() as session:
+        old = Sample.hash.in_([HASHES[number] for number in pictures])
+        session.execute(update(Sample).where(old).values(given_at=1))
+
+
+def test_request_and_expiry_of_the_same_images_wait_for_each_other(on_postgresql: Place) -> None:
+    """The request changes rows, then packs; expiry changed packs, then rows: each waited for the other."""
+    place = on_postgresql
+    place.submit({0: 0, 1: 1, 2: 2})
+    age(place, 0, 1)
+    slowly(place, "UPDATE", "samples")
+    # It gives 0 again, and relabels it; there is room for 3, so that the oldest, 1, goes, whose pack is that of 0.
+    again = partial(place.submit, {0: 1, 3: 1}, max_images=3)
+    sent, expired = at_once(again, after(0.2, partial(place.samples.expire, older_than=1000)))
+    assert not isinstance(sent, Exception), sent
+    assert not isinstance(expired, Exception), expired
+    assert sorted(place.kept()) == [0, 2, 3]
+
+
+def test_room_is_made_once_while_images_expire(on_postgresql: Place) -> None:
+    """What expired meanwhile counted as too much: more was deleted than had to be, or the request never ended."""
+    place = on_postgresql
+    place.submit(dict.fromkeys(range(6), 0))
+    age(place, 0, 1, 2)
+    slowly(place, "DELETE", "samples")
+    send = partial(place.submit, {6: 0}, max_images=4)
+    expired, sent = at_once(partial(place.samples.expire, older_than=1000), after(0.2, send))
+    assert expired == 3
+    assert not isinstance(sent, Exception), sent
+    assert sorted(place.kept()) == [3, 4, 5, 6]
+
+
+def test_image_that_is_deleted_while_its_pack_is_copied_is_gone(on_postgresql: Place) -> None:
+    """Its row went, but the new pack was not marked: its pixels would have stayed for good."""
+    place = on_postgresql
+    place.submit({0: 0, 1: 1, 2: 2})
+    with place.database.write() as session:
+        session.execute(update(Pack).values(is_stale=True))
+    slowly(place, "UPDATE", "samples")
+    cleaned, removed = at_once(
+        place.samples.packs.clean, after(0.2, partial(place.samples.remove, "default", digest=HASHES[1]))
+    )
+    assert (cleaned, removed) == (None, 1)
+    assert sorted(place.kept()) == [0, 2]
+    place.samples.packs.clean()
+    assert place.stored() == [0, 2]
+
+
+def test_image_that_is_deleted_while_its_pack_is_written_is_gone_when_that_ends(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.submit({0: 0, 1: 1, 2: 2, 3: 0})
+    write = ObjectStore.write
+
+    def delete_and_write(store: ObjectStore, key: str, data: bytes) -> None:
+        monkeypatch.setattr(ObjectStore, "write", write)
+        assert place.samples.remove("default", digest=HASHES[1]) == 1
+        write(store, key, data)
+
+    with place.database.write() as session:
+        session.execute(update(Pack).values(is_stale=True))
+    monkeypatch.setattr(ObjectStore, "write", delete_and_write)
+    place.samples.packs.clean()
+    assert place.stored() == [0, 2, 3]
+    assert sorted(place.kept()) == [0, 2, 3]
