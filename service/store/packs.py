@@ -6,7 +6,6 @@ moment loses nothing that was acknowledged, and what should be gone is found and
 """
 
 import logging
-import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -125,7 +124,7 @@ class Packs:
         Raises:
             OSError: the store does not answer.
         """
-        limit = time.time() - ORPHAN_SECONDS
+        limit = self._objects.now() - ORPHAN_SECONDS  # by the clock that dated them
         packs, unlabelled = (
             {_id(key): key for key, written in self._objects.list(folder).items() if written < limit}
             for folder in (FOLDER, UNLABELLED)

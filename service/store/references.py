@@ -133,7 +133,7 @@ class References:
         Raises:
             OSError: the store does not answer.
         """
-        limit = time.time() - ORPHAN_SECONDS
+        limit = self._objects.now() - ORPHAN_SECONDS  # by the clock that dated them
         found = [key for key, written in self._objects.list(FOLDER).items() if written < limit]
         with self._database.read() as session:  # after looking, so that none is deleted that is made meanwhile
             infos = [info_of(deployment) for deployment in session.scalars(select(Deployment))]
