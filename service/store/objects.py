@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from service.store.tables import new_id
 from training.documents import one_line
 
 PROBE = "probe"
@@ -65,6 +66,20 @@ class ObjectStore:
         if self.read([key])[key] != b"probe":
             raise StoreError("expected to read what was just written, got something else")
         self.delete([key])
+
+    def now(self) -> float:
+        """Return the time, in seconds since 1970, with which the store dates what is written now.
+
+        Raises:
+            OSError: it cannot be written to or read.
+        """
+        key = f"{PROBE}-{new_id()}"
+        self.write(key, b"now")
+        with self._translated():
+            self._place.files.invalidate_cache()
+            written = _time(self._place.files.info(self._path(key)))
+        self.delete([key])
+        return written
 
     def write(self, key: str, data: bytes) -> None:
         """Write an object; it is at rest when this returns.

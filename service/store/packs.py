@@ -9,7 +9,6 @@ Names of objects begin with the id of the registry that wrote them, and no other
 """
 
 import logging
-import time
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
@@ -202,7 +201,7 @@ class Packs:
         """
         registry = read_owner(self._database)
         registry.check()
-        limit = time.time() - ORPHAN_SECONDS
+        limit = self._objects.now() - ORPHAN_SECONDS  # by the clock that dated them
         packs, unlabelled = (
             {_id(key): written for key, written in self._objects.list(f"{registry.id}/{folder}").items()}
             for folder in (FOLDER, UNLABELLED)

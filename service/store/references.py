@@ -143,7 +143,7 @@ class References:
         """
         registry = read_owner(self._database)
         registry.check()
-        limit = time.time() - ORPHAN_SECONDS
+        limit = self._objects.now() - ORPHAN_SECONDS  # by the clock that dated them
         listed = self._objects.list(f"{registry.id}/{FOLDER}")
         found = [key for key, written in listed.items() if written < limit]
         with self._database.read() as session:  # after looking, so that none is deleted that is made meanwhile

@@ -1,7 +1,7 @@
 """Times in the registry are the database's: what the clocks of machines say, and when they are set, changes nothing."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import select, text, update
@@ -16,12 +16,11 @@ from tests.service.test_registry import STALE, add, claimed, outcome, soup
 HOUR = 3600.0
 
 
-@pytest.fixture(params=[-HOUR, HOUR], ids=["behind", "ahead"])
-def wrong_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
-    """The clock of this process is wrong from now on."""
-    right, difference = time.time, float(request.param)
-    monkeypatch.setattr(time, "time", lambda: right() + difference)
-    return difference
+@pytest.fixture(params=[-HOUR, HOUR], ids=["back", "ahead"])
+def set_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Set the clock of this process wrong, once it is called."""
+    right = time.time
+    return lambda: monkeypatch.setattr(time, "time", lambda: right() + request.param)
 
 
 @pytest.fixture
@@ -40,8 +39,11 @@ def test_database_tells_the_time(database: Database) -> None:
         assert abs(read_clock(session) - time.time()) < 5
 
 
-def test_machine_whose_clock_is_wrong_kills_no_worker_and_revives_none(registry: Registry, wrong_by: float) -> None:
+def test_machine_whose_clock_is_wrong_kills_no_worker_and_revives_none(
+    registry: Registry, set_clock: Callable[[], None]
+) -> None:
     beat(registry, "one")
+    set_clock()
     assert [worker.id for worker in registry.workers(stale_seconds=5)] == ["one"]
     registry.forget_workers(stale_seconds=5)
     assert [worker.id for worker in registry.workers(stale_seconds=5)] == ["one"]
@@ -50,11 +52,12 @@ def test_machine_whose_clock_is_wrong_kills_no_worker_and_revives_none(registry:
 
 
 def test_machine_whose_clock_is_wrong_takes_no_job_that_is_worked_on(
-    database: Database, registry: Registry, wrong_by: float
+    database: Database, registry: Registry, set_clock: Callable[[], None]
 ) -> None:
     jobs = JobQueue(database)
     add(jobs, "one")
     job = claimed(jobs)
+    set_clock()
     assert jobs.claim("other", stale_seconds=STALE) is None
     assert jobs.beat(job, progress=0.5, message="")
     assert jobs.claim("other", stale_seconds=STALE) is None
@@ -62,9 +65,12 @@ def test_machine_whose_clock_is_wrong_takes_no_job_that_is_worked_on(
     assert jobs.forget(older_than=60) == 0
 
 
-def test_all_times_of_a_job_are_of_one_clock(database: Database, registry: Registry, wrong_by: float) -> None:
+def test_all_times_of_a_job_are_of_one_clock(
+    database: Database, registry: Registry, set_clock: Callable[[], None]
+) -> None:
     jobs = JobQueue(database)
     add(jobs, "one")
+    set_clock()
     finished = jobs.finish(claimed(jobs), soup(0.5), outcome(soup(0.5)))
     assert finished is not None
     assert finished.started_at is not None

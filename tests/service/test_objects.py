@@ -31,6 +31,13 @@ def test_what_is_written_is_read_listed_and_deleted(store: ObjectStore) -> None:
     assert store.list("b") == {}
 
 
+def test_store_tells_the_time_that_it_dates_with(store: ObjectStore) -> None:
+    before = store.now()
+    store.write("a", b"1")
+    assert before - 1 <= store.list("")["a"] <= store.now() + 1  # S3 dates in whole seconds
+    assert set(store.list("")) == {"a"}
+
+
 def test_probe_leaves_nothing(store: ObjectStore) -> None:
     store.probe()
     assert store.list("") == {}

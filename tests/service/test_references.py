@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from service.store.database import Database
 from service.store.identity import read_owner
 from service.store.migrate import upgrade
 from service.store.objects import ObjectStore
+from service.store.packs import Packs, pack_key
 from service.store.references import FOLDER, ReferenceGone, References
 from service.store.registry import Registry
 from service.store.transactions import UnknownDeployment
@@ -78,6 +80,19 @@ def test_what_no_deployment_refers_to_is_swept_once_it_is_old(
     monkeypatch.setattr("service.store.references.ORPHAN_SECONDS", -60)
     references.sweep()
     assert set(objects.list("")) == kept
+
+
+def test_adapter_whose_clock_is_ahead_sweeps_away_nothing_new(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault: objects whose row was still to be written looked old."""
+    objects, right = ObjectStore(str(tmp_path / "objects")), time.time
+    objects.write(f"{FOLDER}/about-to-be-recorded.npz", b"x")
+    objects.write(pack_key("about-to-be-recorded"), b"x")
+    monkeypatch.setattr(time, "time", lambda: right() + 2 * 3600)
+    References(database, objects).sweep()
+    Packs(database, objects).sweep()
+    assert len(objects.list("")) == 2
 
 
 def test_lost_reference_images_are_told_not_passed_over(database: Database, tmp_path: Path, soup: Soup) -> None:

@@ -21,7 +21,7 @@ from service.settings import Settings
 from service.store import postgres as limits
 from service.store.database import UNAVAILABLE, Database
 from service.store.registry import Registry
-from tests.service.conftest import Labelled, Server
+from tests.service.conftest import Labelled, Server, as_parts
 from tests.service.silent_proxy import SilentProxy
 
 
@@ -141,9 +141,16 @@ def test_readiness_falls_with_the_age_of_the_registry_and_comes_back(
 def test_server_goes_on_when_its_connections_fall_silent(
     prebuilt_bases: Path, proxy: SilentProxy, postgres: Postgres, labelled: Labelled, tmp_path: Path
 ) -> None:
-    """The fault: predictors waited for answers for over a minute, without a heartbeat, yet called themselves ready."""
+    """The fault: predictors waited for answers for over a minute, without a heartbeat, yet called themselves ready.
+
+    Then new connections are silent, too: predictors serve on, but are not ready until that is over.
+    """
     url = through(proxy, postgres.empty("silent"), postgres)
-    server = Server(tmp_path / "home", prebuilt_bases, BASE_SET="tiny", DATABASE_URL=url)
+    server = Server(tmp_path / "home", prebuilt_bases, BASE_SET="tiny", DATABASE_URL=url, REGISTRY_MAX_AGE_SECONDS="5")
+
+    def is_ready() -> int:
+        return httpx.get(f"{server.url}/readyz", timeout=30).status_code
+
     try:
         server.start()
         proxy.silence()
@@ -158,5 +165,11 @@ def test_server_goes_on_when_its_connections_fall_silent(
         values = [float(line.split()[-1]) for line in ages if not line.startswith("#")]
         assert len(values) == 2
         assert max(values) < 10
+        proxy.silence(new_ones=True)
+        server.wait_for(lambda: is_ready() == 503, "fall of readiness", 60)
+        answer = httpx.post(f"{server.url}/predict", files=as_parts(labelled.files[:1]), timeout=30)
+        assert (answer.status_code, answer.json()["version"]) == (200, promoted["version"])
+        proxy.recover()
+        server.wait_for(lambda: is_ready() == 200, "readiness", 60)
     finally:
         assert server.stop() == 0
