@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from adapt.documents.landscape import Landscape
-from service.http.inference import document as inference
+from service.http.inference import document, models
 from service.http.problems import MEDIA_TYPE
 from service.http.schemas import (
     DEPLOYMENT_NAME,
@@ -23,6 +23,7 @@ from service.http.schemas import (
     NewSoup,
     NewWatch,
     Predictions,
+    ProblemDetails,
     SamplesView,
     Soups,
 )
@@ -45,27 +46,11 @@ _MODELS: tuple[type[BaseModel], ...] = (
     NewSoup,
     NewWatch,
     Predictions,
+    ProblemDetails,
     SamplesView,
     Soups,
+    *models.MODELS,
 )
-_PROBLEM: Json = {
-    "type": "object",
-    "required": ["type", "title", "status", "detail", "errors"],
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "errors": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["field", "message"],
-                "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
-            },
-        },
-    },
-}
 _IMAGE_PARTS: Json = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
 _UPLOAD_PROBLEMS = (400, 403, 404, 408, 413, 415, 422, 503)
 
@@ -101,7 +86,7 @@ def _form(parts: Json, *required: str) -> Json:
 def _problems(*statuses: int) -> Json:
     answer = {
         "description": "problem details",
-        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
     }
     return {str(status): answer for status in statuses}
 
@@ -410,7 +395,7 @@ def _paths() -> Json:
                 "responses": {"204": {"description": "it is off"}, **_problems(403, 404, 503)},
             },
         },
-        **inference.paths(),
+        **document.paths(),
         "/bases": {"get": _get("List the base sets", _json(_reference(Bases), "all base sets"))},
         "/metrics": {"get": _get("Metrics of all processes", _text("text/plain", "Prometheus text format"))},
         "/livez": {"get": _get("Is the process alive?", _text("text/plain", "it is"))},
@@ -434,6 +419,6 @@ def openapi_document() -> Json:
         "paths": secured(_paths()),
         "components": {
             "securitySchemes": SCHEMES,
-            "schemas": {**definitions["$defs"], "Problem": _PROBLEM, **inference.schemas()},
+            "schemas": definitions["$defs"],
         },
     }

@@ -1,15 +1,16 @@
 """Errors as RFC 9457 problem details: one exception, one rendering, one place where domain errors get their status."""
 
 import errno
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from service.http.inference.models import ProtocolError
+from service.http.schemas import FieldAtFault, ProblemDetails
 from service.logs import REQUEST_ID
 from service.prediction.batcher import Busy
 from service.prediction.loading import NotReady, Outdated
@@ -78,19 +79,16 @@ class Problem(Exception):
         self.headers = dict(headers or {})
         self.reason = reason or _REASONS.get(status, "other")
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ProblemDetails:
         """Return the JSON object of the answer."""
-        return {
-            "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "detail": self.detail,
-            "errors": [{"field": field, "message": message} for field, message in self.errors],
-        }
+        errors = [FieldAtFault(field=field, message=message) for field, message in self.errors]
+        title = HTTPStatus(self.status).phrase
+        return ProblemDetails(title=title, status=self.status, detail=self.detail, errors=errors)
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
+    text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
+    return text.encode(errors="backslashreplace").decode()  # half a letter cannot be sent
 
 
 def invalid(field: str, message: str, *, status: int = 422) -> Problem:
@@ -114,8 +112,8 @@ def render(problem: Problem, path: str) -> Response:
     if problem.status in (429, 503):
         headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
     media_type = error_media_type(path)
-    body = {"error": problem.detail} if media_type == PROTOCOL_MEDIA_TYPE else problem.body()
-    return Response(json.dumps(body), problem.status, headers, media_type=media_type)
+    body = ProtocolError(error=problem.detail) if media_type == PROTOCOL_MEDIA_TYPE else problem.body()
+    return Response(body.model_dump_json(), problem.status, headers, media_type=media_type)
 
 
 def as_problem(error: Exception) -> Problem:

@@ -36,6 +36,23 @@ EventKind = Literal[
 JobState = Literal["queued", "running", "promoted", "kept", "failed"]
 
 
+class FieldAtFault(Frozen):
+    """What is wrong with one part of a request."""
+
+    field: str
+    message: str
+
+
+class ProblemDetails(Frozen):
+    """An answer other than success (RFC 9457)."""
+
+    type: Literal["about:blank"] = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldAtFault]
+
+
 class Score(Frozen):
     """One class of one image."""
 

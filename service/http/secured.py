@@ -20,7 +20,7 @@ SCHEMES: Final[Json] = {
 def secured(paths: Json) -> Json:
     """Return the paths with the role that each operation needs once there are keys, and how it is refused then."""
     for path, operations in paths.items():
-        schema = "Problem" if error_media_type(path) == MEDIA_TYPE else "ProtocolError"
+        schema = "ProblemDetails" if error_media_type(path) == MEDIA_TYPE else "ProtocolError"
         content = {error_media_type(path): {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
         refusals = {
             "401": {"description": "without a known API key", "content": content},

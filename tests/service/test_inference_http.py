@@ -168,7 +168,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "input not an object": ({"inputs": [1]}, r"inputs\[0\]: expected a JSON object"),
     "another name": (request(name="pixels"), "name: expected 'images', got \"pixels\""),
     "another datatype": (request(datatype="UINT8"), "datatype: expected 'FP32', got \"UINT8\""),
-    "no shape": (request(shape=None), r"shape: expected \[B >= 1, 3, 16, 16\], got null"),
+    "no name": (request(name=None), r"inputs\[0\].name: it is missing"),
+    "no shape": (request(shape=None), r"inputs\[0\].shape: it is missing"),
     "no images": (request(shape=[0, 3, 16, 16], data=[]), r"shape: expected \[B >= 1, 3, 16, 16\]"),
     "negative": (request(shape=[-2, 3, 16, 16]), r"shape: expected \[B >= 1"),
     "another size": (request(np.full((2, 3, 8, 8), 0.5)), r"got \[2, 3, 8, 8\]"),
@@ -206,7 +207,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "shared memory": (request(parameters={"shared_memory_region": "a"}), "shared_memory_region: not supported here"),
     "flag of text": ({**request(), "parameters": {"binary_data_output": "yes"}}, "expected true or false"),
     "parameters not an object": ({**request(), "parameters": [1]}, "parameters: expected a JSON object"),
-    "id of a number": ({**request(), "id": 7}, "id: expected a string"),
+    "id of a number": ({**request(), "id": 7}, "id: expected a string, got 7"),
+    "id of half a letter": ({**request(), "id": "\ud800"}, "id: expected whole letters"),
+    "outputs not an array": ({**request(), "outputs": {}}, "outputs: expected an array with one tensor, 'logits', or"),
+    "no size": (request(data=None, parameters={"binary_data_size": 0}), "size: expected 6144 for this shape, got 0"),
 }
 
 

@@ -2,25 +2,12 @@
 
 from typing import Any
 
-from deploy.layout import INPUT_NAME, OUTPUT_NAME
-from service.http.inference.tensors import DATATYPE, HEADER_LENGTH
+from service.http.inference.tensors import HEADER_LENGTH
 from service.http.problems import PROTOCOL_MEDIA_TYPE
 from service.http.queries import VERSION
 
 Json = dict[str, Any]
 
-_PARAMETERS: Json = {
-    "type": ["object", "null"],
-    "description": "those of extensions that are not known here are passed over",
-}
-_SIZES: Json = {"type": "array", "items": {"type": "integer"}}
-_IMAGES_SHAPE: Json = {
-    "type": "array",
-    "prefixItems": [{"type": "integer", "minimum": 1}, {"const": 3}, *[{"type": "integer", "minimum": 1}] * 2],
-    "items": False,
-    "minItems": 4,
-    "description": "B, 3, H, W: how many images, and the size that the model says",
-}
 _NAME: Json = {
     "name": "name",
     "in": "path",
@@ -35,107 +22,6 @@ _VERSION: Json = {
     "description": "soup version; without it, the current one",
     "schema": {"type": "string", "pattern": VERSION},
 }
-
-
-def _tensor(name: str, shape: Json, **properties: Json) -> Json:
-    return {
-        "type": "object",
-        "required": ["name", "datatype", "shape"],
-        "properties": {"name": {"const": name}, "datatype": {"const": DATATYPE}, "shape": shape, **properties},
-    }
-
-
-_BINARY: Json = {"type": ["object", "null"], "properties": {"binary_data_size": {"type": "integer", "minimum": 1}}}
-
-
-def schemas() -> Json:
-    """Return the schemas of the protocol's objects."""
-    return {
-        "ProtocolError": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
-        "ServerMetadata": {
-            "type": "object",
-            "required": ["name", "version", "extensions"],
-            "properties": {
-                "name": {"type": "string"},
-                "version": {"type": "string"},
-                "extensions": {"type": "array", "items": {"type": "string"}},
-            },
-        },
-        "ModelMetadata": {
-            "type": "object",
-            "required": ["name", "versions", "platform", "inputs", "outputs", "parameters"],
-            "properties": {
-                "name": {"type": "string"},
-                "versions": {"type": "array", "items": {"type": "string"}},
-                "platform": {"type": "string"},
-                "inputs": {"type": "array", "items": _tensor(INPUT_NAME, {**_SIZES, "description": "-1, 3, H, W"})},
-                "outputs": {"type": "array", "items": _tensor(OUTPUT_NAME, {**_SIZES, "description": "-1, K"})},
-                "parameters": {
-                    "type": "object",
-                    "required": ["version", "temperature", "class_names", "base_set", "coefficients"],
-                    "properties": {
-                        "version": {"type": "string", "description": "the one that this describes"},
-                        "temperature": {
-                            "type": "number",
-                            "description": "softmax(logits / temperature) are the confidences that `/predict` gives",
-                        },
-                        "class_names": {"type": "array", "items": {"type": "string"}},
-                        "base_set": {"type": "string"},
-                        "coefficients": {"type": "object", "additionalProperties": {"type": "number"}},
-                    },
-                },
-            },
-        },
-        "InferenceRequest": {
-            "type": "object",
-            "required": ["inputs"],
-            "properties": {
-                "id": {"type": ["string", "null"], "description": "comes back with the answer"},
-                "parameters": {**_PARAMETERS, "properties": {"binary_data_output": {"type": "boolean"}}},
-                "inputs": {
-                    "type": "array",
-                    "minItems": 1,
-                    "maxItems": 1,
-                    "items": _tensor(
-                        INPUT_NAME,
-                        _IMAGES_SHAPE,
-                        data={"type": "array", "description": "B * 3 * H * W numbers within [0, 1], flat or nested"},
-                        parameters=_BINARY,
-                    ),
-                },
-                "outputs": {
-                    "type": ["array", "null"],
-                    "maxItems": 1,
-                    "items": {
-                        "type": "object",
-                        "required": ["name"],
-                        "properties": {
-                            "name": {"const": OUTPUT_NAME},
-                            "parameters": {**_PARAMETERS, "properties": {"binary_data": {"type": "boolean"}}},
-                        },
-                    },
-                },
-            },
-        },
-        "InferenceResponse": {
-            "type": "object",
-            "required": ["model_name", "model_version", "outputs"],
-            "properties": {
-                "id": {"type": "string"},
-                "model_name": {"type": "string"},
-                "model_version": {"type": "string"},
-                "outputs": {
-                    "type": "array",
-                    "items": _tensor(
-                        OUTPUT_NAME,
-                        {**_SIZES, "description": "B, K"},
-                        data={"type": "array", "items": {"type": "number"}},
-                        parameters=_BINARY,
-                    ),
-                },
-            },
-        },
-    }
 
 
 def paths() -> Json:

@@ -1,8 +1,7 @@
 """The endpoints below `/v2`: a model is a deployment, its versions are soup versions. Errors are `{"error": text}`."""
 
 import asyncio
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
 import numpy as np
 from starlette.requests import Request
@@ -11,10 +10,10 @@ from starlette.routing import Route
 
 from deploy.layout import INPUT_NAME, OUTPUT_NAME
 from service.http.answers import confidences
-from service.http.context import Context, endpoint
+from service.http.context import Context, endpoint, json_response
 from service.http.decoding import INLINE_BYTES
+from service.http.inference.models import ModelMetadata, ModelParameters, ServerMetadata, TensorMetadata
 from service.http.inference.tensors import (
-    DATATYPE,
     HEADER_LENGTH,
     Floats,
     json_size,
@@ -33,14 +32,9 @@ from training.version import VERSION
 PLATFORM = "onnxruntime_onnx"
 
 
-@cache
-def _server() -> dict[str, Any]:
-    return {"name": "saucier", "version": VERSION, "extensions": ["binary_tensor_data"]}
-
-
 async def show_server(_: Context, __: Request) -> Response:
     """`GET /v2`."""
-    return JSONResponse(_server())
+    return json_response(ServerMetadata(name="saucier", version=VERSION, extensions=["binary_tensor_data"]))
 
 
 async def live(_: Context, __: Request) -> Response:
@@ -63,21 +57,21 @@ async def show_model(context: Context, request: Request) -> Response:
     if soup.base_digest != digest:
         raise Outdated(pointer.version)
     versions = await asyncio.to_thread(context.registry.versions, pointer.name, base_digest=digest)
-    return JSONResponse(
-        {
-            "name": pointer.name,
-            "versions": [str(number) for number in versions],
-            "platform": PLATFORM,
-            "inputs": [{"name": INPUT_NAME, "datatype": DATATYPE, "shape": [-1, *_image_shape(base)]}],
-            "outputs": [{"name": OUTPUT_NAME, "datatype": DATATYPE, "shape": [-1, len(base.manifest.class_names)]}],
-            "parameters": {
-                "version": str(pointer.version),
-                "temperature": soup.temperature,
-                "class_names": list(base.manifest.class_names),
-                "base_set": base.manifest.name,
-                "coefficients": soup.coefficients,
-            },
-        }
+    return json_response(
+        ModelMetadata(
+            name=pointer.name,
+            versions=[str(number) for number in versions],
+            platform=PLATFORM,
+            inputs=[TensorMetadata(name=INPUT_NAME, shape=[-1, *_image_shape(base)])],
+            outputs=[TensorMetadata(name=OUTPUT_NAME, shape=[-1, len(base.manifest.class_names)])],
+            parameters=ModelParameters(
+                version=str(pointer.version),
+                temperature=soup.temperature,
+                class_names=list(base.manifest.class_names),
+                base_set=base.manifest.name,
+                coefficients=soup.coefficients,
+            ),
+        )
     )
 
 

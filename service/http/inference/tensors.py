@@ -5,28 +5,25 @@ A binary body is a JSON object followed by the tensors' bytes; a header says whe
 
 import json
 from array import array
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from deploy.layout import FLOAT_BYTES, INPUT_NAME, OUTPUT_NAME
+from service.http.inference.models import BinarySize, InferenceRequest, InferenceResponse, InputTensor, OutputTensor
 from service.http.problems import Problem
 from service.http.uploads import parse_json
 
 Floats = npt.NDArray[np.float32]
 
-DATATYPE = "FP32"
 NUM_DIMENSIONS = 4  # of the images
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 16_000_000  # numbers written out take up to ten times as much once they are read
 EIGHT_BITS_FROM = 2.0  # larger values are pixels that nobody divided by 255
 ROUNDING = 1e-3
-# What would change the meaning of an answer must not be passed over. Other parameters, of whatever extension, may be.
-REFUSED_PARAMETERS = ("classification", "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 
 @dataclass(frozen=True)
@@ -79,26 +76,19 @@ def read_request(
     Raises:
         Problem: 400 naming what is wrong, 413 too many images or pixels.
     """
-    document = _object(parse_json(body[:size], "request"), "request")
-    inputs = document.get("inputs")
-    if not isinstance(inputs, list) or len(inputs) != 1:
-        raise malformed(f"inputs: expected an array with one tensor, {INPUT_NAME!r}")
-    tensor = _object(inputs[0], "inputs[0]")
-    if tensor.get("name") != INPUT_NAME:
-        raise malformed(f"inputs[0].name: expected {INPUT_NAME!r}, got {_shown(tensor.get('name'))}")
-    if tensor.get("datatype") != DATATYPE:
-        raise malformed(f"inputs[0].datatype: expected {DATATYPE!r}, got {_shown(tensor.get('datatype'))}")
-    shape = _shape(tensor.get("shape"), image_shape)
+    try:
+        document = InferenceRequest.model_validate(parse_json(body[:size], "request"))
+    except ValidationError as error:
+        raise malformed(_first_error(error)) from None
+    tensor = document.inputs[0]
+    shape = _shape(tensor.shape, image_shape)
     if shape[0] > max_images:
         raise Problem(413, f"expected at most {max_images} images", reason="count")
     if shape[0] * shape[2] * shape[3] > max_pixels:
         raise Problem(413, f"expected at most {max_pixels} pixels in one request", reason="pixels")
     images = _data(tensor, shape, body[size:])
     _check_values(images)
-    request_id = document.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise malformed("id: expected a string")
-    return InferRequest(images, request_id, _is_binary(document))
+    return InferRequest(images, document.id, document.is_answer_binary)
 
 
 def write_answer(
@@ -118,17 +108,47 @@ def write_answer(
     """
     if not np.isfinite(logits).all():
         raise FloatingPointError("the network's logits are not finite")
-    tensor: dict[str, Any] = {"name": OUTPUT_NAME, "datatype": DATATYPE, "shape": list(logits.shape)}
-    document = {"model_name": name, "model_version": str(version), "outputs": [tensor]}
-    if request_id is not None:
-        document["id"] = request_id
+    data = logits.astype("<f4", copy=False).tobytes() if is_binary else b""
+    tensor = OutputTensor(
+        shape=list(logits.shape),
+        data=None if is_binary else logits.reshape(-1).tolist(),
+        parameters=BinarySize(binary_data_size=len(data)) if is_binary else None,
+    )
+    document = InferenceResponse(model_name=name, model_version=str(version), id=request_id, outputs=[tensor])
+    head = document.model_dump_json(exclude_none=True).encode()
     if not is_binary:
-        tensor["data"] = logits.reshape(-1).tolist()
-        return json.dumps(document).encode(), {"Content-Type": "application/json"}
-    data = logits.astype("<f4", copy=False).tobytes()
-    tensor["parameters"] = {"binary_data_size": len(data)}
-    head = json.dumps(document).encode()
+        return head, {"Content-Type": "application/json"}
     return head + data, {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+
+
+def _first_error(error: ValidationError) -> str:
+    """Return what is wrong with a request, by the names of its parts."""
+    found = error.errors(include_url=False)[0]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in found["loc"]]
+    field = "".join(parts).removeprefix(".") or "request"
+    if field in _ARRAYS:
+        return f"{field}: expected {_ARRAYS[field]}"
+    match found["type"]:
+        case "missing":
+            return f"{field}: it is missing"
+        case "literal_error":
+            return f"{field}: expected {found['ctx']['expected']}, got {_shown(found['input'])}"
+        case "value_error":
+            return f"{field}: {found['ctx']['error']}"
+        case "model_type":
+            return f"{field}: expected a JSON object"
+        case kind:
+            return f"{field}: expected {_TYPES.get(kind, found['msg'])}, got {_shown(found['input'])}"
+
+
+_ARRAYS = {
+    "inputs": f"an array with one tensor, {INPUT_NAME!r}",
+    "outputs": f"an array with one tensor, {OUTPUT_NAME!r}, or none",
+}
+_TYPES = {
+    "bool_type": "true or false",
+    "string_type": "a string",
+}
 
 
 def _shape(found: object, image_shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
@@ -140,14 +160,14 @@ def _shape(found: object, image_shape: tuple[int, int, int]) -> tuple[int, int, 
     raise malformed(f"inputs[0].shape: expected [B >= 1, {expected}], got {_shown(found)}")
 
 
-def _data(tensor: Mapping[str, Any], shape: tuple[int, int, int, int], binary: bytes) -> Floats:
-    parameters = _parameters(tensor, "inputs[0]")
+def _data(tensor: InputTensor, shape: tuple[int, int, int, int], binary: bytes) -> Floats:
     count = shape[0] * shape[1] * shape[2] * shape[3]
-    if (size := parameters.get("binary_data_size")) is None:
+    size = None if tensor.parameters is None else tensor.parameters.binary_data_size
+    if size is None:
         if binary:
             raise malformed(f"expected no bytes after the JSON object, got {len(binary)}: no tensor is binary")
-        return _numbers(tensor.get("data"), count).reshape(shape)
-    if tensor.get("data") is not None:
+        return _numbers(tensor.data, count).reshape(shape)
+    if tensor.data is not None:
         raise malformed("inputs[0]: expected either data or binary_data_size, got both")
     if type(size) is not int or size != count * FLOAT_BYTES:
         expected = f"{count * FLOAT_BYTES} for this shape"
@@ -193,42 +213,6 @@ def _check_values(images: Floats) -> None:
 def _digits(number: np.float32) -> str:
     """Return as many digits as tell a number from all others: 1.0000001 is not 1."""
     return str(number).removesuffix(".0")
-
-
-def _is_binary(document: Mapping[str, Any]) -> bool:
-    """Say if the answer is wanted as bytes: by a parameter of the output or else of the request."""
-    wanted = _flag(_parameters(document, "request"), "binary_data_output", "request")
-    outputs = document.get("outputs")
-    if outputs is None or outputs == []:
-        return wanted or False
-    if not isinstance(outputs, list) or len(outputs) != 1:
-        raise malformed(f"outputs: expected an array with one tensor, {OUTPUT_NAME!r}, or none")
-    output = _object(outputs[0], "outputs[0]")
-    if output.get("name") != OUTPUT_NAME:
-        raise malformed(f"outputs[0].name: expected {OUTPUT_NAME!r}, got {_shown(output.get('name'))}")
-    own = _flag(_parameters(output, "outputs[0]"), "binary_data", "outputs[0]")
-    return (wanted or False) if own is None else own
-
-
-def _parameters(part: Mapping[str, Any], field: str) -> dict[str, Any]:
-    parameters = _object({} if part.get("parameters") is None else part["parameters"], f"{field}.parameters")
-    for name in REFUSED_PARAMETERS:
-        if name in parameters:
-            raise malformed(f"{field}.parameters.{name}: not supported here")
-    return parameters
-
-
-def _flag(parameters: Mapping[str, Any], name: str, field: str) -> bool | None:
-    value = parameters.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise malformed(f"{field}.parameters.{name}: expected true or false, got {_shown(value)}")
-    return value
-
-
-def _object(value: object, field: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise malformed(f"{field}: expected a JSON object")
-    return value
 
 
 def _shown(value: object) -> str:
