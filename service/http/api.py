@@ -47,7 +47,7 @@ async def predict(context: Context, request: Request) -> Response:
     name = query.text("deployment", DEFAULT)
     top_k = query.integer("top_k", 3, low=1)
     loaded = await context.loaded(request, name)
-    files = await read_images(request, context.settings)
+    files = await read_images(request, context.settings, context.threads.ordinary)
     images, probabilities = await classify(context, request, loaded, files)
     context.predictor.reservoirs.offer(name, images)
     loaded.metrics.images.inc(len(images))
@@ -96,7 +96,7 @@ async def adapt(context: Context, request: Request) -> Response:
 async def _read_upload(context: Context, request: Request, *, may_be_empty: bool) -> Upload:
     """Return what a body has; there need not be one if the request says which kept samples it means."""
     if media_type(request) == "multipart/form-data":
-        parts = await read_multipart(request, context.settings)
+        parts = await read_multipart(request, context.settings, context.threads.uploads)
         return read_upload(parts, context.settings, may_be_empty=may_be_empty)
     if not may_be_empty or media_type(request) or await read_body(request, context.settings):
         raise unsupported(request, "multipart/form-data")

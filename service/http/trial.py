@@ -15,7 +15,7 @@ async def predict_with_version(context: Context, request: Request) -> Response:
     top_k = Query(request, ("top_k",)).integer("top_k", 3, low=1)
     name = request.path_params["name"]
     loaded = await context.loaded(request, name, path_version(request))
-    files = await read_images(request, context.settings)
+    files = await read_images(request, context.settings, context.threads.ordinary)
     _, probabilities = await classify(context, request, loaded, files)
     class_names = loaded.base.manifest.class_names
     body = predictions_json(name, loaded.pointer.version, probabilities, class_names, top_k=top_k)

@@ -9,6 +9,7 @@ import binascii
 import json
 import re
 import time
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 from python_multipart.exceptions import MultipartParseError
@@ -141,8 +142,8 @@ def _json_type(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-async def read_multipart(request: Request, settings: Settings) -> list[Part]:
-    """Return the parts of a multipart/form-data body, in order.
+async def read_multipart(request: Request, settings: Settings, executor: Executor | None = None) -> list[Part]:
+    """Return the parts of a multipart/form-data body, in order; a large one is parsed in the executor.
 
     Raises:
         Problem: 400 malformed, 413 too many parts; and see `read_body`.
@@ -154,7 +155,7 @@ async def read_multipart(request: Request, settings: Settings) -> list[Part]:
     parts = _Parts(boundary, settings)
     body = await read_body(request, settings)
     if len(body) > INLINE_FORM_BYTES:
-        await asyncio.to_thread(parts.read, body)
+        await asyncio.get_running_loop().run_in_executor(executor, parts.read, body)
     else:
         parts.read(body)
     return parts.found
@@ -234,7 +235,7 @@ class _Parts:
         self._is_complete = True
 
 
-async def read_images(request: Request, settings: Settings) -> list[bytes]:
+async def read_images(request: Request, settings: Settings, executor: Executor | None = None) -> list[bytes]:
     """Return the files of the images of a `/predict` request, in order; they are not decoded yet.
 
     Raises:
@@ -243,7 +244,7 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     kind = media_type(request)
     if kind == "multipart/form-data":
         files = []
-        for part in await read_multipart(request, settings):
+        for part in await read_multipart(request, settings, executor):
             if part.name != "images":
                 raise invalid(part.name, "expected only parts named images")
             files.append(part.data)
