@@ -32,6 +32,7 @@ class Batcher(Generic[Scalar]):
         executor: where runs go that would hold up the event loop.
         seconds_per_image: what one image takes, as measured; decides where a batch runs.
         observe: called with the number of images and the seconds of each run.
+        queued: called with the number of images that begin to wait, or less than 0 when they are taken.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class Batcher(Generic[Scalar]):
         executor: Executor,
         seconds_per_image: float,
         observe: Callable[[int, float], Any],
+        queued: Callable[[int], Any] = lambda _: None,
     ) -> None:
         self._run: Callable[[npt.NDArray[Scalar]], Logits] = run
-        self._executor, self._observe = executor, observe
+        self._executor, self._observe, self._queued = executor, observe, queued
         self._max_batch = max_batch
         self._inline_images = int(INLINE_SECONDS / max(seconds_per_image, 1e-9))
         self._waiting: deque[_Waiting[Scalar]] = deque()
@@ -54,6 +56,7 @@ class Batcher(Generic[Scalar]):
         """Return the logits (n, K) of n >= 1 images of the input size, in order."""
         loop = asyncio.get_running_loop()
         answers = []
+        self._queued(len(images))
         for start in range(0, len(images), self._max_batch):
             answer: asyncio.Future[Logits] = loop.create_future()
             self._waiting.append(_Waiting(images[start : start + self._max_batch], answer))
@@ -91,6 +94,7 @@ class Batcher(Generic[Scalar]):
         while self._waiting and size + len(self._waiting[0].images) <= self._max_batch:
             size += len(self._waiting[0].images)
             batch.append(self._waiting.popleft())
+        self._queued(-size)
         return batch
 
     async def _run_batch(self, images: list[npt.NDArray[Scalar]]) -> Logits:
