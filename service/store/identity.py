@@ -93,7 +93,7 @@ def _settle(database: Database) -> None:
 def _place(connection: Connection) -> str:
     """Return where the database is: its file, or its server's identity and its number there."""
     if connection.dialect.name == "sqlite":
-        return next(row[2] for row in connection.exec_driver_sql("PRAGMA database_list") if row[1] == "main")
+        return next(str(row[2]) for row in connection.exec_driver_sql("PRAGMA database_list") if row[1] == "main")
     number = connection.scalar(text("SELECT oid FROM pg_database WHERE datname = current_database()"))
     server = ""
     if connection.scalar(text("SELECT has_function_privilege('pg_control_system()', 'execute')")):
