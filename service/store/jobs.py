@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, select, true, update
 from sqlalchemy.orm import Session
 
 from adapt.documents.landscape import Landscape
@@ -71,7 +71,8 @@ class JobQueue:
         it is put back.
         """
         with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
-            if session.scalar(select(Job.seq).where(Job.state.in_(ACTIVE_STATES)).limit(1)) is None:
+            is_of_interest = (Job.state == "running") | ((Job.state == "queued") & _is_made_for(digests))
+            if session.scalar(select(Job.seq).where(is_of_interest).limit(1)) is None:
                 return None
         now = time.time()
         with self._database.write() as session:
@@ -90,11 +91,8 @@ class JobQueue:
                     reason=f"the adapter stopped {MAX_ATTEMPTS} times while it worked on this job",
                 )
             )
-            queued = select(Job).where(Job.state == "queued")
-            if digests is not None:
-                base = (SoupVersion.deployment == Job.deployment) & (SoupVersion.version == Job.base_version)
-                queued = queued.join(SoupVersion, base).where(SoupVersion.soup["base_digest"].as_string().in_(digests))
-            job = session.scalar(queued.order_by(Job.seq).limit(1).with_for_update(skip_locked=True, of=Job))
+            queued = select(Job).where(Job.state == "queued", _is_made_for(digests))
+            job = session.scalar(queued.order_by(Job.seq).limit(1).with_for_update(skip_locked=True))
             if job is None:
                 return None
             job.state, job.claimed_by, job.heartbeat_at = "running", owner, now
@@ -220,6 +218,14 @@ class JobQueue:
             row = session.scalar(select(Job).where(Job.seq == job.seq).with_for_update())
             if row is not None and row.outcome is not None:
                 row.outcome = row.outcome | _landscape(landscape)
+
+
+def _is_made_for(digests: Collection[str] | None) -> ColumnElement[bool]:
+    """Say of a job if its base version was made for one of these weights; None: for any."""
+    if digests is None:
+        return true()
+    base = (SoupVersion.deployment == Job.deployment) & (SoupVersion.version == Job.base_version)
+    return exists().where(base, SoupVersion.soup["base_digest"].as_string().in_(digests))
 
 
 def landscape_of(job: Job) -> Landscape | None:
