@@ -30,6 +30,7 @@ from service.http.connections import guard_connections
 from service.http.context import Context
 from service.http.decoding import Threads
 from service.http.inflight import Inflight
+from service.http.measuring import CLASSIFYING, Measured
 from service.http.security import Gate
 from service.logs import set_up_logging
 from service.metrics import Metrics
@@ -93,13 +94,14 @@ class QuietService(Service[Any]):  # type: ignore[misc]
             *(Mount(path, mounted) for mounted, path, _ in self.mount_apps),
         ]
         hosts = frozenset({settings.host, *settings.allowed_hosts})
-        return Gate(
+        gate = Gate(
             built,
             allowed_hosts=hosts,
             on_refusal=_count,
             access=_access(),
             allow_cross_site_predict=settings.allow_cross_site_predict,
         )
+        return Measured(gate, _metrics)
 
 
 def is_idle(layer: Middleware) -> bool:
@@ -119,10 +121,14 @@ def _access() -> Access | None:
     )
 
 
-def _count(problem: Any) -> None:
+def _metrics() -> Metrics | None:
     context: Context | None = getattr(app.state, "context", None)
-    if context is not None:
-        context.metrics.reject(problem.reason, "")
+    return None if context is None else context.metrics
+
+
+def _count(problem: Any) -> None:
+    if (metrics := _metrics()) is not None:
+        metrics.reject(problem.reason, "")
 
 
 # Requests are not traced or logged one by one, which would cost more than some take; BentoML's own configuration
@@ -178,6 +184,7 @@ class Saucier:
         intake = Intake(database, objects, max_bytes=settings.max_sample_bytes, max_queued=settings.max_queued_jobs)
         catalog = read_catalog(settings.bases, check_files=False)
         metrics = Metrics()
+        metrics.expect_requests(CLASSIFYING)
         predictor = Predictor(settings, catalog, registry, metrics)
         threads = Threads()
         adaptation = Adaptation(settings, registry, jobs, intake, predictor, threads)

@@ -1,9 +1,12 @@
-"""Prometheus metrics of the predictors and the adapter. All carry the label `deployment`."""
+"""Prometheus metrics of the predictors and the adapter.
+
+All carry the label `deployment`, except those of requests, which are counted by route.
+"""
 
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LONG_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 600.0)
+_REQUEST_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _CONFIDENCES = tuple(step / 20 for step in range(1, 21))
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _JOB_ENDS = ("promoted", "kept", "failed")
@@ -33,12 +37,41 @@ class DeploymentMetrics(NamedTuple):
     confidence: "Histogram"
     inference: "Histogram"
     batch_size: "Histogram"
+    queued: "Gauge"
+    decode: "Histogram"
     swap: "Histogram"
     hits: "Counter"
     misses: "Counter"
     evictions: "Counter"
     sessions: "Gauge"
     session_bytes: "Gauge"
+
+
+class RouteMetrics:
+    """What every request to one route counts into."""
+
+    def __init__(self, requests: "Counter", seconds: "Histogram", in_progress: "Gauge", route: str) -> None:
+        self._requests, self._route = requests, route
+        self._seconds, self._in_progress = seconds.labels(route), in_progress.labels(route)
+        self._by_status = {"2xx": requests.labels(route, "2xx")}
+
+    def begin(self) -> float:
+        """Count a request that begins; return when."""
+        self._in_progress.inc()
+        return time.perf_counter()
+
+    def end(self, start: float, status: str) -> None:
+        """Count a request that ends.
+
+        Args:
+            start: what `begin` returned.
+            status: class of the answer's status, such as "2xx"; "none" if there was no answer.
+        """
+        self._in_progress.dec()
+        self._seconds.observe(time.perf_counter() - start)
+        if (counter := self._by_status.get(status)) is None:
+            counter = self._by_status[status] = self._requests.labels(self._route, status)
+        counter.inc()
 
 
 class Metrics:
@@ -63,6 +96,13 @@ class Metrics:
         )
         self.batch_size = prometheus.Histogram(
             "saucier_batch_size", "Images that ran together.", by, buckets=_BATCHES, **kwargs
+        )
+        self.decode = prometheus.Histogram(
+            "saucier_decode_seconds",
+            "Time to decode the images of one request, with the wait for a thread.",
+            by,
+            buckets=_SECONDS,
+            **kwargs,
         )
         latest: Any = "livemostrecent"  # all workers report the same soup; the last one to swap has the word
         self.version = prometheus.Gauge(
@@ -101,6 +141,31 @@ class Metrics:
             multiprocess_mode=held,
             **kwargs,
         )
+        self.queued = prometheus.Gauge(
+            "saucier_queued_images",
+            "Images that wait for their batch, of all workers.",
+            by,
+            multiprocess_mode=held,
+            **kwargs,
+        )
+        self.requests = prometheus.Counter(
+            "saucier_requests", "Requests answered, by class of status.", ["route", "status"], **kwargs
+        )
+        self.request_seconds = prometheus.Histogram(
+            "saucier_request_seconds",
+            "Time from the head of a request to the end of its answer.",
+            ["route"],
+            buckets=_REQUEST_SECONDS,
+            **kwargs,
+        )
+        self.requests_in_progress = prometheus.Gauge(
+            "saucier_requests_in_progress",
+            "Requests being answered, of all workers.",
+            ["route"],
+            multiprocess_mode=held,
+            **kwargs,
+        )
+        self._routes: dict[str, RouteMetrics] = {}
         self.ready = prometheus.Gauge(
             "saucier_ready_workers",
             "Workers that have run the current soup of this deployment, which is `default`.",
@@ -146,6 +211,8 @@ class Metrics:
             confidence=self.confidence.labels(deployment),
             inference=self.inference.labels(deployment),
             batch_size=self.batch_size.labels(deployment),
+            queued=self.queued.labels(deployment),
+            decode=self.decode.labels(deployment),
             swap=self.swap.labels(deployment),
             hits=self.hits.labels(deployment),
             misses=self.misses.labels(deployment),
@@ -183,6 +250,18 @@ class Metrics:
         for reason in _FAULTS:
             self.rejected.labels(deployment, reason)
             self.rejected.labels("", reason)
+
+    def of_route(self, route: str) -> RouteMetrics:
+        """Return what a request counts into; `route` must be one of ours, without what the client put into it."""
+        if (found := self._routes.get(route)) is None:
+            found = RouteMetrics(self.requests, self.request_seconds, self.requests_in_progress, route)
+            self._routes[route] = found
+        return found
+
+    def expect_requests(self, routes: Iterable[str]) -> None:
+        """Make the series of these routes exist: see `_expect_events`."""
+        for route in routes:
+            self.of_route(route)
 
     def reject(self, reason: str, deployment: str) -> None:
         """Count a refused request; `deployment` must be one that exists, or empty."""

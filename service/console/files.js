@@ -1,10 +1,17 @@
 // Files from a drop or a choice, each with the folder it came from: the folder is the class.
 
-const ARCHIVE = /\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$/i;
-const PICTURE = /\.(jpe?g|png|gif|bmp|webp|tiff?|ppm|pgm)$/i;
+// What the service reads; a test compares them with it.
+const ARCHIVES = [".zip", ".tar", ".tgz", ".tar.gz"];
+const PICTURES = [".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"];
+const TYPES = ["image/bmp", "image/gif", "image/jpeg", "image/png", "image/tiff", "image/webp"];
 
-export const isArchive = (file) => ARCHIVE.test(file.name);
-export const isPicture = (file) => file.type.startsWith("image/") || PICTURE.test(file.name);
+export const PICTURES_ACCEPTED = [...TYPES, ...PICTURES].join(",");
+export const ACCEPTED = [PICTURES_ACCEPTED, ".zip", ".tar", ".tgz", ".gz"].join(","); // browsers look at the last suffix
+
+export const isArchive = (file) => endsWithOne(file, ARCHIVES);
+export const isPicture = (file) => TYPES.includes(file.type) || endsWithOne(file, PICTURES);
+
+const endsWithOne = (file, suffixes) => suffixes.some((suffix) => file.name.toLowerCase().endsWith(suffix));
 
 /** Return the files of an input: { file, folder }, the folder that a picture lies in or "". */
 export function chosenFiles(input) {

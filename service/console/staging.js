@@ -2,7 +2,7 @@
 
 import { el, fill } from "./dom.js";
 import { plural } from "./format.js";
-import { acceptDrops, chosenFiles, isArchive, isHiddenFile, isPicture } from "./files.js";
+import { ACCEPTED, acceptDrops, chosenFiles, isArchive, isHiddenFile, isPicture } from "./files.js";
 
 const THUMBNAILS = 6; // of each folder
 const UNLABELLED = "-";
@@ -29,7 +29,7 @@ export function createStaging({ onChange }) {
       "div",
       { class: "row" },
       input("pick-folder", "Choose a folder", { webkitdirectory: true }),
-      input("pick-files", "Choose files", { accept: "image/*,.zip,.tar,.tgz,.gz,.bz2,.xz" }),
+      input("pick-files", "Choose files", { accept: ACCEPTED }),
     ),
   );
   acceptDrops(zone, add);

@@ -3,14 +3,14 @@
 import { at, call } from "./api.js";
 import { classBars } from "./charts.js";
 import { announce, byId, el, fill, showProblem } from "./dom.js";
-import { acceptDrops, isPicture } from "./files.js";
+import { PICTURES_ACCEPTED, acceptDrops, isPicture } from "./files.js";
 import { percent } from "./format.js";
 
 const TOP = 5;
 
 export function createTrial() {
   const root = byId("trial");
-  const input = el("input", { type: "file", id: "trial-file", accept: "image/*", class: "hidden" });
+  const input = el("input", { type: "file", id: "trial-file", accept: PICTURES_ACCEPTED, class: "hidden" });
   const preview = el("img", { class: "preview", alt: "", hidden: true });
   const zone = el(
     "div",

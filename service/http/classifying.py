@@ -1,5 +1,6 @@
 """From image files to confidences, for every route that takes pictures."""
 
+import time
 from collections.abc import Sequence
 
 from starlette.requests import Request
@@ -30,5 +31,7 @@ async def classify(
 async def _classify(
     context: Context, share: Share, loaded: LoadedSoup, files: Sequence[bytes]
 ) -> tuple[list[Pixels], Probabilities]:
+    start = time.perf_counter()
     images = await decode_prepared(files, loaded.base.manifest.input, context.settings, context.threads, share)
+    loaded.metrics.decode.observe(time.perf_counter() - start)
     return images, confidences(await loaded.batcher.submit(images), loaded.soup.temperature)

@@ -6,12 +6,16 @@ sends), it drops the body, or takes it for the next request. BentoML, which star
 that, so the protocol that uvicorn picks by default is extended here.
 """
 
+import json
 from asyncio import TimerHandle, Transport
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 import httptools
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.http.problems import MEDIA_TYPE, Problem
 
 MAX_HEAD_BYTES = 65_536
 
@@ -60,7 +64,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_bytes is not None:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse_head()
+                self._refuse(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -97,10 +101,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what the parser gave up on."""
-        if self._is_head_too_large:
-            self._refuse_head()
-        else:
-            super().send_400_response(msg)
+        self._refuse(_TOO_LARGE if self._is_head_too_large else _MALFORMED)
 
     def _parse(self, data: bytes) -> None:
         """Parse what arrived as plain HTTP, whatever other protocol a request offers (RFC 9110 section 7.8).
@@ -125,8 +126,8 @@ class GuardedProtocol(HttpToolsProtocol):
         lines = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         return b"\r\n".join([method + b" " + self.url + b" HTTP/" + version, *lines, b"", b""])
 
-    def _refuse_head(self) -> None:
-        self.transport.write(_TOO_LARGE)
+    def _refuse(self, answer: bytes) -> None:
+        self.transport.write(answer)
         self.transport.close()
 
     def _look(self) -> None:
@@ -141,7 +142,16 @@ class GuardedProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(left, self._look)
 
 
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+def _answer(problem: Problem) -> bytes:
+    """Return the answer to what is no request that could be routed."""
+    body = json.dumps(problem.body()).encode()
+    status = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"
+    lines = [status, f"content-type: {MEDIA_TYPE}", f"content-length: {len(body)}", "connection: close", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+_MALFORMED = _answer(Problem(400, "expected an HTTP/1.1 request, got something else"))
+_TOO_LARGE = _answer(Problem(431, f"expected a request line and headers of at most {MAX_HEAD_BYTES} bytes together"))
 
 
 def guard_connections(head_seconds: float) -> None:

@@ -49,7 +49,12 @@ NEEDS: Final[Mapping[str, Mapping[str, Needed]]] = {
     "/deployments/{name}/reservoir": {"PUT": "admin", "DELETE": "admin"},
     "/deployments/{name}/watch": {"PUT": "admin", "DELETE": "admin"},
 }
-_PATTERNS = [(compile_path(path)[0], needs) for path, needs in NEEDS.items() if "{" in path]
+_PATTERNS = [(compile_path(path)[0], path) for path in NEEDS if "{" in path]
+
+
+def route(path: str) -> str | None:
+    """Return the path with names for what is variable in it, as the table has it; None for one that is not ours."""
+    return path if path in NEEDS else next((found for pattern, found in _PATTERNS if pattern.match(path)), None)
 
 
 def needed(method: str, path: str) -> Needed:
@@ -58,12 +63,9 @@ def needed(method: str, path: str) -> Needed:
     A path that the table lacks needs the highest: a route that somebody forgot must not be open. A method that its
     path lacks is refused in any case, but not to strangers.
     """
-    needs = NEEDS.get(path)
-    if needs is None:
-        needs = next((found for pattern, found in _PATTERNS if pattern.match(path)), None)
-    if needs is None:
+    if (found := route(path)) is None:
         return "admin"
-    return needs.get("GET" if method == "HEAD" else method, "predict")
+    return NEEDS[found].get("GET" if method == "HEAD" else method, "predict")
 
 
 def suffices(role: Role, wanted: Role) -> bool:

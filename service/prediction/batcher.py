@@ -40,6 +40,7 @@ class Batcher(Generic[Scalar]):
         executor: where runs go that would hold up the event loop.
         seconds_per_image: what one image takes, as measured; decides where a batch runs.
         observe: called with the number of images and the seconds of each run.
+        queued: called with the number of images that begin to wait, or less than 0 when they are taken.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Batcher(Generic[Scalar]):
         executor: Executor,
         seconds_per_image: float,
         observe: Callable[[int, float], Any],
+        queued: Callable[[int], Any] = lambda _: None,
     ) -> None:
         self._run: Callable[[npt.NDArray[Scalar]], Logits] = run
-        self._executor, self._observe = executor, observe
+        self._executor, self._observe, self._queued = executor, observe, queued
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._inline_images = int(INLINE_SECONDS / max(seconds_per_image, 1e-9))
         self._waiting: deque[_Waiting[Scalar]] = deque()
@@ -78,10 +80,14 @@ class Batcher(Generic[Scalar]):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Logits] = loop.create_future()
         self._waiting.append(_Waiting(images, answer))
-        self._num_waiting += len(images)
+        self._count(len(images))
         if self._runner is None:
             self._runner = loop.create_task(self._drain())
         return answer
+
+    def _count(self, change: int) -> None:
+        self._num_waiting += change
+        self._queued(change)
 
     async def _drain(self) -> None:
         try:
@@ -112,7 +118,7 @@ class Batcher(Generic[Scalar]):
         size = 0
         while self._waiting and size + len(self._waiting[0].images) <= self._max_batch:
             waiting = self._waiting.popleft()
-            self._num_waiting -= len(waiting.images)
+            self._count(-len(waiting.images))
             if not waiting.answer.done():
                 size += len(waiting.images)
                 batch.append(waiting)

@@ -142,6 +142,7 @@ class Loader:
             "executor": self._inference,
             "seconds_per_image": seconds,
             "observe": partial(_observe, metrics),
+            "queued": metrics.queued.inc,
         }
         metrics.swap.observe(time.perf_counter() - start)
         return LoadedSoup(

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Select, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, delete, exists, func, select, true, update
 from sqlalchemy.orm import Session
 
 from adapt.documents.landscape import Landscape
@@ -104,7 +104,8 @@ class JobQueue:
         if it is put back.
         """
         with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
-            if session.scalar(select(Job.seq).where(Job.state.in_(ACTIVE_STATES)).limit(1)) is None:
+            is_of_interest = (Job.state == "running") | ((Job.state == "queued") & _is_made_for(digests))
+            if session.scalar(select(Job.seq).where(is_of_interest).limit(1)) is None:
                 return None
         with self._database.write() as session:
             now = read_clock(session)
@@ -267,6 +268,14 @@ class JobQueue:
                 row.outcome = row.outcome | _landscape(landscape)
 
 
+def _is_made_for(digests: Collection[str] | None) -> ColumnElement[bool]:
+    """Say of a job if its base version was made for one of these weights; None: for any."""
+    if digests is None:
+        return true()
+    base = (SoupVersion.deployment == Job.deployment) & (SoupVersion.version == Job.base_version)
+    return exists().where(base, SoupVersion.soup["base_digest"].as_string().in_(digests))
+
+
 def landscape_of(job: Job) -> Landscape | None:
     """Return what the search of a job saw; None where there was none on labels, or it is not over."""
     found = (job.outcome or {}).get(LANDSCAPE)
@@ -351,12 +360,10 @@ def _next_job(digests: Collection[str] | None) -> Select[Job]:
         .group_by(Job.deployment)
         .subquery()
     )
-    queued = select(Job).join(turns, turns.c.deployment == Job.deployment).where(Job.state == "queued")
-    if digests is not None:
-        base = (SoupVersion.deployment == Job.deployment) & (SoupVersion.version == Job.base_version)
-        queued = queued.join(SoupVersion, base).where(SoupVersion.soup["base_digest"].as_string().in_(digests))
+    queued = select(Job).join(turns, turns.c.deployment == Job.deployment)
     return (
-        queued.order_by(turns.c.worked_at.asc().nulls_first(), Job.seq)
+        queued.where(Job.state == "queued", _is_made_for(digests))
+        .order_by(turns.c.worked_at.asc().nulls_first(), Job.seq)
         .limit(1)
         .with_for_update(of=Job, skip_locked=True)
     )

@@ -66,9 +66,9 @@ def usable_revision(connection: Connection) -> str | None:
             "expected a registry with a schema revision, found one of a version before 0.1: move it away to start "
             "with an empty one"
         )
-    if is_newer(found) and _works_from(connection) not in _known():
+    if is_newer(found) and _works_from(connection) != head():
         raise SchemaError(
-            f"expected a schema revision up to {head()}, or the next one, found {found}: a newer version of Saucier "
+            f"expected a schema revision up to {head()}, found {found}: a version of Saucier newer than the next one "
             "made it; use that version, or restore a backup"
         )
     return found

@@ -1,5 +1,6 @@
 """What the console asks for beyond the contract, and the files that it is: over HTTP, without a browser."""
 
+import json
 import re
 import time
 from typing import Any
@@ -7,12 +8,30 @@ from typing import Any
 import httpx
 import pytest
 
+from adapt.images.archive import Limits, read_archive
 from adapt.search.surrogate import nodes
 from service.http.console import FOLDER, PAGE, read_files
+from tests.hostile.archives import GOOD, tarred, zipped
 from tests.service.conftest import Labelled, Server, as_parts
 from tests.service.test_adapt_http import adapt
+from training.data import SUFFIXES
+from training.images import FORMATS
 
 pytestmark = pytest.mark.e2e
+
+
+def test_console_offers_what_the_service_reads() -> None:
+    script = (FOLDER / "files.js").read_text()
+    lists = {name: set(json.loads(value)) for name, value in re.findall(r"const ([A-Z]+) = (\[.*\]);", script)}
+    assert lists["TYPES"] == {f"image/{name.lower()}" for name in FORMATS}
+    assert lists["PICTURES"] == SUFFIXES
+    kinds = {".zip": zipped(GOOD), ".tar": tarred(GOOD.items()), ".tgz": tarred(GOOD.items(), mode="w:gz")}
+    kinds |= {".tar.gz": kinds[".tgz"]}
+    assert lists["ARCHIVES"] == kinds.keys()
+    for data in kinds.values():
+        assert len(list(read_archive(data, Limits(), ignored=lambda _: False))) == len(GOOD)
+    others = "".join((FOLDER / name).read_text() for name in ("staging.js", "trial.js", "index.html"))
+    assert not re.search(r'accept[:=] ?"', others)  # there are no other lists
 
 
 def landscape_of(client: httpx.Client, job: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from sqlalchemy import text, update
 from benchmarks.postgres import Postgres
 from service import db
 from service.store import packs as packs_module
+from service.store.backup import back_up
 from service.store.database import Database
 from service.store.identity import become_copy, become_original, check_identity, read_owner
 from service.store.migrate import upgrade
@@ -52,7 +53,7 @@ def make(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) ->
 
 def copy(tmp_path: Path, source: str, target: str) -> None:
     """Copy a database as `db backup` does."""
-    db.back_up(f"sqlite:///{tmp_path / source}.db", tmp_path / f"{target}.db")
+    back_up(f"sqlite:///{tmp_path / source}.db", tmp_path / f"{target}.db")
 
 
 def tidy(place: Place) -> None:

@@ -14,6 +14,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.http.measuring import CLASSIFYING
 from service.metrics import Metrics
 from tests.service.prometheus import FOLDER, MISSING, ROOT, is_installed
 
@@ -101,9 +102,13 @@ def test_documentation_lists_every_metric_as_it_is() -> None:
     rows = re.findall(r"^\| `(saucier_\w+)` \| (\w+) \| (.*?) \| .+ \|$", DOCUMENT.read_text(), re.MULTILINE)
     documented = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     expected = {
-        f"{name}_total" if kind == "counter" else name: (kind, labels[1:]) for name, (kind, labels) in defined().items()
+        f"{name}_total" if kind == "counter" else name: (
+            kind,
+            tuple(label for label in labels if label != "deployment"),
+        )
+        for name, (kind, labels) in defined().items()
     }
-    assert all(labels[0] == "deployment" for _, labels in defined().values())
+    assert all(labels[0] in ("deployment", "route") for _, labels in defined().values())
     assert documented == expected
     assert len(rows) == len(documented)
     assert set(OWN.findall(DOCUMENT.read_text())) <= documented.keys()
@@ -129,6 +134,7 @@ def test_rules_fire_when_they_should(tmp_path: Path) -> None:
 def test_series_that_alerts_watch_are_there_before_their_first_event() -> None:
     metrics = Metrics(CollectorRegistry())
     metrics.of("a")
+    metrics.expect_requests(CLASSIFYING)
     there = {
         (sample.name, label)
         for family in text_string_to_metric_families(metrics.render().decode())

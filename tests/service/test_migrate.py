@@ -170,8 +170,8 @@ def test_what_differs_is_named(empty: Database) -> None:
 
 def test_newer_database_is_refused_in_one_line_and_left_alone(empty: Database) -> None:
     upgrade(empty)
-    execute(empty, "UPDATE alembic_version SET version_num = '9999'", "UPDATE registry SET works_from = '9998'")
-    with pytest.raises(SchemaError, match=r"^expected a schema revision up to \w+, .*, found 9999: [^\n]+$"):
+    execute(empty, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaError, match=r"^expected a schema revision up to \w+, found 9999: [^\n]+$"):
         upgrade(empty)
     with empty.read() as session:
         assert session.scalar(text("SELECT version_num FROM alembic_version")) == "9999"

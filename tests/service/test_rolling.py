@@ -373,7 +373,7 @@ def test_registry_two_heads_ahead_is_refused(
         patch.setattr(migrate, "FOLDER", next_versions[1])
         migrate.upgrade(empty)
         assert migrate.head() == "9002"
-    with pytest.raises(SchemaError, match=r"^expected a schema revision up to \w+, or the next one, found 9002: "):
+    with pytest.raises(SchemaError, match=r"^expected a schema revision up to \w+, found 9002: "):
         migrate.upgrade(empty)
     with empty.read() as session:
         assert session.scalar(text("SELECT version_num FROM alembic_version")) == "9002"
