@@ -154,7 +154,6 @@ class Registry:
         with self._database.write() as session:
             found = get_deployment(session, name, lock=True)
             jobs = list(session.scalars(select(Job.id).where(Job.deployment == name)))
-            session.add(Event(deployment=name, kind="deleted", from_version=found.version, who=who))
             if (watch := watch_of(found)) is not None:
                 take_sums(session, watch.id)
             session.execute(update(Pack).where(Pack.owner == found.uid).values(is_stale=True))
@@ -162,6 +161,7 @@ class Registry:
             session.execute(delete(Job).where(Job.deployment == name))
             session.execute(delete(SoupVersion).where(SoupVersion.deployment == name))
             session.delete(found)
+            session.add(Event(deployment=name, kind="deleted", from_version=found.version, who=who))
             return jobs
 
     def soup(self, deployment: str, version: int, *, held_out: bool = False) -> Soup:
