@@ -75,11 +75,11 @@ class Registry:
 
         Args:
             limit: most of them; None for all.
-            before: the last name of the page before.
+            before: only names after this one, where the page before ended.
         """
         wanted = select(Deployment).order_by(Deployment.name).limit(limit)
         if before is not None:
-            wanted = wanted.where(Deployment.name > before)
+            wanted = wanted.where(Deployment.name > before.partition("\0")[0])  # no name has a NUL, or could be between
         with self._database.read() as session:
             return session.scalars(wanted).all()
 
