@@ -45,8 +45,6 @@ async def list_deployments(context: Context, request: Request) -> Response:
     """`GET /deployments`."""
     query = Query(request, ("limit", "before"))
     limit, before = query.limit(*PAGES["deployments"]), query.text("before", "") if query.has("before") else None
-    if before is not None and not re.fullmatch(DEPLOYMENT_NAME, before):
-        raise invalid("before", "expected the last name of the page before", status=400)
     rows = await asyncio.to_thread(context.registry.deployments, limit=limit + 1, before=before)
     page = [DeploymentEntry(deployment=row.name, base_set=row.base_set, version=row.version) for row in rows[:limit]]
     return json_response(Deployments(deployments=page, next=page[-1].deployment if len(rows) > limit else None))

@@ -271,7 +271,7 @@ def _paths() -> Json:
                 _json(_reference(Deployments), "the deployments, by name"),
                 400,
                 503,
-                parameters=_page("deployments", {"type": "string", "pattern": DEPLOYMENT_NAME}),
+                parameters=_page("deployments", {"type": "string"}),
             )
         },
         "/deployments/{name}": {

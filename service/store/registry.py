@@ -77,11 +77,11 @@ class Registry:
 
         Args:
             limit: most of them; None for all.
-            before: the last name of the page before.
+            before: only names after this one, where the page before ended.
         """
         wanted = select(Deployment).order_by(Deployment.name).limit(limit)
         if before is not None:
-            wanted = wanted.where(Deployment.name > before)
+            wanted = wanted.where(Deployment.name > before.partition("\0")[0])  # no name has a NUL, or could be between
         with self._database.read() as session:
             return session.scalars(wanted).all()
 
@@ -150,7 +150,6 @@ class Registry:
         with self._database.write() as session:
             found = get_deployment(session, name, lock=True)
             jobs = list(session.scalars(select(Job.id).where(Job.deployment == name)))
-            session.add(Event(deployment=name, kind="deleted", from_version=found.version, who=who))
             if (watch := watch_of(found)) is not None:
                 take_sums(session, watch.id)
             session.execute(update(Pack).where(Pack.owner == found.uid).values(is_stale=True))
@@ -158,6 +157,7 @@ class Registry:
             session.execute(delete(Job).where(Job.deployment == name))
             session.execute(delete(SoupVersion).where(SoupVersion.deployment == name))
             session.delete(found)
+            session.add(Event(deployment=name, kind="deleted", from_version=found.version, who=who))
             return jobs
 
     def soup(self, deployment: str, version: int, *, held_out: bool = False) -> Soup:

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -157,6 +158,24 @@ def test_patches_and_versions_of_the_previous_revision_are_read(empty: Database)
     assert patches == {"done": second.patch.summary.model_dump(mode="json"), "waiting": None, "plain": None}
     assert [row.attempts for row in registry.soups("default")] == [0, 0, 0]
     assert all(job_view(job).attempt is None for job in queue.latest("default", limit=9))
+
+
+def test_workers_and_statements_of_the_code_before_go_on_with_the_newest_tables(empty: Database) -> None:
+    with empty.write() as session:
+        config = _config()
+        config.attributes["connection"] = session.connection()
+        command.upgrade(config, "0006")
+    old = "INSERT INTO workers (id, pid, host, loaded, started_at, heartbeat_at) VALUES"
+    made = "INSERT INTO deployments (name, uid, base_set, version, created_at) VALUES ('default', 'u', 'tiny', 1, 7)"
+    told = "INSERT INTO events (at, deployment, kind, to_version, unproven) VALUES (7, 'default', 'created', 1, false)"
+    now = time.time()
+    execute(empty, made, told, f"{old} ('before', 1, 'h', '{{\"default\": 1}}', 1, {now})")
+    assert upgrade(empty) == "0006"
+    execute(empty, f"{old} ('after', 2, 'h', '{{\"default\": 1}}', 2, {now})", told)
+    registry = Registry(empty)
+    assert registry.move("default").seq == 2
+    workers = registry.workers_of("default", "u", stale_seconds=60)
+    assert [(one.id, one.version, one.move) for one in workers] == [("before", 1, None), ("after", 1, None)]
 
 
 def test_what_differs_is_named(empty: Database) -> None:

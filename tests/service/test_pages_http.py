@@ -86,7 +86,7 @@ def test_what_is_no_page_is_said_so(paged: Server, items: str) -> None:
         answer = paged.client.get(path(items), params=wrong)
         assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
         assert answer.json()["errors"][0]["field"] in wrong
-    status = {"jobs": 404}.get(items, 400)
+    status = {"deployments": 200, "jobs": 404}.get(items, 400)  # any text has its place among names
     for before in ("", "No!", "a\0b"):
         assert paged.client.get(path(items), params={"before": before}).status_code == status
 

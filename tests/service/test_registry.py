@@ -16,7 +16,7 @@ from adapt.documents.held_out import HeldOut, make_held_out
 from adapt.documents.patch import Patch, make_patch
 from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary
 from service.store.database import Database
-from service.store.jobs import SUPERSEDED, JobQueue, QueueFull, add_job
+from service.store.jobs import SUPERSEDED, JobQueue, QueueFull, UnknownJob, add_job
 from service.store.registry import Registry
 from service.store.tables import Event, Job
 from service.store.transactions import Conflict, UnknownDeployment, UnknownVersion, get_deployment
@@ -608,6 +608,29 @@ def test_events_come_in_pages(registry: Registry) -> None:
     pages = [registry.events("default", limit=4)]
     pages.append(registry.events("default", limit=4, before=pages[0][-1].seq))
     assert [[event.to_version for event in page] for page in pages] == [[6, 5, 4, 3], [2, 1]]
+
+
+def test_deployments_soups_and_jobs_come_in_pages(registry: Registry, jobs: JobQueue) -> None:
+    for name in ("b", "a-1", "a"):
+        registry.ensure_deployment(name, soup(1.0))
+    names = [row.name for row in registry.deployments()]
+    assert sorted(names) == ["a", "a-1", "b", "default"]
+    pages = [registry.deployments(limit=3), registry.deployments(limit=3, before=names[2])]
+    assert [row.name for page in pages for row in page] == names
+    assert [row.name for row in registry.deployments(before=f"{names[1]}\0")] == names[2:]
+    registry.dial("default", soup(0.5))
+    assert [row.version for row in registry.soups("default", limit=1)] == [2]
+    assert [row.version for row in registry.soups("default", limit=5, before=2)] == [1]
+    assert len(registry.soups("default", before=10**18)) == 2
+    for name in ("one", "two", "three"):
+        add(jobs, name)
+    assert [job.id for job in jobs.latest("default", limit=2)] == ["three", "two"]
+    assert [job.id for job in jobs.latest("default", limit=2, before="two")] == ["one"]
+    for nobody in ("four", "a\0b"):
+        with pytest.raises(UnknownJob):
+            jobs.latest("default", limit=2, before=nobody)
+    with pytest.raises(UnknownJob):
+        jobs.latest("a", limit=2, before="two")
 
 
 def test_old_finished_jobs_are_forgotten_and_no_others(registry: Registry, jobs: JobQueue) -> None:
