@@ -273,7 +273,7 @@ class Predictor:
                 loaded=versions,
                 confidences=confidences,
             )
-        except BaseException:
+        except UNAVAILABLE:
             self.confidences.give_back(confidences)
             raise
         self._reported = (time.monotonic(), versions)
