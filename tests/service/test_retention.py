@@ -1,6 +1,5 @@
 """What the registry forgets with time, and what it never does; on SQLite and PostgreSQL."""
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +7,7 @@ from sqlalchemy import update
 
 from service.store.database import Database
 from service.store.jobs import JobQueue
+from service.store.rebasing import rebase
 from service.store.registry import Registry
 from service.store.tables import Deployment, Event, Job, SoupVersion
 from service.store.watches import Watches
@@ -88,9 +88,13 @@ def test_evidence_behind_what_is_served_stays(
     ]
 
 
-def test_versions_of_other_weights_cannot_be_gone_back_to(registry: Registry) -> None:
+def to_weights(database: Database, digest: str) -> None:
+    assert rebase(database, {"tiny": soup(1.0, digest=digest)}, stale_seconds=60)
+
+
+def test_versions_of_other_weights_cannot_be_gone_back_to(registry: Registry, database: Database) -> None:
     registry.dial("default", soup(0.5))
-    registry.ensure_deployment("default", soup(1.0, digest=OTHER_WEIGHTS))
+    to_weights(database, OTHER_WEIGHTS)
     registry.dial("default", soup(0.25, digest=OTHER_WEIGHTS))
     assert registry.forget(older_than=SOON).versions == 2
     assert versions(registry) == [3, 4]
@@ -137,12 +141,12 @@ def test_events_of_a_deployment_of_the_same_name_before_go(registry: Registry) -
 
 
 def test_nothing_goes_that_is_not_old(registry: Registry, database: Database) -> None:
-    registry.ensure_deployment("default", soup(1.0, digest=OTHER_WEIGHTS))
-    registry.ensure_deployment("default", soup(1.0, digest="c" * 64))
-    assert registry.forget(before=time.time() - 3600) == (0, 0)
+    to_weights(database, OTHER_WEIGHTS)
+    to_weights(database, "c" * 64)
+    assert registry.forget(older_than=3600) == (0, 0)
     with database.write() as session:
         session.execute(update(SoupVersion).where(SoupVersion.version == 1).values(created_at=7))
-    assert registry.forget(before=8).versions == 1
+    assert registry.forget(older_than=3600).versions == 1
     assert versions(registry) == [2, 3]
     with database.read() as session:
         assert session.get(Deployment, "default") is not None

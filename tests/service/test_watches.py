@@ -17,6 +17,7 @@ from service.store.confidence import Tally
 from service.store.database import Database
 from service.store.jobs import SUPERSEDED, JobQueue
 from service.store.moves import Pointer
+from service.store.rebasing import rebase
 from service.store.registry import Registry
 from service.store.sums import add_sums
 from service.store.tables import WATCH, ConfidenceSum, Deployment, Event, Job, new_id
@@ -143,8 +144,8 @@ def test_who_is_judged(site: Site) -> None:
     assert site.watches.suspect("default") is None
     site.registry.point_at("default", 2)  # put forward by hand
     assert site.suspect()[:2] == (2, 1)
-    site.registry.ensure_deployment("default", soup(1.0, digest="b" * 64))  # coefficients of before mean nothing now
-    assert site.watches.suspect("default") is None
+    rebase(site.database, {"tiny": soup(1.0, digest="b" * 64)}, stale_seconds=60)
+    assert site.watches.suspect("default") is None  # coefficients of before mean nothing now
     with pytest.raises(UnknownDeployment):
         site.watches.suspect("nowhere")
 
