@@ -6,7 +6,6 @@ sends), it drops the body, or takes it for the next request. BentoML, which star
 that, so the protocol that uvicorn picks by default is extended here.
 """
 
-import json
 from asyncio import TimerHandle, Transport
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -144,7 +143,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
 def _answer(problem: Problem) -> bytes:
     """Return the answer to what is no request that could be routed."""
-    body = json.dumps(problem.body()).encode()
+    body = problem.body().model_dump_json().encode()
     status = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"
     lines = [status, f"content-type: {MEDIA_TYPE}", f"content-length: {len(body)}", "connection: close", "", ""]
     return "\r\n".join(lines).encode() + body

@@ -105,15 +105,17 @@ def test_images_that_wait_for_their_batch_are_counted() -> None:
         batcher = Batcher[np.uint8](
             run,
             max_batch=4,
+            max_waiting=100,
             executor=None,  # type: ignore[arg-type]  # runs are short
             seconds_per_image=0,
             observe=lambda *_: None,
             queued=metrics.queued.inc,
         )
-        await batcher.submit([np.zeros((2, 2, 3), dtype=np.uint8)] * 10)
+        images = [np.zeros((2, 2, 3), dtype=np.uint8)] * 3
+        await asyncio.gather(*(batcher.submit(images) for _ in range(3)))
 
     asyncio.run(ask())
-    assert seen == [6, 2, 0]
+    assert seen == [6, 3, 0]
 
 
 @pytest.mark.e2e
