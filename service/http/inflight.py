@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Mapping
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -77,25 +77,29 @@ class Share:
             self._inflight.give_back(self)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     """Return what `work` returns, and cancel it when the client goes away. The body must have been read.
 
     Raises:
         Problem: 400, which nobody reads.
     """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_wait_until_gone(request))
+    worker = asyncio.current_task()
+    assert worker is not None
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        worker.cancel()
+
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Problem(400, "the client went away", reason="gone")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if is_gone and worker.uncancel() == 0:  # else somebody else wants this to end, too
+            raise Problem(400, "the client went away", reason="gone") from None
+        raise
     finally:
-        gone.cancel()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _wait_until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        watching.cancel()
