@@ -7,7 +7,6 @@ the registry. Importing this module imports neither torch nor timm.
 import signal
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
@@ -28,9 +27,11 @@ from deploy.layout import BundleError
 from service.adapter.loop import AdapterLoop
 from service.http.access import Access, is_loopback
 from service.http.adaptation import Adaptation
-from service.http.api import DECODING_THREADS, create_app
+from service.http.api import create_app
 from service.http.connections import guard_connections
 from service.http.context import Context
+from service.http.decoding import Threads
+from service.http.inflight import Inflight
 from service.http.security import Gate
 from service.logs import set_up_logging
 from service.metrics import Metrics
@@ -170,9 +171,9 @@ class Saucier:
         catalog = read_catalog(settings.bases, check_files=False)
         metrics = Metrics()
         predictor = Predictor(settings, catalog, registry, metrics)
-        adaptation = Adaptation(settings, registry, jobs, intake, predictor)
-        self._predictor = predictor
-        app.state.context = Context(
+        threads = Threads()
+        adaptation = Adaptation(settings, registry, jobs, intake, predictor, threads)
+        self._context = app.state.context = Context(
             settings=settings,
             catalog=catalog,
             registry=registry,
@@ -183,12 +184,14 @@ class Saucier:
             metrics=metrics,
             predictor=predictor,
             adaptation=adaptation,
-            decoding=ThreadPoolExecutor(DECODING_THREADS, "decoding"),
+            threads=threads,
+            uploads=Inflight(settings),
+            others=Inflight(settings),
         )
         _before_stopping(adaptation.stop_waiting)
 
     async def __is_ready__(self) -> bool:
-        return self._predictor.are_all_ready
+        return self._context.is_ready
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod

@@ -88,6 +88,27 @@ class Settings(BaseSettings):
     head_timeout_seconds: float = Field(
         default=10, gt=0, description="most seconds a client may take to send the head of a request"
     )
+    max_inflight_mb: float = Field(
+        default=128,
+        gt=0,
+        description="most bytes of request bodies that one predictor holds at once, in MB (1e6): so many for "
+        "adaptations, and so many for all other requests",
+    )
+    max_inflight_pixels: int = Field(
+        default=1_000_000_000,
+        ge=1,
+        description="most pixels that one predictor has to decode at once: so many for adaptations, and so many for "
+        "all other requests",
+    )
+    max_waiting_images: int = Field(
+        default=1024, ge=1, description="most images that wait for one network of one predictor"
+    )
+    drain_seconds: float = Field(
+        default=2,
+        ge=0,
+        le=3600,
+        description="how long predictors take new connections after SIGTERM, while `/readyz` already answers 503",
+    )
     max_queued_jobs: int = Field(default=100, ge=1, description="most adaptations that wait for the adapter")
     store_url: str | None = Field(
         default=None,
@@ -173,6 +194,11 @@ class Settings(BaseSettings):
     def max_upload_bytes(self) -> int:
         """Most bytes of one request body."""
         return int(self.max_upload_mb * 1e6)
+
+    @property
+    def max_inflight_bytes(self) -> int:
+        """Most bytes of request bodies that one predictor holds at once."""
+        return int(self.max_inflight_mb * 1e6)
 
     @property
     def session_cache_bytes(self) -> int:

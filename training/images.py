@@ -130,6 +130,15 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     return np.asarray(_read(data, max_pixels, lambda size: (1, 1)).image)
 
 
+def count_pixels(data: bytes) -> int:
+    """Return width times height as an image file's header has them; 0 where decoding would raise ImageError at once."""
+    try:
+        with _open(data) as image:
+            return image.width * image.height
+    except Exception:  # whatever Pillow stumbles on: decoding the file says what is wrong with it
+        return 0
+
+
 def decode_for_crops(data: bytes, spec: InputSpec, share: float) -> Image.Image:
     """Return the upright RGB picture, reduced as by `load_image`, but for parts of it that become the network's input.
 
@@ -176,8 +185,6 @@ def to_input(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 def _read(data: bytes, max_pixels: int, wanted: Callable[[Size], Factors]) -> _Picture:
     """Decode a file; `wanted` says by what factors to reduce an upright picture of a size."""
-    # Nobody reads the text, and Pillow would unpack 64 MiB from 64 kB.
-    PngImagePlugin.MAX_TEXT_MEMORY = PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT_BYTES
 
     def factors(size: Size, orientation: int) -> Factors:
         return wanted(size[::-1])[::-1] if orientation in SIDEWAYS else wanted(size)
@@ -211,6 +218,8 @@ def _read(data: bytes, max_pixels: int, wanted: Callable[[Size], Factors]) -> _P
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
+    # Nobody reads the text, and Pillow would unpack 64 MiB from 64 kB.
+    PngImagePlugin.MAX_TEXT_MEMORY = PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT_BYTES
     if data.startswith(JPEG_START):  # by Image.open, a JPEG with a preview behind it would be an MPO
         return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     return Image.open(io.BytesIO(data), formats=FORMATS)

@@ -28,6 +28,7 @@ from training.images import load_image, to_input
 from training.manifest import Manifest, read_manifest
 
 MAX_BATCH = 32
+MAX_WAITING = 1024
 
 
 def create_app(base: Path, bundle: Path) -> Starlette:
@@ -57,7 +58,12 @@ def _batcher(session: SoupSession, manifest: Manifest) -> Batcher[np.uint8]:
     seconds = min(_seconds(partial(run, blank)) for _ in range(5))
     executor = ThreadPoolExecutor(1)
     return Batcher(
-        run, max_batch=MAX_BATCH, executor=executor, seconds_per_image=seconds, observe=lambda images, seconds: None
+        run,
+        max_batch=MAX_BATCH,
+        max_waiting=MAX_WAITING,
+        executor=executor,
+        seconds_per_image=seconds,
+        observe=lambda images, seconds: None,
     )
 
 

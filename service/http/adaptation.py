@@ -1,8 +1,9 @@
 """`POST /adapt`, from its parts to checked images, and the wait for the end of its job and the rollout."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -11,12 +12,13 @@ from adapt.documents.soup import Strategy
 from adapt.evidence.policies import Promote
 from adapt.images.archive import Limits
 from adapt.images.support import Support, SupportError, from_archive, from_images
-from service.http.decoding import PixelBudget, load_in_order
-from service.http.problems import FieldError, Problem, invalid
+from service.http.decoding import PixelBudget, Threads, load_in_order, reserve_pixels
+from service.http.inflight import Share, busy
+from service.http.problems import FieldError, Problem, invalid, unavailable
 from service.http.uploads import Part, parse_json, too_many_images
 from service.prediction.predictor import Predictor
 from service.settings import Settings
-from service.store.intake import Intake
+from service.store.intake import Intake, Submission, Wanted
 from service.store.jobs import JobQueue
 from service.store.keeping import Choice
 from service.store.material import Material
@@ -31,6 +33,7 @@ PROMOTES: tuple[str, ...] = get_args(Promote)
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
 MAX_WAIT_SECONDS = 50
+MAX_UPLOADS = 8  # of one process, whose images are decoded or wait for that
 POLL_SECONDS = 0.05
 _REASONS = {"too_large": "pixels", "undecodable": "undecodable"}  # of an image that is refused
 
@@ -90,30 +93,44 @@ def read_upload(parts: Sequence[Part], settings: Settings, *, may_be_empty: bool
     return Upload(images, parsed, None, unlabelled)
 
 
-def check_upload(upload: Upload, manifest: Manifest, settings: Settings) -> Material:
+def check_upload(
+    upload: Upload, manifest: Manifest, settings: Settings, on_image: Callable[[int], None] | None = None
+) -> Material:
     """Decode and check the images; takes a while, runs in a thread.
+
+    Args:
+        upload: the files.
+        manifest: of the base set.
+        settings: the limits.
+        on_image: told the pixels of each image once it is decoded; ends it all by raising.
 
     Raises:
         Problem: 422 or 413 naming the item.
     """
     budget = PixelBudget(settings)
-    support = _support(upload, manifest, settings, budget) if upload.is_labelled else None
+
+    def spend(pixels: int) -> None:
+        budget.spend(pixels)
+        if on_image is not None:
+            on_image(pixels)
+
+    support = _support(upload, manifest, settings, spend) if upload.is_labelled else None
     seen = set() if support is None else set(support.hashes)
     kept: dict[str, Pixels] = {}
-    for loaded in load_in_order(upload.unlabelled, manifest.input, settings, field="unlabelled", budget=budget):
+    for loaded in load_in_order(upload.unlabelled, manifest.input, settings, field="unlabelled", spend=spend):
         if (digest := loaded.hash) not in seen:
             seen.add(digest)
             kept[digest] = loaded.pixels
     return Material(support, np.stack(list(kept.values())) if kept else None, tuple(kept))
 
 
-def _support(upload: Upload, manifest: Manifest, settings: Settings, budget: PixelBudget) -> Support:
+def _support(upload: Upload, manifest: Manifest, settings: Settings, spend: Callable[[int], None]) -> Support:
     max_pixels = settings.max_image_pixels
     try:
         if upload.archive is not None:
             limits = Limits(max_files=settings.max_images - len(upload.unlabelled))
-            return from_archive(upload.archive, manifest, limits=limits, max_pixels=max_pixels, on_image=budget.spend)
-        return from_images(upload.images, upload.labels, manifest, max_pixels=max_pixels, on_image=budget.spend)
+            return from_archive(upload.archive, manifest, limits=limits, max_pixels=max_pixels, on_image=spend)
+        return from_images(upload.images, upload.labels, manifest, max_pixels=max_pixels, on_image=spend)
     except SupportError as error:
         raise _problem(error) from error
 
@@ -139,14 +156,64 @@ class Adaptation:
         jobs: JobQueue,
         intake: Intake,
         predictor: Predictor,
+        threads: Threads,
     ) -> None:
         self._settings, self._registry, self._jobs, self._predictor = settings, registry, jobs, predictor
-        self.intake = intake
+        self._intake, self._threads = intake, threads
+        self._num_uploads = 0
         self.is_stopping = False
 
     def stop_waiting(self) -> None:
-        """End all waits and event streams soon: the process stops."""
+        """End all waits, event streams and the decoding of uploads soon: the process stops."""
         self.is_stopping = True
+
+    async def check_room(self) -> None:
+        """Refuse an adaptation that could not be queued, before anything is done for it.
+
+        Raises:
+            QueueFull: too many jobs wait already.
+            Problem: 503, too many uploads are being decoded already.
+        """
+        if self._num_uploads >= MAX_UPLOADS:
+            raise busy(f"{MAX_UPLOADS} uploads are being decoded already")
+        await asyncio.to_thread(self._jobs.check_room, self._settings.max_queued_jobs)
+
+    async def decode(self, upload: Upload, manifest: Manifest, share: Share) -> Material:
+        """Decode and check the images of a request. If it is cancelled, no further image is decoded.
+
+        Args:
+            upload: the files.
+            manifest: of the base set.
+            share: of the request, which will hold the images' pixels.
+
+        Raises:
+            Problem: see `check_upload`; 503, the process has too much to decode, or stops.
+        """
+        if self._num_uploads >= MAX_UPLOADS:  # others may have come since `check_room`
+            raise busy(f"{MAX_UPLOADS} uploads are being decoded already")
+        loop, given_up = asyncio.get_running_loop(), threading.Event()
+
+        def look_up(pixels: int) -> None:
+            if given_up.is_set() or self.is_stopping:
+                raise unavailable("the service is stopping; send the images again")
+            if upload.archive is not None:  # its images were not counted before
+                share.add_pixels(pixels)
+
+        self._num_uploads += 1
+        try:
+            files = [*upload.images, *([] if upload.archive else upload.unlabelled)]
+            await loop.run_in_executor(self._threads.ordinary, reserve_pixels, files, self._settings, share)
+            return await loop.run_in_executor(
+                self._threads.uploads, check_upload, upload, manifest, self._settings, look_up
+            )
+        finally:
+            given_up.set()
+            self._num_uploads -= 1
+
+    async def submit(self, wanted: Wanted, manifest: Manifest) -> Submission:
+        """Queue an adaptation: see `Intake.submit`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads.intake, self._intake.submit, wanted, manifest)
 
     async def wait(self, job: Job, seconds: float) -> tuple[Job, bool]:
         """Wait until a job is finished and every live worker serves what it promoted, or went back to.

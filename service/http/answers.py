@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+Probabilities = npt.NDArray[np.float64]
+
 CONFIDENCE_DIGITS = 6
 
 
-def confidences(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:
+def confidences(logits: npt.NDArray[np.float32], temperature: float) -> Probabilities:
     """Return softmax(logits / temperature), (B, K).
 
     Raises:
@@ -27,7 +29,7 @@ def confidences(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDAr
 def predictions_json(
     deployment: str,
     version: int,
-    probabilities: npt.NDArray[np.float64],
+    probabilities: Probabilities,
     class_names: Sequence[str],
     *,
     top_k: int,

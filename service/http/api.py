@@ -16,26 +16,26 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from service.http import deployments, samples
-from service.http.adaptation import BALANCES, CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, check_upload, read_upload
-from service.http.answers import confidences, predictions_json
+from service.http.adaptation import BALANCES, CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, Upload, read_upload
+from service.http.answers import predictions_json
+from service.http.classifying import classify
 from service.http.console import console
 from service.http.context import Context, caller, endpoint, json_response, refuse, require
-from service.http.decoding import decode_prepared
 from service.http.docs_page import docs_page
 from service.http.inference.routes import routes as inference_routes
+from service.http.inflight import unless_gone
 from service.http.openapi import openapi_document
 from service.http.problems import Problem, invalid
 from service.http.queries import Query
 from service.http.schemas import Bases, JobView
 from service.http.trial import predict_with_version
-from service.http.uploads import Part, media_type, read_body, read_images, read_multipart, unsupported
+from service.http.uploads import media_type, read_body, read_images, read_multipart, unsupported
 from service.http.views import base_view, job_view
 from service.prediction.predictor import DEFAULT
 from service.store.intake import Wanted
 from service.store.jobs import landscape_of
 from service.store.tables import Job
 
-DECODING_THREADS = 2
 EVENT_SECONDS = 0.25  # between two looks at a job that somebody follows
 QUIET_SECONDS = 15  # after which a comment keeps the stream open
 
@@ -47,8 +47,7 @@ async def predict(context: Context, request: Request) -> Response:
     top_k = query.integer("top_k", 3, low=1)
     loaded = await context.loaded(request, name)
     files = await read_images(request, context.settings)
-    images = await decode_prepared(files, loaded.base.manifest.input, context.settings, context.decoding)
-    probabilities = confidences(await loaded.batcher.submit(images), loaded.soup.temperature)
+    images, probabilities = await classify(context, request, loaded, files)
     context.predictor.reservoirs.offer(name, images)
     loaded.metrics.images.inc(len(images))
     best = probabilities.max(axis=1)
@@ -72,15 +71,18 @@ async def adapt(context: Context, request: Request) -> Response:
     choice = query.choice("samples", CHOICES)
     balance = query.choice("balance", BALANCES)
     base = context.catalog[(await context.pointer(request, name)).base_set]
-    parts = await _parts(context, request, may_be_empty=query.has("samples"))
+    await context.adaptation.check_room()
+    upload = await _read_upload(context, request, may_be_empty=query.has("samples"))
     deadline = time.monotonic() + wait
-    upload = read_upload(parts, context.settings, may_be_empty=query.has("samples"))
     is_unlabelled = choice == "new" and bool(upload.unlabelled) and not upload.is_labelled
     if is_unlabelled and not context.predictor.has_statistics(base):
         raise invalid("unlabelled", "the base set has no channel statistics, so without labels nothing can be found")
-    material = await asyncio.to_thread(check_upload, upload, base.manifest, context.settings)
+    material = await unless_gone(request, context.adaptation.decode(upload, base.manifest, request.state.share))
+    del upload  # while the job runs, nobody needs the files
+    request.state.share.release()
     wanted = Wanted(name, material, choice, strategy, promote, balance, caller(request))
-    submitted = await asyncio.to_thread(context.adaptation.intake.submit, wanted, base.manifest)
+    submitted = await context.adaptation.submit(wanted, base.manifest)
+    del material, wanted
     job, is_done = await context.adaptation.wait(submitted.job, deadline - time.monotonic())
     view = job_view(job)
     if submitted.changes.relabelled:  # the job may be an earlier one
@@ -90,13 +92,14 @@ async def adapt(context: Context, request: Request) -> Response:
     return json_response(view, 202, {"Location": f"/jobs/{job.id}"})
 
 
-async def _parts(context: Context, request: Request, *, may_be_empty: bool) -> list[Part]:
-    """Return the parts of a body; there need not be one if the request says which kept samples it means."""
+async def _read_upload(context: Context, request: Request, *, may_be_empty: bool) -> Upload:
+    """Return what a body has; there need not be one if the request says which kept samples it means."""
     if media_type(request) == "multipart/form-data":
-        return await read_multipart(request, context.settings)
+        parts = await read_multipart(request, context.settings)
+        return read_upload(parts, context.settings, may_be_empty=may_be_empty)
     if not may_be_empty or media_type(request) or await read_body(request, context.settings):
         raise unsupported(request, "multipart/form-data")
-    return []
+    return read_upload([], context.settings, may_be_empty=may_be_empty)
 
 
 async def show_job(context: Context, request: Request) -> Response:
@@ -205,6 +208,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()
     yield
+    context.threads.close()
     await context.predictor.stop()
 
 
@@ -212,7 +216,7 @@ def create_app() -> Starlette:
     """Return the app that BentoML mounts; its `state.context` is set when the process makes its service."""
     routes = [
         Route("/predict", endpoint(predict), methods=["POST"]),
-        Route("/adapt", endpoint(adapt), methods=["POST"]),
+        Route("/adapt", endpoint(adapt, is_upload=True), methods=["POST"]),
         Route("/jobs/{id}", endpoint(show_job)),
         Route("/jobs/{id}/events", endpoint(follow_job)),
         Route("/jobs/{id}/landscape", endpoint(show_landscape)),

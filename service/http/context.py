@@ -1,7 +1,6 @@
 """What the endpoints of one predictor process share, and how an endpoint is called."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,6 +10,8 @@ from starlette.responses import Response
 
 from service.http.access import forbidden
 from service.http.adaptation import Adaptation
+from service.http.decoding import Threads
+from service.http.inflight import Inflight, Share
 from service.http.problems import FieldError, Problem, as_problem, render, unavailable
 from service.http.roles import suffices
 from service.http.uploads import discard_rest
@@ -43,7 +44,14 @@ class Context:
     metrics: Metrics
     predictor: Predictor
     adaptation: Adaptation
-    decoding: ThreadPoolExecutor
+    threads: Threads
+    uploads: Inflight  # what adaptations hold
+    others: Inflight  # what all other requests hold
+
+    @property
+    def is_ready(self) -> bool:
+        """This process takes requests and every predictor of the machine has been ready: what probes ask for."""
+        return self.predictor.are_all_ready and not self.adaptation.is_stopping
 
     async def loaded(self, request: Request, name: str, version: int | None = None) -> LoadedSoup:
         """Return what serves a deployment, and note that it exists, for the metrics.
@@ -75,8 +83,11 @@ class Context:
         return pointer
 
     def _check_ready(self) -> None:
-        if not self.predictor.is_ready:
-            raise unavailable("the current soup is not loaded yet")
+        if self.predictor.is_ready:
+            return
+        if self.predictor.is_loaded:
+            raise unavailable("this process could not keep up with the registry, and is catching up")
+        raise unavailable("the current soup is not loaded yet")
 
 
 def caller(request: Request) -> str | None:
@@ -98,15 +109,25 @@ def require(request: Request, wanted: Role, what: str) -> None:
 Answer = Callable[[Context, Request], Awaitable[Response]]
 
 
-def endpoint(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint that answers with this process's context and renders whatever is raised."""
+def endpoint(answer: Answer, *, is_upload: bool = False) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint that answers with this process's context and renders whatever is raised.
+
+    Args:
+        answer: what answers.
+        is_upload: bodies count towards the budget of adaptations, not towards that of other requests.
+    """
 
     async def answer_or_refuse(request: Request) -> Response:
+        context: Context = request.app.state.context
+        share = request.state.share = Share(context.uploads if is_upload else context.others)
         try:
-            return await answer(request.app.state.context, request)
+            return await answer(context, request)
         except Exception as error:
+            share.release()
             await discard_rest(request)
             return refuse(request, error)
+        finally:
+            share.release()
 
     return answer_or_refuse
 

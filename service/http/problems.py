@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service.logs import REQUEST_ID
+from service.prediction.batcher import Busy
 from service.prediction.loading import NotReady, Outdated
 from service.store.intake import TooManySamples
 from service.store.jobs import QueueFull
@@ -129,6 +130,8 @@ def as_problem(error: Exception) -> Problem:
             return Problem(404, f"there is no deployment {str(error.args[0])[:80]!r}", reason="unknown_deployment")
         case UnknownVersion():
             return Problem(404, f"the deployment has no version {error.args[0]}")
+        case Busy():
+            return Problem(503, str(error), reason="busy")
         case NotReady():
             return unavailable(str(error))
         case Outdated():

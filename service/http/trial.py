@@ -3,9 +3,9 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.http.answers import confidences, predictions_json
+from service.http.answers import predictions_json
+from service.http.classifying import classify
 from service.http.context import Context
-from service.http.decoding import decode_prepared
 from service.http.queries import Query, path_version
 from service.http.uploads import read_images
 
@@ -16,8 +16,7 @@ async def predict_with_version(context: Context, request: Request) -> Response:
     name = request.path_params["name"]
     loaded = await context.loaded(request, name, path_version(request))
     files = await read_images(request, context.settings)
-    images = await decode_prepared(files, loaded.base.manifest.input, context.settings, context.decoding)
-    probabilities = confidences(await loaded.batcher.submit(images), loaded.soup.temperature)
+    _, probabilities = await classify(context, request, loaded, files)
     class_names = loaded.base.manifest.class_names
     body = predictions_json(name, loaded.pointer.version, probabilities, class_names, top_k=top_k)
     return Response(body, media_type="application/json")

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
+from service.http.inflight import Share
 from service.http.problems import Problem, invalid
 from service.settings import Settings
 
 MAX_OTHER_PARTS = 16  # parts besides images
 MAX_PART_HEADERS = 8192  # bytes
+UNCOUNTED_BYTES = 16_384  # of a body that is too small to matter
 DRAIN_SECONDS = 5
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^;\s"]{1,70}))', re.IGNORECASE)
 _PARAMETER = re.compile(r';\s*name="((?:[^"\\]|\\.)*)"', re.IGNORECASE)
@@ -47,12 +49,14 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     """Return the body, read under the limits on bytes and seconds.
 
     Raises:
-        Problem: 413, before more than the limit is held; 408 if it does not arrive in time; 400 if it breaks off.
+        Problem: 413, before more than the limit is held; 408 if it does not arrive in time; 400 if it breaks off; 503
+            if the bodies of others leave no room.
     """
     limit = settings.max_upload_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise _too_many_bytes(settings)
+    share: Share | None = getattr(request.state, "share", None)
     chunks: list[bytes] = []
     size = 0
     try:
@@ -61,6 +65,8 @@ async def read_body(request: Request, settings: Settings) -> bytes:
                 size += len(chunk)
                 if size > limit:
                     break
+                if share is not None and size > UNCOUNTED_BYTES:
+                    share.add_bytes(size - share.num_bytes)
                 chunks.append(chunk)
     except TimeoutError:
         request.state.is_read = True  # as much as will ever be

@@ -71,8 +71,8 @@ class Loader:
         self._inference = ThreadPoolExecutor(1, "inference")
 
     def close(self) -> None:
-        """Let the thread go that runs large batches."""
-        self._inference.shutdown(wait=False)
+        """Drop the batches that wait, and let the thread go that runs large ones."""
+        self._inference.shutdown(wait=False, cancel_futures=True)
 
     def find_base(self, pointer: Pointer) -> Base:
         """Return the base set of a deployment, whose bundle is open from now on.
@@ -120,6 +120,7 @@ class Loader:
         metrics = self._metrics.of(plan.pointer.name)
         batching: Any = {
             "max_batch": self._settings.max_batch,
+            "max_waiting": self._settings.max_waiting_images,
             "executor": self._inference,
             "seconds_per_image": seconds,
             "observe": partial(_observe, metrics),

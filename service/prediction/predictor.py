@@ -2,11 +2,15 @@
 
 import asyncio
 import logging
+import math
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
@@ -19,11 +23,13 @@ from service.prediction.loading import LoadedSoup, Loader, NotReady, Outdated
 from service.prediction.reservoir import Reservoirs
 from service.prediction.sessions import Sessions
 from service.settings import Settings
-from service.store.registry import Pointer, Registry
+from service.store.registry import Pointer, Registry, Snapshot
 from service.store.tables import new_id
 from service.store.transactions import UnknownVersion
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 DEFAULT = "default"  # the deployment that always exists, and whose session is always held
 
@@ -38,6 +44,9 @@ class Predictor:
     reports that. A deployment that nobody asked for has no session: it moves to a new version by taking note of it, and
     its next request has the session built. Where there is one, the new one is built beside it and warmed up before it
     serves. Either way, once all workers report a version, no request accepted later is served with an older one.
+
+    Rollouts do not wait for a worker that has not reported for `stale_seconds`. So from then on it is not ready, until
+    it has reported again and followed what the registry says after that. One that cannot read the registry serves on.
     """
 
     def __init__(self, settings: Settings, catalog: Mapping[str, Base], registry: Registry, metrics: Metrics) -> None:
@@ -50,23 +59,42 @@ class Predictor:
         self.deployments: frozenset[str] | None = None  # all that exist, once that is known
         self._is_ready = self._are_all_ready = False
         self._lock = asyncio.Lock()
-        self._poll_task: asyncio.Task[None] | None = None
-        self._reported: tuple[float, dict[str, int]] = (0.0, {})
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reported: tuple[float, dict[str, int]] = (-math.inf, {})
+        self._returned = self._followed = -math.inf  # when it reported after a silence, and last looked at the registry
+        self._is_cut_off = False  # the registry could not be read, and the next report is still to come
+        self._control = ThreadPoolExecutor(1, "control")  # its own, so that no request holds up reports
         self.reservoirs = Reservoirs(settings)
         self.confidences = Confidences()
 
     @property
-    def is_ready(self) -> bool:
+    def is_loaded(self) -> bool:
         """The current soup of `default` has been loaded and has run one inference."""
         return self._is_ready
+
+    @property
+    def is_ready(self) -> bool:
+        """It has been loaded, and this worker keeps up with the registry."""
+        return self._is_ready and not self.is_stale
+
+    @property
+    def is_stale(self) -> bool:
+        """Rollouts may have ended without this worker, so what it serves may be an older version."""
+        return not self._is_cut_off and (self._is_silent or self._followed <= self._returned)
+
+    @property
+    def _is_silent(self) -> bool:
+        """The registry takes this worker for one that is gone."""
+        return time.monotonic() - self._reported[0] > self._settings.stale_seconds
 
     @property
     def are_all_ready(self) -> bool:
         """Every predictor of this machine has been ready: what probes ask for, as any may get the next connection.
 
-        Stays true from then on: a predictor that is started again takes no connection before it is ready.
+        Stays true from then on while this one keeps up: a predictor that is started again takes no connection before
+        it is ready.
         """
-        return self._are_all_ready
+        return self._are_all_ready and not self.is_stale
 
     @property
     def held_bytes(self) -> int:
@@ -84,24 +112,24 @@ class Predictor:
         with suppress(DBAPIError):
             await self._report(force=True)
         self.reservoirs.start()
-        self._poll_task = asyncio.create_task(self._poll())
+        self._tasks = [asyncio.create_task(self._poll()), asyncio.create_task(self._beat())]
         with suppress(DBAPIError):
             if await asyncio.to_thread(self._loader.waits_for_bundle, DEFAULT):
                 return
         deadline = time.monotonic() + STARTUP_SECONDS
-        while not self._is_ready and time.monotonic() < deadline:
+        while not self.is_ready and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
         """Stop looking at the registry and leave the list of workers."""
-        if self._poll_task is not None:
-            self._poll_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._poll_task
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._sessions.close()
         await self.reservoirs.stop()
         with suppress(DBAPIError):
-            await asyncio.to_thread(self._registry.remove_worker, self.id)
+            await self._in_control(self._registry.remove_worker, self.id)
+        self._control.shutdown(wait=False)
         self._loader.close()
 
     async def get(self, name: str, version: int | None = None) -> LoadedSoup:
@@ -159,7 +187,7 @@ class Predictor:
         while True:
             pause = self._settings.poll_seconds
             try:
-                if await self.refresh() or not self._are_all_ready:
+                if await self.refresh() or not self.are_all_ready:
                     pause = min(BUSY_POLL_SECONDS, pause)
                 is_well = True
             except DBAPIError as error:
@@ -171,12 +199,25 @@ class Predictor:
                 logger.exception("unexpected error while looking for new soups, serving on")
             await asyncio.sleep(pause)
 
+    async def _beat(self) -> None:
+        """Report also while a swap takes long, so that rollouts wait for this worker."""
+        while True:
+            await asyncio.sleep(self._settings.heartbeat_seconds)
+            with suppress(DBAPIError):  # `_poll` tells
+                await self._report()
+
     async def refresh(self) -> bool:
         """Serve what the registry points at now and report it; returns True while jobs are queued or running."""
         async with self._lock:
-            snapshot = await asyncio.to_thread(self._registry.snapshot)
+            if self._is_silent:
+                with suppress(DBAPIError):  # it may be readable
+                    await self._report(force=True)
+            start = time.monotonic()
+            snapshot = await self._snapshot()
             self.deployments = frozenset(pointer.name for pointer in snapshot.deployments)
             await self._follow({pointer.name: pointer for pointer in snapshot.deployments})
+            self._followed = start
+            self._is_cut_off = self._is_cut_off and self._is_silent
             if not self._is_ready and DEFAULT in self._served:
                 self._is_ready = True
                 self._metrics.ready.labels(DEFAULT).set(1)
@@ -193,8 +234,19 @@ class Predictor:
             self._metrics.expect(snapshot.active_jobs)
             await self._report()
             if self._is_ready and not self._are_all_ready:
-                self._are_all_ready = await asyncio.to_thread(self._have_all_loaded)
+                self._are_all_ready = await self._in_control(self._have_all_loaded)
             return bool(snapshot.active_jobs)
+
+    async def _snapshot(self) -> Snapshot:
+        try:
+            return await self._in_control(self._registry.snapshot)
+        except DBAPIError:
+            self._is_cut_off = True
+            raise
+
+    async def _in_control(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """Run in the thread that no request uses."""
+        return await asyncio.get_running_loop().run_in_executor(self._control, partial(function, *args, **kwargs))
 
     def _have_all_loaded(self) -> bool:
         """Say if all predictors that live on this machine serve `default`; runs in a thread."""
@@ -211,7 +263,7 @@ class Predictor:
         moved = [pointer for name, pointer in wanted.items() if self._served.get(name) != pointer]
         warm = [pointer for pointer in moved if self._is_warm(pointer.name)]
         if cold := [pointer for pointer in moved if not self._is_warm(pointer.name)]:
-            for pointer, soup in await asyncio.to_thread(self._look_at, cold):
+            for pointer, soup in await self._in_control(self._look_at, cold):
                 self._serve(pointer, soup)
         for pointer in warm:
             await self._swap(pointer)
@@ -254,12 +306,13 @@ class Predictor:
     async def _report(self, *, force: bool = False) -> None:
         """Tell the registry that this worker lives and what it serves, when due or when it changed."""
         versions = {name: pointer.version for name, pointer in self._served.items()}
+        start = time.monotonic()
         last, reported = self._reported
-        if not force and versions == reported and time.monotonic() - last < self._settings.heartbeat_seconds:
+        if not force and versions == reported and start - last < self._settings.heartbeat_seconds:
             return
         confidences = self.confidences.take()
         try:
-            await asyncio.to_thread(
+            await self._in_control(
                 self._registry.beat_worker,
                 self.id,
                 pid=os.getpid(),
@@ -271,4 +324,6 @@ class Predictor:
         except DBAPIError:
             self.confidences.give_back(confidences)
             raise
-        self._reported = (time.monotonic(), versions)
+        if time.monotonic() - last > self._settings.stale_seconds:
+            self._returned = time.monotonic()
+        self._reported = (start, versions)

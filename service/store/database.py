@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 BUSY_SECONDS = 10  # how long a writer waits for another one's transaction (SQLite), or for a connection (PostgreSQL)
+SILENT_MILLISECONDS = 5_000  # after which PostgreSQL counts as gone if the network acknowledges nothing
 MAX_INTEGER = 2**31 - 1  # what a column of whole numbers holds
 
 
@@ -58,7 +59,11 @@ def _engine(url: str) -> Engine:
         return create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
-            connect_args={"connect_timeout": BUSY_SECONDS, "options": f"-c lock_timeout={BUSY_SECONDS}s"},
+            connect_args={
+                "connect_timeout": BUSY_SECONDS,
+                "tcp_user_timeout": SILENT_MILLISECONDS,
+                "options": f"-c lock_timeout={BUSY_SECONDS}s",
+            },
         )
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _configure_sqlite)

@@ -37,6 +37,15 @@ class JobQueue:
         with self._database.read() as session:
             return session.scalar(select(Job).where(Job.id == job)) if is_text(job) else None
 
+    def check_room(self, max_queued: int) -> None:
+        """Look whether another job may be queued: `add_job` decides, but much can be saved by asking before.
+
+        Raises:
+            QueueFull: `max_queued` jobs wait already.
+        """
+        with self._database.read() as session:
+            _check_room(session, max_queued)
+
     def forget(self, *, finished_before: float) -> int:
         """Delete jobs that ended before a time (seconds since 1970); return how many."""
         with self._database.write() as session:
@@ -227,6 +236,11 @@ def _landscape(landscape: Landscape | None) -> dict[str, Any]:
     return {} if landscape is None else {LANDSCAPE: landscape.model_dump(mode="json")}
 
 
+def _check_room(session: Session, max_queued: int) -> None:
+    if (session.scalar(select(func.count()).select_from(Job).where(Job.state == "queued")) or 0) >= max_queued:
+        raise QueueFull
+
+
 def add_job(
     session: Session,
     found: Deployment,
@@ -269,9 +283,7 @@ def add_job(
         return earlier
     if session.get_bind().dialect.name == "postgresql":  # others queue at the same time; on SQLite there is one writer
         session.execute(select(func.pg_advisory_xact_lock(QUEUE_LOCK)))
-    waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == "queued")) or 0
-    if waiting >= max_queued:
-        raise QueueFull
+    _check_room(session, max_queued)
     queued = Job(
         id=job,
         deployment=found.name,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.prediction.batcher import Batcher, Logits
+from service.prediction.batcher import Batcher, Busy, Logits
 
 SLOW, FAST = 1.0, 1e-6  # seconds per image: in a thread, or on the loop
 
@@ -36,9 +36,10 @@ class Net:
         return images[:, 0, 0, :2].astype(np.float32)
 
 
-def make(net: Net, executor: Executor, seconds: float, **kwargs: Any) -> Batcher:
+def make(net: Any, executor: Executor, seconds: float, **kwargs: Any) -> Batcher:
     observe = kwargs.pop("observe", lambda count, seconds: None)
-    return Batcher(net, max_batch=4, executor=executor, seconds_per_image=seconds, observe=observe)
+    waiting = kwargs.pop("max_waiting", 100)
+    return Batcher(net, max_batch=4, max_waiting=waiting, executor=executor, seconds_per_image=seconds, observe=observe)
 
 
 @pytest.mark.parametrize("seconds", [SLOW, FAST])
@@ -104,9 +105,7 @@ def test_loop_stays_free_while_a_slow_network_runs(executor: Executor) -> None:
         return images[:, 0, 0, :2].astype(np.float32)
 
     async def run() -> int:
-        batcher = Batcher(
-            slow, max_batch=4, executor=executor, seconds_per_image=SLOW, observe=lambda count, seconds: None
-        )
+        batcher = make(slow, executor, SLOW)
         task = asyncio.create_task(batcher.submit([picture(1)]))
         ticks = 0
         while not task.done():
@@ -129,3 +128,47 @@ def test_given_up_request_does_not_disturb_the_others(executor: Executor) -> Non
         return await stays
 
     assert asyncio.run(run())[0, 0] == 2
+
+
+def test_images_of_a_request_that_was_given_up_do_not_run(executor: Executor) -> None:
+    net = Net()
+
+    async def run() -> Logits:
+        batcher = make(net, executor, FAST)
+        gone = [asyncio.create_task(batcher.submit([picture(1)] * count)) for count in (3, 10)]
+        stays = asyncio.create_task(batcher.submit([picture(2)]))
+        await asyncio.sleep(0)
+        for task in gone:
+            task.cancel()
+        return await stays
+
+    assert asyncio.run(run())[0, 0] == 2
+    assert net.batches == [1]
+
+
+def test_too_many_waiting_images_are_refused(executor: Executor) -> None:
+    net = Net()
+
+    async def run() -> list[Any]:
+        batcher = make(net, executor, FAST, max_waiting=6)
+        found = await asyncio.gather(*(batcher.submit([picture(1)] * 3) for _ in range(4)), return_exceptions=True)
+        return [*found, await batcher.submit([picture(1)] * 30)]  # alone, any number is taken
+
+    *found, alone = asyncio.run(run())
+    assert [isinstance(answer, Busy) for answer in found] == [False, False, True, True]
+    assert len(alone) == 30
+
+
+def test_small_request_does_not_wait_for_all_of_a_large_one(executor: Executor) -> None:
+    net = Net()
+
+    async def run() -> int:
+        batcher = make(net, executor, FAST)
+        large = asyncio.create_task(batcher.submit([picture(1)] * 40))
+        await asyncio.sleep(0)
+        await batcher.submit([picture(2)])
+        ran = len(net.batches)
+        await large
+        return ran
+
+    assert asyncio.run(run()) <= 3

@@ -1,8 +1,10 @@
 """One file is the same pixels wherever it is read, and limits count what the file has."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from PIL import Image
 from adapt.images.support import from_archive, from_folder, from_images, load_unlabelled
 from benchmarks.pictures import photograph, photographs
 from service.http.adaptation import Upload, check_upload
-from service.http.decoding import decode_prepared, load_in_order
+from service.http.decoding import LARGE_PIXELS, Threads, decode_prepared, load_in_order
+from service.http.inflight import Inflight, Share
 from service.http.problems import Problem
 from service.settings import Settings
 from tests.hostile.archives import zipped
@@ -27,6 +30,10 @@ PHOTOS = Path(__file__).parents[2] / "bases" / "photos"
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
     return read_manifest(PHOTOS, check_files=False)
+
+
+async def decode(files: Sequence[bytes], manifest: Manifest, settings: Settings, share: Share | None = None) -> Any:
+    return await decode_prepared(files, manifest.input, settings, Threads(), share or Share(Inflight(settings)))
 
 
 def test_a_file_is_the_same_pixels_everywhere(tmp_path: Path, manifest: Manifest) -> None:
@@ -55,7 +62,7 @@ def test_a_file_is_the_same_pixels_everywhere(tmp_path: Path, manifest: Manifest
         "adapt, unlabelled": load_unlabelled(tmp_path, manifest),
         "/adapt": uploaded.images,
         "/adapt, unlabelled": unlabelled,
-        "/predict": np.stack(asyncio.run(decode_prepared(files, spec, settings, ThreadPoolExecutor(1)))),
+        "/predict": np.stack(asyncio.run(decode(files, manifest, settings))),
     }
     for way, images in ways.items():
         assert np.array_equal(images, expected), way
@@ -71,3 +78,53 @@ def test_limits_count_the_pixels_of_the_file(manifest: Manifest) -> None:
         check_upload(upload, manifest, Settings(max_request_pixels=2_999_999))
     with pytest.raises(Problem, match="expected at most 1499999 pixels, got 1500 x 1000"):
         list(load_in_order([file], manifest.input, Settings(max_image_pixels=1_499_999)))
+
+
+def grey(width: int, height: int) -> bytes:
+    return saved(Image.new("L", (width, height), 128), "PNG")
+
+
+def test_too_many_pixels_are_refused_before_any_is_decoded(manifest: Manifest) -> None:
+    start = time.monotonic()
+    with pytest.raises(Problem, match="pixels in one request") as caught:
+        asyncio.run(decode([grey(7000, 7000)] * 21, manifest, Settings()))
+    assert caught.value.status == 413
+    assert time.monotonic() - start < 1
+
+
+def test_pixels_of_others_leave_less_room(manifest: Manifest) -> None:
+    settings = Settings(max_inflight_pixels=5_000_000)
+    inflight = Inflight(settings)
+    first, second = Share(inflight), Share(inflight)
+    photo = grey(2000, 2000)
+    assert len(asyncio.run(decode([photo] * 2, manifest, settings, first))) == 2  # alone, any number is taken
+    with pytest.raises(Problem, match="try again") as caught:
+        asyncio.run(decode([photo], manifest, settings, second))
+    assert (caught.value.status, caught.value.reason) == (503, "busy")
+    first.release()
+    assert len(asyncio.run(decode([photo], manifest, settings, second))) == 1
+
+
+def test_small_picture_does_not_wait_for_large_ones(manifest: Manifest) -> None:
+    large, small = grey(7000, 7000), photographs(1, 600, 800, seed=8)
+    assert LARGE_PIXELS < 7000 * 7000
+
+    async def run() -> tuple[bool, bool]:
+        threads, share = Threads(), Share(Inflight(Settings()))
+        tasks = [
+            asyncio.create_task(decode_prepared([large] * 3, manifest.input, Settings(), threads, share))
+            for _ in range(4)
+        ]
+        await asyncio.sleep(0.2)
+        await decode_prepared(small, manifest.input, Settings(), threads, share)
+        were_done = any(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        started = time.monotonic()
+        threads.close()
+        for executor in (threads.ordinary, threads.large):
+            executor.shutdown(wait=True)
+        return were_done, time.monotonic() - started < 6  # one picture, of twelve, was at hand
+
+    assert asyncio.run(run()) == (False, True)

@@ -242,6 +242,8 @@ def test_full_queue_is_a_429(keyed: KeyedServer, labelled: Labelled) -> None:
     assert found[-1].status_code == 429, [answer.status_code for answer in found]
     assert int(found[-1].headers["retry-after"]) >= 1
     assert len(found) >= 2
+    nonsense = keyed.client.post("/adapt", files=as_parts([b"nonsense"]), data={"labels": "[0]"})
+    assert nonsense.status_code == 429, "the queue is full, so nobody should look at the images"
 
 
 def test_keys_are_told_to_nobody(keyed: KeyedServer, labelled: Labelled) -> None:

@@ -21,6 +21,7 @@ from service.http.inference.tensors import (
     read_request,
     write_answer,
 )
+from service.http.inflight import unless_gone
 from service.http.problems import Problem, unavailable
 from service.http.queries import path_version
 from service.http.uploads import read_body
@@ -49,7 +50,7 @@ async def live(_: Context, __: Request) -> Response:
 
 async def ready(context: Context, _: Request) -> Response:
     """`GET /v2/health/ready`."""
-    if not context.predictor.are_all_ready:
+    if not context.is_ready:
         raise unavailable("not every predictor has loaded the current soup yet")
     return JSONResponse({"ready": True})
 
@@ -106,8 +107,9 @@ async def infer(context: Context, request: Request) -> Response:
         max_pixels=context.settings.max_request_pixels,
     )
     is_small = len(body) <= INLINE_BYTES
-    asked = read() if is_small else await asyncio.get_running_loop().run_in_executor(context.decoding, read)
-    logits = await loaded.tensors.submit(list(asked.images))
+    asked = read() if is_small else await asyncio.get_running_loop().run_in_executor(context.threads.ordinary, read)
+    work = loaded.tensors.submit(list(asked.images))
+    logits = await (work if is_small else unless_gone(request, work))
     _count(context, loaded, asked.images, logits)
     answer, headers = write_answer(
         logits, name=name, version=loaded.pointer.version, request_id=asked.id, is_binary=asked.is_binary
