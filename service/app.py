@@ -4,10 +4,7 @@
 the registry. Importing this module imports neither torch nor timm.
 """
 
-import signal
 import warnings
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import bentoml
@@ -38,6 +35,7 @@ from service.metrics import Metrics
 from service.prediction.catalog import Base, check_bundles, choose_default, read_catalog
 from service.prediction.predictor import DEFAULT, Predictor
 from service.settings import Settings, SettingsError
+from service.stopping import on_stop, refuse_connections_when_stopping
 from service.store.database import Database, SchemaError
 from service.store.intake import Intake
 from service.store.jobs import JobQueue
@@ -148,10 +146,11 @@ class Adapter:
             Metrics(),
         )
         self._loop.start()
+        on_stop(self._loop.put_back)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:
-        """Put the job at hand back."""
+        """Wait for the loop to end."""
         self._loop.stop()
 
 
@@ -188,7 +187,7 @@ class Saucier:
             uploads=Inflight(settings),
             others=Inflight(settings),
         )
-        _before_stopping(adaptation.stop_waiting)
+        on_stop(adaptation.stop_waiting, drain_seconds=settings.drain_seconds)
 
     async def __is_ready__(self) -> bool:
         return self._context.is_ready
@@ -202,6 +201,7 @@ class Saucier:
             SystemExit: with one line that names the file and what was expected.
         """
         _set_up_logging()
+        refuse_connections_when_stopping(settings.drain_seconds)
         try:
             check_keys(_bound_host())
             catalog = read_catalog(settings.bases, check_files=True)
@@ -274,16 +274,3 @@ def prepare_store() -> None:
 def _set_up_logging() -> None:
     set_up_logging(settings.log_format)
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an upload goes to its sender, not to the log
-
-
-def _before_stopping(action: Callable[[], None]) -> None:
-    """Call `action` when the process is asked to stop, before uvicorn waits for open requests to end."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        earlier = signal.getsignal(number)
-
-        def handler(received: int, frame: FrameType | None, earlier: Any = earlier) -> None:
-            action()
-            if callable(earlier):
-                earlier(received, frame)
-
-        signal.signal(number, handler)

@@ -76,6 +76,7 @@ class AdapterLoop:
         self._references, self._watches = references, watches
         self._watch = WatchLoop(watches, metrics, seconds=settings.heartbeat_seconds)
         self._next_upkeep = self._next_sweep = 0.0
+        self._job: Job | None = None  # at hand
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adapter", daemon=True)
 
@@ -83,6 +84,19 @@ class AdapterLoop:
         """Start working."""
         self._watch.start()
         self._thread.start()
+
+    def put_back(self) -> None:
+        """Take no further job, and let others have the one at hand now; the search notices that when it can.
+
+        Does not block: it is called when a signal arrives.
+        """
+        self._stopping.set()
+        threading.Thread(target=self._release, name="release").start()
+
+    def _release(self) -> None:
+        if (job := self._job) is not None:
+            with suppress(DBAPIError):  # then its heartbeat goes stale, and it is done again
+                self._jobs.release(job)
 
     def stop(self, *, timeout_seconds: float = 10) -> None:
         """Put the job at hand back and stop."""
@@ -162,8 +176,10 @@ class AdapterLoop:
     def _work(self, searcher: "Searcher", job: Job) -> None:
         """Do one job; whatever happens, the loop goes on."""
         start = time.perf_counter()
+        self._job = job
         with Heartbeat(self._jobs, job, self._settings.heartbeat_seconds) as heartbeat:
             end = self._decide(searcher, job, heartbeat)
+        self._job = None
         if end is not None:
             self._discard(job)
             self._metrics.jobs.labels(job.deployment, end.state).inc()

@@ -105,6 +105,7 @@ class Server:
             "BENTOML_HOME": str(self.bentoml_home),
             "BENTOML_DO_NOT_TRACK": "True",
             "OMP_NUM_THREADS": "1",
+            "SAUCIER_DRAIN_SECONDS": "0",  # which would only make tests longer
             **{f"SAUCIER_{key}": value for key, value in self._settings.items()},
         }
         with self.log.open("ab") as log:
