@@ -16,7 +16,7 @@ from adapt.documents.soup import Soup, default_soup
 from adapt.images.support import Support
 from service.__main__ import main
 from service.store.database import Database
-from service.store.identity import read_owner, registry_id
+from service.store.identity import read_owner
 from service.store.migrate import upgrade
 from service.store.objects import ObjectStore
 from service.store.packs import FOLDER as PACKS
@@ -87,7 +87,7 @@ def test_adapter_whose_clock_is_ahead_sweeps_away_nothing_new(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault: objects whose row was still to be written looked old."""
-    objects, right, registry = ObjectStore(str(tmp_path / "objects")), time.time, registry_id(database)
+    objects, right, registry = ObjectStore(str(tmp_path / "objects")), time.time, read_owner(database).id
     objects.write(f"{registry}/{FOLDER}/about-to-be-recorded.npz", b"x")
     objects.write(key_of(PACKS, "about-to-be-recorded", registry), b"x")
     monkeypatch.setattr(time, "time", lambda: right() + 2 * 3600)

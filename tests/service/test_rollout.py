@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.exc import OperationalError
 
 from service.http.adaptation import Adaptation
+from service.http.decoding import Threads
 from service.metrics import Metrics
 from service.prediction.loading import Loader
 from service.prediction.predictor import DEFAULT, Predictor
@@ -32,7 +33,7 @@ class Pair:
         self.beside._loader = self.beside._sessions._loader = Held(self, counted)
         jobs: Any = JobQueue(self.site.database)
         intake: Any = None
-        self.adaptation = Adaptation(self.site.settings, self.registry, jobs, intake, self.site.predictor)
+        self.adaptation = Adaptation(self.site.settings, self.registry, jobs, intake, self.site.predictor, Threads())
 
     def hold(self) -> None:
         """Hold up what the predictor beside builds from now on."""
