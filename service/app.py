@@ -49,6 +49,7 @@ from service.store.registry import Registry
 from service.store.samples import Samples
 from service.store.transactions import Conflict
 from service.store.watches import Watches
+from service.tracing import check_tracing, traced
 from service.weights import check_weights
 from training.documents import one_line
 from training.manifest import BaseSetError
@@ -101,7 +102,7 @@ class QuietService(Service[Any]):  # type: ignore[misc]
             access=_access(),
             allow_cross_site_predict=settings.allow_cross_site_predict,
         )
-        return Measured(gate, _metrics)
+        return traced(Measured(gate, _metrics))
 
 
 def is_idle(layer: Middleware) -> bool:
@@ -219,6 +220,7 @@ class Saucier:
         _set_up_logging()
         refuse_connections_when_stopping(settings.drain_seconds)
         try:
+            check_tracing()
             check_keys(_bound_host())
             catalog = read_catalog(settings.bases, check_files=True)
             check_bundles(catalog, settings.home)

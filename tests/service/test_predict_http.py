@@ -145,7 +145,7 @@ def test_service_pages_are_ours(server: Server) -> None:
     assert server.client.get("/").json()["service"] == "saucier"
     assert server.client.get("/docs").headers["content-type"].startswith("text/html")
     assert "/predict" in server.client.get("/openapi.json").json()["paths"]
-    for path in ("/docs.json", "/schema.json", "/static_content/index.css", "/assets/x"):
+    for path in ("/docs.json", "/static_content/index.css", "/assets/x"):
         response = server.client.get(path)
         assert response.status_code == 404
         assert response.headers["content-type"] == "application/problem+json"
