@@ -1,6 +1,7 @@
 """Objects at rest, in a local folder and on an S3 server."""
 
 import os
+import socket
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -96,7 +97,9 @@ def test_store_that_is_not_there_is_one_line(url: str, problem: str) -> None:
 
 
 def test_server_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    environment = S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_MAX_ATTEMPTS": "1"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     S3FileSystem.clear_instance_cache()  # those of other tests know another server
