@@ -16,6 +16,7 @@ from adapt.networks.last_layer import Head
 from adapt.rungs.model import Answers, Model, total
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Part, Task
+from training.manifest import InputSpec
 
 # Strengths of the pull to the soup's own layer, strong first. None of them depends on the number of images: the pull
 # is a prior, which more images outweigh.
@@ -25,7 +26,9 @@ MAX_STEPS = 60  # of L-BFGS; it starts at the solution for the next stronger pul
 # Of the largest logit (at least 1), the share by which rounding may move what the last layer says alone.
 SAME_LOGITS = 1e-3
 
-MIN_IMAGES = 50  # below, a wrong choice of the penalty costs more than a fitted layer gains
+# Below, a wrong choice of the penalty costs more than a fitted layer gains. Networks for larger pictures than this have
+# pretrained features, whose layer gains from fewer images: see EXPERIMENTS.md.
+MIN_IMAGES, LARGE_INPUT, MIN_IMAGES_LARGE = 50, 64, 20
 
 Ints = npt.NDArray[np.int64]
 
@@ -45,7 +48,9 @@ class LastLayer:
         """Say so where the logits are not those of a linear last layer, or the images are too few, or lack a class."""
         if below.features is None or below.layer is None:
             return "the network has no linear last layer"
-        why = refuse_current(self._library, below) or refuse_labels(self._task, some, least=MIN_IMAGES)
+        why = refuse_current(self._library, below) or refuse_labels(
+            self._task, some, least=least_images(self._task.network.manifest.input)
+        )
         if why is None and not _is_last(below.layer, below):
             return "the network's logits are not those of its last layer alone"
         return why
@@ -74,6 +79,11 @@ class LastLayer:
             weights=part(self._task.weights, images),
         )
         return [_with_head(below, Head(head.weight.float(), head.bias.float()), f"{key}") for head in heads]
+
+
+def least_images(spec: InputSpec) -> int:
+    """Return how many labelled images a last layer is fitted to at least, by the size of the network's input."""
+    return MIN_IMAGES_LARGE if max(spec.height, spec.width) > LARGE_INPUT else MIN_IMAGES
 
 
 def _is_last(layer: Head, model: Model) -> bool:

@@ -14,12 +14,12 @@ from adapt.documents.soup import default_soup
 from adapt.networks.forward import run_soups, served_logits
 from adapt.networks.last_layer import Head
 from adapt.networks.prepared import PreparedBase, find_head
-from adapt.rungs.head import PENALTIES, fit_heads
+from adapt.rungs.head import MIN_IMAGES, MIN_IMAGES_LARGE, PENALTIES, fit_heads, least_images
 from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from tests.adapt.pictures import coloured, turned
 from training.bases import load_base_set
-from training.manifest import Architecture
+from training.manifest import Architecture, InputSpec
 
 
 def problem(n: int, seed: int) -> tuple[torch.Tensor, np.ndarray, Head]:
@@ -161,3 +161,9 @@ def test_a_last_layer_is_fitted_only_where_it_alone_gives_the_logits(
     everything = np.ones(120, dtype=np.bool_)
     served = served_logits(prepared, found.soup, pictures.images) / found.soup.temperature
     np.testing.assert_allclose(served.numpy(), found.choice.logits(everything).float().numpy(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width", "expected"), [(32, 64, MIN_IMAGES), (65, 32, MIN_IMAGES_LARGE)])
+def test_networks_for_larger_pictures_need_fewer_images(height: int, width: int, expected: int) -> None:
+    spec = InputSpec(height=height, width=width, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    assert least_images(spec) == expected
