@@ -169,7 +169,7 @@ def test_nothing_is_lost_or_wrong_while_parts_are_killed(tiny_base_set: Path, tm
     assert sum(data["heavy"].values()) == 8
     assert len(data["restarts_s"]) == (2 if has_postgres else 0)
     assert data["silences"] == (2 if has_postgres else 0)
-    assert sum(data["jobs"].values()) >= 2
+    assert sum(data["jobs"].values()) >= 1
 
 
 def test_a_promise_is_broken_by_older_answers_to_later_requests() -> None:
