@@ -47,12 +47,13 @@ def reported(out: Path, study: Study, records: Lines[Record], store: Store) -> R
     values = Values(records.records.values())
     found = contract(values, study.n_test)
     text = markdown(study, values, list(records.records.values()))
-    (out / "REPORT.md").write_text(text, encoding="utf-8")
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     plot_accuracy(values, out / "accuracy.png")
     names = [name for family in values.families for name in values.members(family) if store.has(name)]
     if names:  # pictures may have been removed since
         write_sheet(store, [*([CLEAN] if store.has(CLEAN) else []), *names], out / "pictures.jpg", seed=study.seed)
+        text += "![pictures of the domains](pictures.jpg)\n\n"
+    (out / "REPORT.md").write_text(text, encoding="utf-8")
     logger.info("wrote REPORT.md, results.json and pictures to %s", out)
     return Result(found, text)
 
@@ -81,7 +82,6 @@ def markdown(study: Study, values: Values, records: Sequence[Record]) -> str:
         lines += [f"## {title}, accuracy in percent", "", *_table(values, family, heads)]
     lines += [*_gains(values, heads), *_cost(values, heads), *_by_corruption(values), *_choices(study, values)]
     lines += ["![accuracy against the number of labelled pictures](accuracy.png)", ""]
-    lines += ["![pictures of the domains](pictures.jpg)", ""]
     return "\n".join(lines)
 
 
