@@ -8,10 +8,11 @@ from typing import Self
 
 CHUNK = 65_536
 LOOK_SECONDS = 0.1
+SILENT = -1  # no generation of connections
 
 
 class Proxy:
-    """Relays connections to a port; `silence` stops those that are open, and new ones work."""
+    """Relays connections to a port, until it is told to fall silent."""
 
     def __init__(self, target: int) -> None:
         """Listen.
@@ -24,6 +25,7 @@ class Proxy:
         self.port = int(self._listener.getsockname()[1])
         self._is_over = False
         self._generation = 0
+        self._is_new_silent = False
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> Self:
@@ -39,9 +41,17 @@ class Proxy:
         self._listener.close()
         self._thread.join()
 
-    def silence(self) -> None:
-        """Relay nothing more over the connections that are open; they stay open on both sides."""
-        self._generation += 1
+    def silence(self, *, new_ones: bool = False) -> None:
+        """Relay nothing more over the connections that are open; they stay open on both sides.
+
+        Args:
+            new_ones: nor over those that are opened from now on, until `recover`.
+        """
+        self._generation, self._is_new_silent = self._generation + 1, new_ones
+
+    def recover(self) -> None:
+        """Relay over connections that are opened from now on; those that fell silent stay so."""
+        self.silence()
 
     def _accept(self) -> None:
         while not self._is_over:
@@ -49,7 +59,8 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._relay, args=(client, self._generation), daemon=True).start()
+            generation = SILENT if self._is_new_silent else self._generation
+            threading.Thread(target=self._relay, args=(client, generation), daemon=True).start()
 
     def _relay(self, client: socket.socket, generation: int) -> None:
         with client:

@@ -36,7 +36,8 @@ def alone(folder: Path) -> Iterator[None]:
 def merge_dead(folder: Path) -> None:
     """Merge the files of processes that are gone; to be called `alone`.
 
-    What is to be done is written down first, and done by the next call if this process dies: nothing counts twice.
+    The plan of the merge is written to a file first. If this process dies, the next call completes that plan, so no
+    file is counted twice.
     """
     _complete(folder)
     files = {path: _pid(path) for path in folder.glob("*.db")}

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, exists, func, select, true, update
+from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from adapt.documents.landscape import Landscape
@@ -14,6 +14,7 @@ from service.store.keeping import mark_used
 from service.store.material import unpack_selection
 from service.store.tables import ACTIVE_STATES, ROLLED_BACK_TO, Deployment, Job, SoupVersion
 from service.store.transactions import Conflict, add_soup, get_deployment, get_soup, move, soup_of
+from service.store.turns import is_made_for, next_job
 from service.store.watches import Rollback, is_still, put_back
 
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
@@ -104,7 +105,7 @@ class JobQueue:
         if it is put back.
         """
         with self._database.read() as session:  # nothing to do, mostly: then nobody is locked out
-            is_of_interest = (Job.state == "running") | ((Job.state == "queued") & _is_made_for(digests))
+            is_of_interest = (Job.state == "running") | ((Job.state == "queued") & is_made_for(digests))
             if session.scalar(select(Job.seq).where(is_of_interest).limit(1)) is None:
                 return None
         with self._database.write() as session:
@@ -124,7 +125,7 @@ class JobQueue:
                     reason=f"the adapter stopped {MAX_ATTEMPTS} times while it worked on this job",
                 )
             )
-            job = session.scalar(_next_job(digests))
+            job = session.scalar(next_job(digests))
             if job is None:
                 return None
             job.state, job.claimed_by, job.heartbeat_at = "running", owner, now
@@ -268,14 +269,6 @@ class JobQueue:
                 row.outcome = row.outcome | _landscape(landscape)
 
 
-def _is_made_for(digests: Collection[str] | None) -> ColumnElement[bool]:
-    """Say of a job if its base version was made for one of these weights; None: for any."""
-    if digests is None:
-        return true()
-    base = (SoupVersion.deployment == Job.deployment) & (SoupVersion.version == Job.base_version)
-    return exists().where(base, SoupVersion.soup["base_digest"].as_string().in_(digests))
-
-
 def landscape_of(job: Job) -> Landscape | None:
     """Return what the search of a job saw; None where there was none on labels, or it is not over."""
     found = (job.outcome or {}).get(LANDSCAPE)
@@ -349,24 +342,6 @@ def add_job(
     )
     session.add(queued)
     return queued
-
-
-def _next_job(digests: Collection[str] | None) -> Select[Job]:
-    """Return the query for the job whose turn it is, locked; of those whose base version has one of these digests."""
-    waiting = select(Job.deployment).where(Job.state == "queued")
-    turns = (
-        select(Job.deployment, func.max(Job.heartbeat_at).label("worked_at"))
-        .where(Job.deployment.in_(waiting))
-        .group_by(Job.deployment)
-        .subquery()
-    )
-    queued = select(Job).join(turns, turns.c.deployment == Job.deployment)
-    return (
-        queued.where(Job.state == "queued", _is_made_for(digests))
-        .order_by(turns.c.worked_at.asc().nulls_first(), Job.seq)
-        .limit(1)
-        .with_for_update(of=Job, skip_locked=True)
-    )
 
 
 def _end(session: Session, row: Job, reason: str) -> None:

@@ -193,8 +193,8 @@ class Packs:
     def sweep(self) -> None:
         """Delete objects of this registry that no row knows and that are not new.
 
-        Where an older backup of the registry was restored, rows may name packs that were written anew since. What has
-        the images of such a pack gets a row in its place.
+        After an older backup of the registry was restored, a row may name a pack that has been rewritten since.
+        Then the pack that now holds its images takes its place.
 
         Raises:
             OSError: the store does not answer.

@@ -112,7 +112,7 @@ def test_the_report_has_tables_costs_and_pictures(finished: Path) -> None:
     assert "; up to 2 draws from seed 0 on" in text
     cost = text.partition("## Cost of adapting")[2].partition("##")[0]
     rows = dict(line.strip("| ").split(" | ", 1) for line in cost.splitlines() if line.startswith("| "))
-    assert re.search(r"^\d+ \| - \| [\d.]+ s \([\d.]+\), [\d,]+ \|", rows["finetune_nominal"])
+    assert re.search(r"^\d+ \| - \| [\d.]+ s, [\d,]+ \|", rows["finetune_nominal"])
     assert "## Accuracy in percent by corruption, n = 50" not in text
     assert "Machine: " in text
     assert "--domains FOLDERS/drawing,FOLDERS/sketch,fog,contrast" in text

@@ -117,7 +117,11 @@ class Server:
                 stderr=subprocess.STDOUT,
             )
         if wait:
-            self.wait_for(lambda: len(self.live_workers()) == 2, "two ready workers")
+            try:
+                self.wait_for(lambda: len(self.live_workers()) == 2, "two ready workers")
+            except BaseException:
+                self.stop()  # a fixture that fails here is never asked to
+                raise
         return self
 
     def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = READY_SECONDS) -> Any:

@@ -12,11 +12,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from adapt.networks.network import Cancelled
 from benchmarks.postgres import Postgres
+from benchmarks.proxy import Proxy
 from service.adapter import heartbeat as heartbeats
 from service.adapter.heartbeat import Heartbeat
 from service.store import postgres as limits
 from service.store.tables import Job
-from tests.service.silent_proxy import SilentProxy
 from tests.service.test_held_out import Site
 
 
@@ -79,18 +79,17 @@ def test_database_that_is_away_for_a_while_costs_no_job(
     monkeypatch.setattr(limits, "CONNECT_SECONDS", 2)
     monkeypatch.setattr(limits, "PING_SECONDS", 0.5)
     monkeypatch.setattr(limits.BoundedConnection, "patience", 0.5)
-    proxy = SilentProxy(postgres.port)
-    site = Site(tmp_path, tiny_base_set, postgres_url.replace(f":{postgres.port}/", f":{proxy.port}/"))
+    with Proxy(postgres.port) as proxy:
+        site = Site(tmp_path, tiny_base_set, postgres_url.replace(f":{postgres.port}/", f":{proxy.port}/"))
 
-    def silence(_: object) -> None:
-        proxy.silence(new_ones=True)
-        later(5, proxy.recover)
+        def silence(_: object) -> None:
+            proxy.silence(new_ones=True)
+            later(5, proxy.recover)
 
-    searching(site, monkeypatch, silence)
-    job = site.adapt(range(20))
-    assert job.attempts == 1
-    site.database.close()
-    proxy.close()
+        searching(site, monkeypatch, silence)
+        job = site.adapt(range(20))
+        assert job.attempts == 1
+        site.database.close()
 
 
 def test_heartbeat_survives_whatever_it_is_answered() -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from adapt.documents.soup import default_soup
 from benchmarks.postgres import Postgres
+from benchmarks.proxy import Proxy
 from service.metrics import Metrics
 from service.prediction.catalog import read_catalog
 from service.prediction.predictor import DEFAULT, Predictor
@@ -22,22 +23,20 @@ from service.store import postgres as limits
 from service.store.database import UNAVAILABLE, Database
 from service.store.registry import Registry
 from tests.service.conftest import Labelled, Server, as_parts
-from tests.service.silent_proxy import SilentProxy
 
 
 @pytest.fixture
-def proxy(postgres: Postgres) -> Iterator[SilentProxy]:
-    proxy = SilentProxy(postgres.port)
-    yield proxy
-    proxy.close()
+def proxy(postgres: Postgres) -> Iterator[Proxy]:
+    with Proxy(postgres.port) as proxy:
+        yield proxy
 
 
-def through(proxy: SilentProxy, url: str, postgres: Postgres) -> str:
+def through(proxy: Proxy, url: str, postgres: Postgres) -> str:
     return url.replace(f":{postgres.port}/", f":{proxy.port}/")
 
 
 @pytest.fixture
-def proxied(proxy: SilentProxy, postgres: Postgres, postgres_url: str) -> str:
+def proxied(proxy: Proxy, postgres: Postgres, postgres_url: str) -> str:
     """The URL of a registry behind the proxy."""
     return through(proxy, postgres_url, postgres)
 
@@ -54,7 +53,7 @@ def predictor(prebuilt_bases: Path, proxied: str, tmp_path: Path) -> Iterator[Pr
         yield Predictor(settings, catalog, registry, Metrics(CollectorRegistry()))
 
 
-def test_silent_connections_are_replaced_at_the_next_look(proxy: SilentProxy, predictor: Predictor) -> None:
+def test_silent_connections_are_replaced_at_the_next_look(proxy: Proxy, predictor: Predictor) -> None:
     async def scenario() -> float:
         await predictor.refresh()
         proxy.silence()
@@ -65,9 +64,7 @@ def test_silent_connections_are_replaced_at_the_next_look(proxy: SilentProxy, pr
     assert asyncio.run(scenario()) < limits.PING_SECONDS + 3
 
 
-def test_statement_whose_answer_never_comes_ends(
-    proxy: SilentProxy, proxied: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_statement_whose_answer_never_comes_ends(proxy: Proxy, proxied: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "ANSWER_SECONDS", 1.0)
     with closing(Database(proxied)) as database, database.read() as session:
         session.execute(text("SELECT 1"))
@@ -114,7 +111,7 @@ def test_connections_are_bounded_and_waits_for_one_end(postgres_url: str, monkey
 
 
 def test_readiness_falls_with_the_age_of_the_registry_and_comes_back(
-    proxy: SilentProxy, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "CONNECT_SECONDS", 2)
 
@@ -139,7 +136,7 @@ def test_readiness_falls_with_the_age_of_the_registry_and_comes_back(
 
 @pytest.mark.e2e
 def test_server_goes_on_when_its_connections_fall_silent(
-    prebuilt_bases: Path, proxy: SilentProxy, postgres: Postgres, labelled: Labelled, tmp_path: Path
+    prebuilt_bases: Path, proxy: Proxy, postgres: Postgres, labelled: Labelled, tmp_path: Path
 ) -> None:
     """The fault: predictors waited for answers for over a minute, without a heartbeat, yet called themselves ready.
 

@@ -193,16 +193,16 @@ def _cost(values: Values, heads: Sequence[str]) -> list[str]:
         for n in values.counts:
             records = values.timed(method, n)
             found = [record.found for record in records]
-            seconds, cpu, forwards = (
+            seconds, forwards = (
                 float(np.mean([getattr(one, part) or 0 for one in found] or [0]))
-                for part in ("seconds", "cpu_seconds", "forwards")
+                for part in ("cpu_seconds", "forwards")
             )
-            cells.append(f"{seconds:.1f} s ({cpu:.1f}), {forwards:,.0f}" if found else "-")
+            cells.append(f"{seconds:.1f} s, {forwards:,.0f}" if found else "-")
             answering += [1000 * (r.found.answering or 0) / r.unseen for r in records if not needs_table(method)]
         rows.append([method, f"{np.mean(answering):.0f}" if answering else "-", *cells])
     elsewhere = values.num_elsewhere()
     return [
-        "## Cost of adapting: seconds (of them CPU time), and pictures through the network",
+        "## Cost of adapting: seconds of CPU time, and pictures through the network",
         "",
         "Of what was looked up, the seconds are those that the same forwards took when they were made. A backward pass "
         "counts as two forwards. `ms` is what an unseen picture takes afterwards, where answers were not looked up: "

@@ -138,7 +138,7 @@ def _by_method(values: Values, what: str, part: Callable[[Estimate], float | Non
 def _seconds(values: Values) -> dict[str, dict[str, float]]:
     return {
         method: {
-            str(n): round(float(np.mean([record.found.seconds for record in there])), 3)
+            str(n): round(float(np.mean([record.found.cpu_seconds or 0 for record in there])), 3)
             for n in values.counts
             if (there := values.timed(method, n))
         }
