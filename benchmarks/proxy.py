@@ -75,6 +75,8 @@ class Proxy:
                         threading.Event().wait(LOOK_SECONDS)
                         continue
                     for side in select.select([client, server], [], [], LOOK_SECONDS)[0]:
+                        if generation != self._generation:  # it fell silent while this thread waited
+                            break
                         try:
                             data = side.recv(CHUNK)
                             other[side].sendall(data)

@@ -333,7 +333,7 @@ def test_the_base_sets_own_training_pictures_are_not_corrupted(tmp_path: Path, t
 
 
 def found_of(accuracy: float) -> Found:
-    return Found(accuracy=accuracy, forwards=1, seconds=1, passes=1, coefficients=None)
+    return Found(accuracy=accuracy, forwards=1, seconds=2, cpu_seconds=1, passes=1, coefficients=None)
 
 
 def make_record(domain: str, n: int, draw: int, method: str, accuracy: float) -> Record:
