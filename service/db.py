@@ -103,7 +103,7 @@ class RebaseCommand(Command):
 
 
 class IdentityCommand(Command):
-    """Say what a registry is whose database was copied or moved, and whose store others may use.
+    """Say whether the database of a registry was copied or moved, which decides what it may delete from the store.
 
     A copy, for staging say, gets an id of its own and deletes nothing that its original wrote. One that was moved, or
     restored in the place of the original, goes on as before. Stop the services that use it first.
