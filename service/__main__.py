@@ -9,7 +9,10 @@ from service.references import COMMANDS as REFERENCE_COMMANDS
 from training.cli import EXIT_BAD_INPUT, Command, run
 
 GROUPS: Mapping[str, tuple[Sequence[type[Command]], str]] = {
-    "db": (DATABASE_COMMANDS, "The registry: bring its schema up to date, check it, back it up."),
+    "db": (
+        DATABASE_COMMANDS,
+        "The registry: upgrade it, check it, back it up, move it to new weights, tell a copy from the original.",
+    ),
     "reference": (REFERENCE_COMMANDS, "Trusted images that a promoted soup must stay good on."),
     "keys": (KEYS_COMMANDS, "The API keys: make one, list them, take one back."),
 }
