@@ -24,10 +24,13 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
+from adapt.documents.soup import Soup
 from benchmarks.postgres import Postgres, binaries
 from deploy.bundle import build_bundle
 from service.store.database import Database
+from service.store.jobs import JobQueue
 from service.store.migrate import upgrade
+from service.store.registry import Registry
 from training.bases import load_base_set
 from training.images import to_input
 
@@ -281,6 +284,21 @@ def prebuilt_bases(tiny_base_set: Path, tiny_ln_base_set: Path, tmp_path_factory
         shutil.copytree(source, folder)
         build_bundle(folder, folder / "bundle")
     return bases
+
+
+@pytest.fixture
+def registry(database: Database) -> Registry:
+    """A registry with the deployment `default`."""
+    registry = Registry(database)
+    soup = Soup(base_set="tiny", base_digest="a" * 64, coefficients={"linf": 1.0, "nominal": 0.0})
+    registry.ensure_deployment("default", soup)
+    return registry
+
+
+@pytest.fixture
+def jobs(database: Database, registry: Registry) -> JobQueue:
+    """Its queue."""
+    return JobQueue(database)
 
 
 @pytest.fixture(scope="session")

@@ -3,29 +3,14 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from adapt.documents.soup import SupportSummary
 from adapt.evidence.levels import attempt_chance
-from service.store.database import Database
 from service.store.jobs import JobQueue
 from service.store.registry import Registry
 from service.store.tables import Job
 from tests.service.test_registry import add, claimed, outcome, soup
 
 NO_LABELS = SupportSummary(n=0, unlabelled=5, per_class={})
-
-
-@pytest.fixture
-def registry(database: Database) -> Registry:
-    registry = Registry(database)
-    registry.ensure_deployment("default", soup(1.0))
-    return registry
-
-
-@pytest.fixture
-def jobs(database: Database, registry: Registry) -> JobQueue:
-    return JobQueue(database)
 
 
 def done(jobs: JobQueue, name: str, share: float, state: str = "kept", promote: str = "auto") -> Job:

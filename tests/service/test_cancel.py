@@ -18,11 +18,6 @@ def registry(database: Database) -> Registry:
     return registry
 
 
-@pytest.fixture
-def jobs(database: Database, registry: Registry) -> JobQueue:
-    return JobQueue(database)
-
-
 def test_deployments_take_turns(jobs: JobQueue) -> None:
     """The fault: who sent many jobs had all others wait for all of them."""
     for name in ("a1", "a2", "a3"):

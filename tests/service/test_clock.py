@@ -23,13 +23,6 @@ def set_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return lambda: monkeypatch.setattr(time, "time", lambda: right() + request.param)
 
 
-@pytest.fixture
-def registry(database: Database) -> Registry:
-    registry = Registry(database)
-    registry.ensure_deployment("default", soup(1.0))
-    return registry
-
-
 def beat(registry: Registry, worker: str) -> None:
     registry.beat_worker(worker, pid=1, host="h", provider=None, loaded={"default": 1})
 

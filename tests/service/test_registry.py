@@ -59,18 +59,6 @@ def outcome(found: Soup, state: str = "promoted", *, p_value: float | None = 0.0
     )
 
 
-@pytest.fixture
-def registry(database: Database) -> Registry:
-    registry = Registry(database)
-    registry.ensure_deployment("default", soup(1.0))
-    return registry
-
-
-@pytest.fixture
-def jobs(database: Database, registry: Registry) -> JobQueue:
-    return JobQueue(database)
-
-
 def add(jobs: JobQueue, name: str, **changes: Any) -> Job:
     arguments: dict[str, Any] = {
         "job": name,

@@ -18,18 +18,6 @@ OTHER_WEIGHTS = "b" * 64
 
 
 @pytest.fixture
-def registry(database: Database) -> Registry:
-    registry = Registry(database)
-    registry.ensure_deployment("default", soup(1.0))
-    return registry
-
-
-@pytest.fixture
-def jobs(database: Database, registry: Registry) -> JobQueue:
-    return JobQueue(database)
-
-
-@pytest.fixture
 def adapted(registry: Registry, jobs: JobQueue) -> Callable[[float, str], int]:
     def adapt(share: float, state: str) -> int:
         """Let a search end; return the version that it found."""
