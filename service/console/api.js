@@ -45,8 +45,8 @@ async function send(method, path, { json, body, accept = "application/json", sig
   }
   if (!answer.ok) {
     const error = await asError(answer);
-    if (answer.status === 401) {
-      onUnauthorized(error, key !== null);
+    if (answer.status === 401 && key === getKey()) {
+      onUnauthorized(error, key !== null); // a late answer to an earlier key says nothing about this one
     }
     throw error;
   }

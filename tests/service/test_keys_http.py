@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -114,6 +114,27 @@ def test_console_works_with_a_key_that_suffices(
         page.select_option("#promote", "never")
         page.click("#adapt-start")
         page.wait_for_selector(".result")
+
+
+def test_late_refusal_does_not_forget_the_key_entered_since(browser: Browser, keyed: KeyedServer) -> None:
+    """The fault: a refusal of a request without a key, answered late, signed out who had just signed in."""
+    held: dict[bool, Route] = {}
+
+    def hold(route: Route) -> None:
+        held["authorization" in route.request.headers] = route
+
+    with console(browser, keyed, refused={401}) as page:
+        page.wait_for_selector("#key")
+        page.route("**/deployments/default/jobs", hold)
+        page.reload()
+        page.wait_for_selector("#key")
+        page.fill("#key", keyed.secrets["adapt"])
+        with page.expect_request(lambda request: request.url.endswith("/jobs")):
+            page.keyboard.press("Enter")
+        with page.expect_response(lambda response: response.url.endswith("/jobs") and response.status == 401):
+            held[False].continue_()
+        held[True].continue_()
+        shown(page, "default")
 
 
 def test_running_workers_follow_the_file(keyed: KeyedServer) -> None:
