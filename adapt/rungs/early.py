@@ -1,9 +1,18 @@
-"""First layers, scales and shifts trained on the labelled images, from the model below with its own last layer."""
+"""First layers, scales and shifts trained on the labelled images, from the model below with its own last layer.
 
+New channel statistics undo what a shift does to each channel alone. What it does to how pixels and channels relate, as
+when colours are inverted, takes other filters, and the first layers see the shift most directly. They are small, so
+that a patch can hold them; the layers behind them keep what they know of the classes.
+
+Source: Lee et al. 2022 (arXiv:2210.11466), first layers for shifts of the input; Ben Zaken et al. 2022
+(arXiv:2106.10199), biases alone.
+"""
+
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapt.documents.patch import Tensors
 from adapt.evidence.scores import Bools, Floats, part
@@ -13,10 +22,15 @@ from adapt.rungs.model import Answers, Model, total
 from adapt.rungs.pool import Library
 from adapt.rungs.statistics import Statistics
 from adapt.rungs.task import Part
-from adapt.rungs.training import Start, train_early
+from adapt.rungs.training import Plan, Start, train
 
 MIN_IMAGES = 80  # below, what is learned is not worth what is lost: see EXPERIMENTS.md
 TRAIN_FROM = 200  # images, unless told otherwise: with fewer an answer comes within seconds
+# Of the network's weights in matrices and filters, the share that is trained, from the input on; and their most, unless
+# the first filters alone are more: those of a vision transformer's patches are, and without them nothing is early.
+SHARE, MAX_WEIGHTS = 0.1, 2**16
+LEARNING_RATE = 1e-3
+STEPS = 0.8  # the power of the number of images: 40 steps for 100, 251 for 1,000
 
 
 class FirstLayers:
@@ -56,12 +70,14 @@ class FirstLayers:
         assert network is not None, "refused otherwise"
         teacher = below if below.candidate == start.candidate else start
         done, step = self._num_trained, 1 / len(task.subsets())
-        trained = train_early(
+        weights = Start(start.coefficients, start.bn_mode, start.tensors or None, start.temperature)
+        trained = train(
             network,
-            Start(start.coefficients, start.bn_mode, start.tensors or None, start.temperature),
+            weights,
+            early_plan(network.model(start.bn_mode).net, f"{network.head_key}", int(images.sum())),
             task.support.images[images],
             task.support.labels[images],
-            teacher.logits(images).softmax(dim=1),
+            prior=teacher.logits(images).softmax(dim=1),
             unlabelled=task.unlabelled,
             weights=part(task.weights, images),
             seed=task.seed,
@@ -125,3 +141,42 @@ class FirstLayers:
             rungs=(*start.rungs, self.name),
             below=start,
         )
+
+
+def early_plan(net: nn.Module, head_key: str, num_images: int) -> Plan:
+    """Return how the first layers of a network are trained on so many images."""
+    return Plan(early_keys(net, head_key), LEARNING_RATE, math.ceil(num_images**STEPS))
+
+
+def early_keys(net: nn.Module, head_key: str) -> list[str]:
+    """Return the names of what is trained: the first filters, and all vectors; nothing of the last layer.
+
+    Filters are kernels and matrices; vectors are scales, shifts and tokens, whatever their number of dimensions.
+    Embeddings of positions and tables of attention biases are neither, and stay.
+
+    Args:
+        net: its parameters are named in the order in which images pass them, as is usual.
+        head_key: name of the last layer.
+    """
+    filters = {name: p.numel() for name, p in net.named_parameters() if _is_filter(net, name, p)}
+    most = max(MAX_WEIGHTS, next(iter(filters.values()), 0))
+    room, found = min(int(SHARE * sum(filters.values())), most), []
+    for name, parameter in net.named_parameters():
+        if name.startswith(f"{head_key}."):
+            continue
+        if name in filters:
+            if parameter.numel() > room:
+                room = 0  # what lies behind the first that does not fit is not early
+                continue
+            room -= parameter.numel()
+            found.append(name)
+        elif sum(size > 1 for size in parameter.shape) <= 1:
+            found.append(name)
+    return found
+
+
+def _is_filter(net: nn.Module, name: str, parameter: Tensor) -> bool:
+    """Say if a parameter is a kernel or a matrix that the input of its layer is multiplied with."""
+    layer, _, own_name = name.rpartition(".")
+    is_embedding = isinstance(net.get_submodule(layer), nn.Embedding)
+    return parameter.dim() > 1 and "weight" in own_name and not is_embedding

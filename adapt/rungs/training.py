@@ -1,14 +1,9 @@
-"""The first layers, and every scale and shift, trained on the labelled images; the rest of the network stays.
+"""Gradient steps from a soup on the labelled images.
 
-New channel statistics undo what a shift does to each channel alone. What it does to how pixels and channels relate, as
-when colours are inverted, takes other filters, and the first layers see the shift most directly. They are small, so
-that a patch can hold them; the layers behind them keep what they know of the classes.
+A few labels say little. So the answers of the rung below may stand beside them as a prior that counts as some images
+more: its probabilities are mixed into the targets.
 
-A few labels say little. So the answers of the rung below stand beside them as a prior that counts as some images more:
-its probabilities are mixed into the targets.
-
-Source: Lee et al. 2022 (arXiv:2210.11466), first layers for shifts of the input; Ben Zaken et al. 2022
-(arXiv:2106.10199), biases alone; Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), probabilities as targets.
+Source: Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), probabilities as targets.
 """
 
 import copy
@@ -31,11 +26,6 @@ from adapt.networks.network import check_stop
 from adapt.networks.prepared import PreparedBase
 from training.devices import exact_floats
 
-# Of the network's weights in matrices and filters, the share that is trained, from the input on; and their most, unless
-# the first filters alone are more: those of a vision transformer's patches are, and without them nothing is early.
-SHARE, MAX_WEIGHTS = 0.1, 2**16
-LEARNING_RATE = 1e-3  # the highest; it rises over the first steps and falls along a cosine
-STEPS = 0.8  # the power of the number of images: 40 steps for 100, 251 for 1,000
 PRIOR_IMAGES = 150.0  # images that the answers of the rung below count as
 BATCH = 64  # images per step; fewer where there are fewer
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
@@ -61,8 +51,26 @@ class Start(NamedTuple):
     temperature: float
 
 
+class Plan(NamedTuple):
+    """What is trained, how fast and how long.
+
+    Attributes:
+        keys: names of the parameters.
+        learning_rate: the highest; it rises over the first steps and falls along a cosine.
+        steps: of AdamW.
+        weight_decay: its share of the learning rate.
+        mirrored: mirror half of the images left to right.
+    """
+
+    keys: Sequence[str]
+    learning_rate: float
+    steps: int
+    weight_decay: float = 0.0
+    mirrored: bool = False
+
+
 class Trained(NamedTuple):
-    """A network with other first layers, scales and shifts.
+    """A network after training.
 
     Attributes:
         tensors: what was trained, float32 by state-dict key; with BatchNorm its statistics too.
@@ -73,47 +81,14 @@ class Trained(NamedTuple):
     image_forwards: int
 
 
-def early_keys(net: nn.Module, head_key: str) -> list[str]:
-    """Return the names of what is trained: the first filters, and all vectors; nothing of the last layer.
-
-    Filters are kernels and matrices; vectors are scales, shifts and tokens, whatever their number of dimensions.
-    Embeddings of positions and tables of attention biases are neither, and stay.
-
-    Args:
-        net: its parameters are named in the order in which images pass them, as is usual.
-        head_key: name of the last layer.
-    """
-    filters = {name: p.numel() for name, p in net.named_parameters() if _is_filter(net, name, p)}
-    most = max(MAX_WEIGHTS, next(iter(filters.values()), 0))
-    room, found = min(int(SHARE * sum(filters.values())), most), []
-    for name, parameter in net.named_parameters():
-        if name.startswith(f"{head_key}."):
-            continue
-        if name in filters:
-            if parameter.numel() > room:
-                room = 0  # what lies behind the first that does not fit is not early
-                continue
-            room -= parameter.numel()
-            found.append(name)
-        elif sum(size > 1 for size in parameter.shape) <= 1:
-            found.append(name)
-    return found
-
-
-def _is_filter(net: nn.Module, name: str, parameter: Tensor) -> bool:
-    """Say if a parameter is a kernel or a matrix that the input of its layer is multiplied with."""
-    layer, _, own_name = name.rpartition(".")
-    is_embedding = isinstance(net.get_submodule(layer), nn.Embedding)
-    return parameter.dim() > 1 and "weight" in own_name and not is_embedding
-
-
-def train_early(
+def train(
     prepared: PreparedBase,
     start: Start,
+    plan: Plan,
     images: Pixels,
     labels: npt.NDArray[np.int64],
-    prior: Tensor,
     *,
+    prior: Tensor | None = None,
     unlabelled: Pixels | None = None,
     weights: Floats | None = None,
     seed: int = 0,
@@ -128,9 +103,10 @@ def train_early(
     Args:
         prepared: the base set; its network has a linear last layer.
         start: the network to train.
+        plan: what is trained, how fast and how long.
         images: uint8 (n, H, W, 3).
         labels: (n,) class indices.
-        prior: probabilities (n, K) that the rung below gives.
+        prior: probabilities (n, K) that the rung below gives; None for labels alone.
         unlabelled: uint8 (m, H, W, 3), for the statistics only.
         weights: (n,) of the images; None for equal ones.
         seed: of order and moves.
@@ -140,34 +116,43 @@ def train_early(
     Raises:
         Cancelled: `should_stop` said so.
     """
-    assert prepared.head_key is not None, "the last layer is linear"
-    model = prepared.model(start.bn_mode)
-    model.set(start.coefficients, start.patch)
-    net = copy.deepcopy(model.net)
-    keys = early_keys(net, prepared.head_key)
+    net = network_of(prepared, start)
     n, generator = len(images), torch.Generator().manual_seed(seed)
-    share = PRIOR_IMAGES / (PRIOR_IMAGES + n)
-    targets = torch.lerp(one_hot(torch.from_numpy(labels), prior.shape[1]).float(), prior.float(), share)
+    targets = one_hot(torch.from_numpy(labels), len(prepared.manifest.class_names)).float()
+    if prior is not None:
+        targets = torch.lerp(targets, prior.float(), PRIOR_IMAGES / (PRIOR_IMAGES + n))
     counts = torch.ones(n) if weights is None else torch.from_numpy(weights)
-    optimiser = torch.optim.Adam([net.get_parameter(key).requires_grad_(True) for key in keys])
-    num_steps, seen = math.ceil(n**STEPS), 0
+    optimiser = torch.optim.AdamW(
+        [net.get_parameter(key).requires_grad_(True) for key in plan.keys], weight_decay=plan.weight_decay
+    )
+    seen = 0
     with exact_floats(), _batch_statistics(net):
-        for step, batch in zip(range(num_steps), _endless(n, generator), strict=False):
+        for step, batch in zip(range(plan.steps), _endless(n, generator), strict=False):
             check_stop(should_stop)
-            optimiser.param_groups[0]["lr"] = LEARNING_RATE * _rate((step + 0.5) / num_steps)
-            x = _moved(prepared.inputs(images[batch.numpy()]), generator)
+            optimiser.param_groups[0]["lr"] = plan.learning_rate * _rate((step + 0.5) / plan.steps)
+            x = _moved(prepared.inputs(images[batch.numpy()]), generator, mirrored=plan.mirrored)
             losses = cross_entropy(net(x) / start.temperature, targets[batch].to(x.device), reduction="none")
             optimiser.zero_grad(set_to_none=True)
             (losses * counts[batch].to(x.device)).mean().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             seen += len(batch)
             if progress is not None:
-                progress((step + 1) / num_steps)
-    pool = images if unlabelled is None else np.concatenate([images, unlabelled])
-    statistics = _estimate_statistics(prepared, net, pool)
-    state_dict = net.state_dict()
-    tensors = {key: state_dict[key].detach().cpu().contiguous().numpy() for key in (*keys, *statistics)}
-    return Trained(tensors, FORWARDS * seen + (len(pool) if statistics else 0))
+                progress((step + 1) / plan.steps)
+    statistics, forwards = estimate_statistics(prepared, net, pooled(images, unlabelled))
+    trained = {key: net.get_parameter(key).detach().cpu().contiguous().numpy() for key in plan.keys}
+    return Trained({**trained, **statistics}, FORWARDS * seen + forwards)
+
+
+def network_of(prepared: PreparedBase, start: Start) -> nn.Module:
+    """Return a copy of the network to train, in eval mode, without gradients."""
+    model = prepared.model(start.bn_mode)
+    model.set(start.coefficients, start.patch)
+    return copy.deepcopy(model.net)
+
+
+def pooled(images: Pixels, unlabelled: Pixels | None) -> Pixels:
+    """Return the images that statistics are estimated on, uint8 (n + m, H, W, 3)."""
+    return images if unlabelled is None else np.concatenate([images, unlabelled])
 
 
 def _rate(done: float) -> float:
@@ -183,16 +168,18 @@ def _endless(n: int, generator: torch.Generator) -> Iterator[Tensor]:
         yield from torch.randperm(n, generator=generator).tensor_split(-(-n // BATCH))
 
 
-def _moved(x: Tensor, generator: torch.Generator) -> Tensor:
+def _moved(x: Tensor, generator: torch.Generator, *, mirrored: bool) -> Tensor:
     """Return images (B, 3, H, W) each moved a little at random, what comes in at a border being a mirror image.
 
-    Images are not mirrored, because a mirrored digit is wrong.
+    Mirroring the images themselves is for those whose classes allow it: a mirrored digit is wrong.
     """
     height, width = x.shape[2:]
     down, right = max(1, height // MOVED), max(1, width // MOVED)
     wide = pad(x, (right, right, down, down), mode="reflect")
     top, left = (torch.randint(2 * most + 1, (len(x), 1), generator=generator) for most in (down, right))
     rows, columns = top + torch.arange(height), left + torch.arange(width)
+    if mirrored:
+        columns = torch.where(torch.rand(len(x), 1, generator=generator) < 0.5, columns.flip(1), columns)
     place = (torch.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :])
     moved = wide.permute(0, 2, 3, 1)[tuple(index.to(x.device) for index in place)]  # (B, H, W, 3): channels last
     return moved.permute(0, 3, 1, 2)
@@ -212,14 +199,17 @@ def _batch_statistics(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _estimate_statistics(prepared: PreparedBase, net: nn.Module, pool: Pixels) -> list[str]:
-    """Give BatchNorm the statistics of these images, the mean over batches as large as memory allows; return the keys.
+def estimate_statistics(prepared: PreparedBase, net: nn.Module, pool: Pixels) -> tuple[dict[str, Floats], int]:
+    """Give BatchNorm the statistics of these images, the mean over batches as large as memory allows.
 
     Those of training have no part: they belong to other filters.
+
+    Returns:
+        The statistics by state-dict key, and the number of images through the network: none without BatchNorm.
     """
     layers = batchnorms(net)
     if not layers:
-        return []
+        return {}, 0
     for layer in layers.values():
         layer.reset_running_stats()
         layer.training, layer.momentum = True, None  # None: the mean over all batches
@@ -227,4 +217,5 @@ def _estimate_statistics(prepared: PreparedBase, net: nn.Module, pool: Pixels) -
         for part in np.array_split(pool, -(-len(pool) // recalibration_batch(pool))):
             net(prepared.inputs(part))
     net.eval()
-    return [f"{name}{part}" for name in layers for part in STATISTICS]
+    keys = [f"{name}{part}" for name in layers for part in STATISTICS]
+    return {key: net.get_buffer(key).cpu().numpy().copy() for key in keys}, len(pool)

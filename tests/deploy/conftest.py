@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adapt.documents.patch import Patch, make_patch
-from adapt.rungs.training import early_keys
+from adapt.rungs.early import early_keys
 from deploy.bundle import build_bundle
 from deploy.parity import TorchReference
 from deploy.runtime import Bundle

@@ -32,7 +32,7 @@ from training.manifest import check_mixable
 logger = logging.getLogger(__name__)
 
 AS_IT_IS = "as it is"
-HEAD, TRAINING = "adapt.rungs.head", "adapt.rungs.training"
+HEAD, EARLY = "adapt.rungs.head", "adapt.rungs.early"
 # Settings of `adapt`: a constant of a module, the prior of channel statistics, or a field of the search's config.
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     AS_IT_IS: {},
@@ -46,8 +46,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "first layers from 80 images on": {"train_from": 80},
     "first layers from 80 images on, all of them": {
         "train_from": 80,
-        f"{TRAINING}.SHARE": 1.0,
-        f"{TRAINING}.MAX_WEIGHTS": 2**26,
+        f"{EARLY}.SHARE": 1.0,
+        f"{EARLY}.MAX_WEIGHTS": 2**26,
     },
     "last layer from 50 images on": {f"{HEAD}.MIN_IMAGES": 50, f"{HEAD}.MIN_IMAGES_LARGE": 50},
 }

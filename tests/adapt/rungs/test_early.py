@@ -16,11 +16,11 @@ from adapt.networks.mixing import mix
 from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs import training
-from adapt.rungs.early import MIN_IMAGES, TRAIN_FROM, FirstLayers
+from adapt.rungs.early import MIN_IMAGES, STEPS, TRAIN_FROM, FirstLayers, early_keys, early_plan
 from adapt.rungs.model import Answers
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Task
-from adapt.rungs.training import Start, _moved, _rate, early_keys, train_early
+from adapt.rungs.training import Start, Trained, _moved, _rate, train
 from adapt.search import selection
 from adapt.search.config import RUNGS, SearchConfig
 from adapt.search.grid import lattice
@@ -251,6 +251,12 @@ def test_a_trained_soup_is_a_current_soup_like_any_other(
     assert after > accuracy(prepared, found, unseen) - 0.1
 
 
+def train_first(prepared: PreparedBase, start: Start, support: Support, prior: torch.Tensor) -> Trained:
+    assert prepared.head_key is not None
+    plan = early_plan(prepared.model(start.bn_mode).net, prepared.head_key, len(support))
+    return train(prepared, start, plan, support.images, support.labels, prior=prior)
+
+
 @pytest.mark.parametrize("with_moments", [False, True])
 def test_a_network_without_batchnorm_is_trained_too(
     ln_base: BaseSet, prepared_moments: PreparedBase, with_moments: bool
@@ -259,7 +265,7 @@ def test_a_network_without_batchnorm_is_trained_too(
     support = coloured(120, layer_norm.manifest.class_names)
     start = Start([1.0, 0.0, 0.0, 0.0], "folded", None, 1.0)
     prior = torch.full((120, 3), 1 / 3)
-    trained = train_early(layer_norm, start, support.images, support.labels, prior)
+    trained = train_first(layer_norm, start, support, prior)
     assert layer_norm.head_key is not None
     assert set(trained.tensors) == set(early_keys(layer_norm.base.model().net, layer_norm.head_key))
     assert all(np.isfinite(array).all() for array in trained.tensors.values())
@@ -286,7 +292,7 @@ def test_the_answers_of_the_rung_below_count_as_images(prepared: PreparedBase, p
     for label in range(3):
         prior = torch.full((150, 3), 0.05)
         prior[:, label] = 0.9
-        trained = train_early(prepared, start, pictures.images, pictures.labels, prior)
+        trained = train_first(prepared, start, pictures, prior)
         run = prepared.run(np.eye(4)[[0]], pictures.images, bn_mode="raw", patch=trained.tensors)
         shares.append(run.logits[0].softmax(dim=1).mean(dim=0))
     found = torch.stack(shares)
@@ -296,7 +302,7 @@ def test_the_answers_of_the_rung_below_count_as_images(prepared: PreparedBase, p
 
 def test_images_are_moved_each_by_itself_and_by_an_eighth_of_a_side_at_most() -> None:
     image = torch.arange(3 * 16 * 16, dtype=torch.float32).view(1, 3, 16, 16)
-    moved = _moved(image.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0))
+    moved = _moved(image.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0), mirrored=False)
     assert moved.shape == (200, 3, 16, 16)
     centre = image[0, :, 8, 8]
     place = [(found == centre[:, None, None]).all(dim=0).nonzero() for found in moved]
@@ -307,16 +313,16 @@ def test_images_are_moved_each_by_itself_and_by_an_eighth_of_a_side_at_most() ->
 
 def test_training_sees_moved_images(prepared: PreparedBase, pictures: Support, monkeypatch: pytest.MonkeyPatch) -> None:
     start, prior = Start([1.0, 0.0, 0.0, 0.0], "raw", None, 1.0), torch.full((150, 3), 1 / 3)
-    moved = train_early(prepared, start, pictures.images, pictures.labels, prior).tensors
+    moved = train_first(prepared, start, pictures, prior).tensors
     seen: list[int] = []
 
-    def still(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def still(x: torch.Tensor, generator: torch.Generator, *, mirrored: bool) -> torch.Tensor:
         seen.append(len(x))
         return x
 
     monkeypatch.setattr(training, "_moved", still)
-    unmoved = train_early(prepared, start, pictures.images, pictures.labels, prior).tensors
-    assert len(seen) == math.ceil(150**training.STEPS)
+    unmoved = train_first(prepared, start, pictures, prior).tensors
+    assert len(seen) == math.ceil(150**STEPS)
     assert any(not np.allclose(moved[key], unmoved[key], atol=1e-4) for key in moved)
 
 
