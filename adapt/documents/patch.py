@@ -41,7 +41,9 @@ class PatchSummary(Frozen):
 
 
 class Patch(PatchSummary):
-    """A patch with its tensors: `data` is the content of `patch.safetensors`, float32 by state-dict key.
+    """A patch with its tensors: `data` is the content of `patch.safetensors`, by state-dict key.
+
+    Tensors are float32; those whose numbers half precision holds exactly are stored so.
 
     `data` stands beside the JSON document of a soup, not in it: a file of its own, or a column of its own.
     """
@@ -55,21 +57,21 @@ class Patch(PatchSummary):
         return self
 
     def tensors(self) -> dict[str, Floats]:
-        """Return the tensors by state-dict key.
+        """Return the tensors, float32 by state-dict key.
 
         Raises:
-            PatchError: not safetensors, another dtype than float32, or a number that is not finite.
+            PatchError: not safetensors, another dtype than float32 or float16, or a number that is not finite.
         """
         try:
             found = safetensors.numpy.load(self.data)
         except SafetensorError as error:
             raise PatchError(f"patch: expected safetensors: {error}") from None
         for key, array in found.items():
-            if array.dtype != np.float32:
-                raise PatchError(f"patch: expected float32 for {key!r}, got {array.dtype}")
+            if array.dtype not in (np.float32, np.float16):
+                raise PatchError(f"patch: expected float32 or float16 for {key!r}, got {array.dtype}")
             if not np.isfinite(array).all():
                 raise PatchError(f"patch: {key!r} has numbers that are not finite")
-        return found
+        return {key: array.astype(np.float32) for key, array in found.items()}
 
     @property
     def summary(self) -> PatchSummary:
@@ -90,11 +92,20 @@ def make_patch(tensors: Tensors, *, rungs: Sequence[str], recalibrated: int = 0)
     """
     if not tensors:
         raise PatchError("patch: expected at least one tensor, got none")
-    data = safetensors.numpy.save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)})
+    data = safetensors.numpy.save({key: _compact(tensors[key]) for key in sorted(tensors)})
     digest = hashlib.sha256(data).hexdigest()
     patch = Patch(digest=digest, recalibrated=recalibrated, rungs=tuple(rungs), data=data)
     patch.tensors()
     return patch
+
+
+def _compact(array: Floats) -> np.ndarray:
+    """Return an array in half precision if that changes none of its numbers."""
+    if array.dtype != np.float32:
+        raise PatchError(f"patch: expected float32, got {array.dtype}")
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return np.ascontiguousarray(half if np.array_equal(half, array) else array)
 
 
 def check_patch(patch: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -13,7 +13,11 @@ from adapt.rungs.pool import Pool
 from adapt.search.search import Search
 from training.documents import Frozen
 
-MADE = {"head": "a last layer fitted to labelled images", "early": "first layers trained on labelled images"}
+MADE = {
+    "head": "a last layer fitted to labelled images",
+    "early": "first layers trained on labelled images",
+    "site": "all weights trained on labelled images",
+}
 NUM_SHOWN = 5  # best candidates in the table and the plot
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from adapt.documents.patch import Tensors
+from adapt.evidence.cross_fit import NUM_FOLDS
 from adapt.evidence.scores import Bools, Floats, part
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.head import refuse_current, refuse_labels
@@ -43,6 +44,7 @@ class FirstLayers:
     name = "early"
     num_variants = 1
     is_nested = False
+    num_parts = NUM_FOLDS
 
     def __init__(self, library: Library) -> None:
         self._library, self._task = library, library.task

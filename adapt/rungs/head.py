@@ -11,6 +11,7 @@ from scipy import optimize
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from adapt.evidence.cross_fit import NUM_FOLDS
 from adapt.evidence.scores import Bools, Doubles, Floats, part
 from adapt.networks.last_layer import Head
 from adapt.rungs.model import Answers, Model, total
@@ -39,6 +40,7 @@ class LastLayer:
     name = "head"
     num_variants = len(PENALTIES)
     is_nested = True
+    num_parts = NUM_FOLDS
 
     def __init__(self, library: Library) -> None:
         self._library, self._task = library, library.task

@@ -66,11 +66,14 @@ class Rung(Protocol):
         num_variants: settings that `fit` tries; held-out answers choose among them.
         is_nested: whether `fit` is cheap enough to be repeated without every two folds. If not, the decision for a fold
             rests on the answers to the other folds by models that were fitted on the fold, too.
+        num_parts: where it is not nested, the most parts of the images that are held out in turn. With fewer than there
+            are folds, some folds are held out together.
     """
 
     name: str
     num_variants: int
     is_nested: bool
+    num_parts: int
 
     def refuse(self, below: Model, part: Part) -> str | None:
         """Return why the rung is not tried on these images; None if it is."""

@@ -6,10 +6,13 @@ from adapt.rungs.early import FirstLayers
 from adapt.rungs.head import LastLayer
 from adapt.rungs.model import Rung
 from adapt.rungs.pool import Library
+from adapt.rungs.site import Site
 from adapt.rungs.statistics import Statistics
 
 LADDER: dict[str, Callable[[Library], Rung]] = {
     Statistics.name: Statistics,
     LastLayer.name: LastLayer,
     FirstLayers.name: FirstLayers,
+    Site.name: Site,
 }
+TRAINING = frozenset({FirstLayers.name, Site.name})  # statistics belong to the weights that these have trained

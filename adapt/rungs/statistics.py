@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from adapt.evidence.cross_fit import NUM_FOLDS
 from adapt.evidence.scores import TEMPERATURES, Bools, Floats, choose, part, temp_ce
 from adapt.networks.forward import score_logits
 from adapt.rungs.model import Answers, Model
@@ -21,6 +22,7 @@ class Statistics:
     name = NAME
     num_variants = 1
     is_nested = True
+    num_parts = NUM_FOLDS
 
     def __init__(self, library: Library) -> None:
         self._library = library

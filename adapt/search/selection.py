@@ -82,11 +82,14 @@ def select(library: Library, rungs: Sequence[Rung]) -> Selected:
     for rung in rungs:
         if rung.is_nested:
             continue
-        if (why := rung.refuse(model, whole)) is not None:
+        if (why := rung.refuse(climb.select(whole), whole)) is not None:
             not_tried[rung.name] = why
             continue
-        model, folds, answers = _try(rung, library, model, whole, folds)
-        tried += answers
+        trial = _Trial(rung, climb, library, folds)
+        if trial.is_hopeless():
+            continue
+        tried += trial.own
+        model, folds = trial.model(whole) or model, trial.folds()
     logits = torch.empty(len(task.support), len(task.support.class_names))
     chosen = np.empty(len(task.support), dtype=np.int64)
     for fold in folds:
@@ -169,43 +172,85 @@ class _Climb:
         return model
 
 
-def _try(
-    rung: Rung, library: Library, model: Model, whole: Part, folds: list[_Fold]
-) -> tuple[Model, list[_Fold], list[Answers]]:
-    """Try a dear rung: fit it once without each fold, and decide for a fold by the answers to the other folds.
+class _Trial:
+    """Tries a slow rung: fits it once without each part of the images, and answers the part.
 
-    So the decision for a fold, not the model that answers it, knows of the fold: it rests on models that were fitted on
-    the fold, too. benchmarks/gate measures what that does to the evidence.
+    What a rung is put on is what the cheap rungs choose without the part. The decision for a fold, and the choice of a
+    variant, rest on the answers to the other folds. So they, not the model that answers the fold, know of the fold:
+    they rest on models that were fitted on the fold, too. benchmarks/gate measures what that does to the evidence.
     """
-    labels, weights = library.task.support.labels, library.task.weights
-    n = len(labels)
-    below = Answers(np.empty(n, dtype=np.float32), np.empty(n, dtype=np.bool_))
-    own = Answers(np.empty(n, dtype=np.float32), np.empty(n, dtype=np.bool_))
-    asked = np.zeros(n, dtype=np.bool_)
-    fitted: list[Model] = []
-    for fold in folds:
-        out = fold.held_out
-        fitted.append(rung.fit(fold.model, fold.some)[0])
-        below.losses[out], below.right[out] = judge(fold.model.logits(out), labels[out])
-        own.losses[out], own.right[out] = judge(fitted[-1].logits(out), labels[out])
-        asked |= out
-        if len(fitted) > 1 and _is_hopeless(below.losses[asked], own.losses[asked], part(weights, asked)):
-            return model, folds, []
 
-    def is_better(some: Bools) -> bool:
-        return rung.is_better(
-            Answers(below.losses[some], below.right[some]),
-            Answers(own.losses[some], own.right[some]),
-            part(weights, some),
+    def __init__(self, rung: Rung, climb: _Climb, library: Library, folds: list[_Fold]) -> None:
+        self._rung, self._climb, self._library, self._folds = rung, climb, library, folds
+        self._labels, self._weights = library.task.support.labels, library.task.weights
+        self._below = _no_answers(len(self._labels))
+        self.own = [_no_answers(len(self._labels)) for _ in range(rung.num_variants)]
+        self._fitted: list[Sequence[Model]] = []  # without each fold
+
+    def is_hopeless(self) -> bool:
+        """Fit without each part in turn, until all variants are clearly behind on the parts so far."""
+        asked = np.zeros(len(self._labels), dtype=np.bool_)
+        groups = [group.tolist() for group in np.array_split(np.arange(len(self._folds)), self._num_parts)]
+        for number, group in enumerate(groups):
+            folds = [self._folds[position] for position in group]
+            self._fitted += [self._fit(folds)] * len(group)
+            for position in group:
+                self._answer(position)
+                asked |= self._folds[position].held_out
+            if number and all(self._is_behind(own, asked) for own in self.own):
+                return True
+        return False
+
+    def chosen(self, some: Bools) -> int | None:
+        """Return the variant that answers to some of the images ask for; None where they ask for none."""
+        weights = part(self._weights, some)
+        best = int(np.argmin([total(own.losses[some], weights) for own in self.own]))
+        own, below = self.own[best], self._below
+        is_better = self._rung.is_better(
+            Answers(below.losses[some], below.right[some]), Answers(own.losses[some], own.right[some]), weights
         )
+        return best if is_better else None
 
-    found = [
-        fold._replace(model=candidate) if is_better(~fold.held_out) else fold
-        for fold, candidate in zip(folds, fitted, strict=True)
-    ]
-    if is_better(whole.images):
-        model = rung.fit(model, whole)[0]
-    return model, found, [own]
+    def model(self, whole: Part) -> Model | None:
+        """Return the rung fitted on all images; None where it is not asked for."""
+        variant = self.chosen(whole.images)
+        return None if variant is None else self._rung.fit(self._climb.select(whole), whole)[variant]
+
+    def folds(self) -> list[_Fold]:
+        """Return the folds, each with the model that the other folds ask for."""
+        found = []
+        for fold, fitted in zip(self._folds, self._fitted, strict=True):
+            variant = self.chosen(~fold.held_out)
+            found.append(fold if variant is None else fold._replace(model=fitted[variant]))
+        return found
+
+    @property
+    def _num_parts(self) -> int:
+        return min(self._rung.num_parts, len(self._folds))
+
+    def _fit(self, folds: list[_Fold]) -> Sequence[Model]:
+        """Return a model for each variant, fitted without some folds; what it is put on where that cannot be done."""
+        some = Part(
+            np.logical_and.reduce([fold.some.images for fold in folds]),
+            np.logical_and.reduce([fold.some.eligible for fold in folds]),
+        )
+        below = self._climb.select(some)
+        if self._rung.refuse(below, some) is not None:
+            return [below] * self._rung.num_variants
+        return self._rung.fit(below, some)
+
+    def _answer(self, position: int) -> None:
+        fold, out = self._folds[position], self._folds[position].held_out
+        self._below.losses[out], self._below.right[out] = judge(fold.model.logits(out), self._labels[out])
+        for own, model in zip(self.own, self._fitted[position], strict=True):
+            own.losses[out], own.right[out] = judge(model.logits(out), self._labels[out])
+
+    def _is_behind(self, own: Answers, asked: Bools) -> bool:
+        return _is_hopeless(self._below.losses[asked], own.losses[asked], part(self._weights, asked))
+
+
+def _no_answers(n: int) -> Answers:
+    return Answers(np.empty(n, dtype=np.float32), np.empty(n, dtype=np.bool_))
 
 
 def _is_hopeless(below: Floats, own: Floats, weights: Floats | None) -> bool:

@@ -10,7 +10,7 @@ from adapt.documents.patch import make_patch
 from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary, check_soup, make_soup
 from adapt.networks.network import Network
 from adapt.networks.prepared import PreparedBase
-from adapt.rungs.early import FirstLayers
+from adapt.rungs.registry import TRAINING
 from adapt.rungs.statistics import Statistics
 from adapt.rungs.task import Progress, ShouldStop
 from training.bases import BaseSet
@@ -59,12 +59,12 @@ def recalibrate(
     row = np.asarray([current.vector(base.manifest)])
     kept = current.patch.tensors() if current.patch is not None else {}
     rungs = () if current.patch is None else current.patch.rungs
-    is_trained = FirstLayers.name in rungs
+    is_trained = not TRAINING.isdisjoint(rungs)
     with thread_count(num_threads):
         if progress is not None:
             progress(0.0, "preparing the base set")
         network = PreparedBase(base, device=pick_device(device)) if isinstance(base, BaseSet) else base
-        # Statistics belong to filters: with first layers that were trained, they are estimated for these.
+        # Statistics belong to filters: with layers that were trained, they are estimated for these.
         found = network.run(
             row,
             unlabelled[:0],

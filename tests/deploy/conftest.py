@@ -40,7 +40,7 @@ def reference(tiny_base_set: Path) -> TorchReference:
 
 @pytest.fixture(scope="session")
 def patches(reference: TorchReference) -> dict[str, Patch]:
-    """Patches of statistics, of the last layer, of both, and of first layers; made up, but of the right size."""
+    """Patches of statistics, the last layer, both, first layers, and all weights; made up, but of the right size."""
     generator = np.random.default_rng(5)
     like = {key: tensor.numpy() for key, tensor in reference.base.state_dicts["nominal"].items()}
     statistics = {
@@ -56,11 +56,16 @@ def patches(reference: TorchReference) -> dict[str, Patch]:
         key: (like[key] * np.exp(0.3 * generator.normal(size=like[key].shape))).astype(np.float32)
         for key in early_keys(reference.base.model().net, "head")
     }
+    site = {
+        key: (like[key] * np.exp(0.1 * generator.normal(size=like[key].shape))).astype(np.float16).astype(np.float32)
+        for key, _ in reference.base.model().net.named_parameters()
+    }
     return {
         "statistics": make_patch(statistics, recalibrated=64, rungs=["statistics"]),
         "head": make_patch(head, rungs=["head"]),
         "both": make_patch(statistics | head, recalibrated=64, rungs=["statistics", "head"]),
         "early": make_patch(statistics | early, recalibrated=64, rungs=["statistics", "early"]),
+        "site": make_patch(statistics | site, recalibrated=64, rungs=["statistics", "site"]),
     }
 
 

@@ -97,7 +97,13 @@ def test_half_precision_halves_the_file_and_stays_within_one_percent(
 
 @pytest.mark.parametrize(
     ("kind", "bn_mode", "coefficients"),
-    [("head", "folded", AFFINE), ("statistics", "raw", AFFINE), ("both", "raw", AFFINE), ("early", "raw", AFFINE)],
+    [
+        ("head", "folded", AFFINE),
+        ("statistics", "raw", AFFINE),
+        ("both", "raw", AFFINE),
+        ("early", "raw", AFFINE),
+        ("site", "raw", AFFINE),
+    ],
 )
 def test_exported_file_carries_the_patch(
     base: BaseSet,

@@ -185,6 +185,7 @@ PATCHED: list[tuple[str, BnMode, dict[str, float]]] = [
     ("statistics", "raw", AFFINE),
     ("both", "raw", AFFINE),
     ("early", "raw", AFFINE),
+    ("site", "raw", AFFINE),
     ("both", "raw", one_hot("linf")),  # one-hot: torch's stored logits are those without the patch
 ]
 

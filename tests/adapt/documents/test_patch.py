@@ -79,6 +79,23 @@ def test_tensors_of_another_dtype_are_refused() -> None:
         patch.tensors()
 
 
+@pytest.mark.parametrize(
+    ("array", "dtype"),
+    [
+        (np.asarray([1.0, 0.25, 65504.0], dtype=np.float32), np.float16),
+        (np.asarray([1.0, 0.1], dtype=np.float32), np.float32),
+        (np.asarray([65536.0], dtype=np.float32), np.float32),
+        (np.asarray([1e-9], dtype=np.float32), np.float32),
+    ],
+)
+def test_what_half_precision_holds_exactly_is_stored_so(array: np.ndarray, dtype: type) -> None:
+    patch = make_patch({"layer.weight": array}, rungs=["site"])
+    assert safetensors.numpy.load(patch.data)["layer.weight"].dtype == dtype
+    found = patch.tensors()["layer.weight"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, array)
+
+
 def test_a_patch_changes_something(base: BaseSet) -> None:
     with pytest.raises(ValidationError, match="rungs"):
         make_patch(TENSORS, rungs=[])

@@ -1,0 +1,181 @@
+"""All weights trained on the labelled images, and how far to go towards them: the site's own ingredient.
+
+On large shifts of photographs every layer must move, not only the first and the last. Training all of a network on a
+hundred images gains most there, and over-fits. So what was trained is one more ingredient, mixed with the model that it
+started from: a share of 0 is that model, 1 plain fine-tuning, and held-out answers choose. The mixture gets channel
+statistics of its own.
+
+Kernels and matrices are rounded to half precision before anything is judged, and stored so.
+
+Source: Wortsman et al. 2022 (arXiv:2109.01903), weights between the start and the end of fine-tuning; Kumar et al. 2022
+(arXiv:2202.10054), a fitted last layer before the others are trained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapt.documents.patch import Tensors
+from adapt.evidence.scores import Bools, Floats, part
+from adapt.networks.prepared import PreparedBase
+from adapt.rungs.head import refuse_labels
+from adapt.rungs.mixture import Mixture
+from adapt.rungs.model import Answers, Model, total
+from adapt.rungs.pool import Library
+from adapt.rungs.statistics import Statistics
+from adapt.rungs.task import Part
+from adapt.rungs.training import Plan, Start, Trained, estimate_statistics, network_of, pooled, train
+from training.manifest import Manifest
+
+MIN_IMAGES = 20
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.25)  # of the way from the start to the trained weights
+TEMPERATURES = (1.0, 1.5, 2.0)  # by which logits are divided beyond the start's: training makes a network too sure
+LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.01
+STEPS, STEPS_POWER = (
+    20.0,
+    1 / 3,
+)  # steps of one image, and the power of their number: 54 for 20, 93 for 100, 200 for 1,000
+MAX_BYTES = 2**26  # of a stored patch: it is a row of the registry, and every worker reads it
+
+
+class Site:
+    """Trains all weights of the model below, and mixes them with what they were."""
+
+    name = "site"
+    num_variants = len(SHARES) * len(TEMPERATURES)
+    is_nested = False
+    num_parts = 3
+
+    def __init__(self, library: Library) -> None:
+        self._library, self._task = library, library.task
+        self._statistics, self._mixture = Statistics(library), Mixture(library)
+        self._num_trained = 0
+
+    def refuse(self, below: Model, some: Part) -> str | None:
+        """Say so where images are few or lack a class, or where the patch would be too large."""
+        network = self._network
+        if network is None or network.head_key is None:
+            return "the network has no linear last layer"
+        if (why := refuse_labels(self._task, some, least=MIN_IMAGES)) is not None:
+            return why
+        if (size := _stored_bytes(network)) > MAX_BYTES:
+            return f"all weights are {size / 2**20:.0f} MB in half precision, expected at most {MAX_BYTES // 2**20} MB"
+        return None
+
+    def fit(self, below: Model, some: Part) -> Sequence[Model]:
+        """Return a model for each of `SHARES`, at each of `TEMPERATURES`."""
+        network, start = self._network, self._start(below, some)
+        assert network is not None, "refused otherwise"
+        trained = self._train(network, start, some)
+        mixed = [self._mixed(network, start, trained.tensors, share, some.images) for share in SHARES]
+        return [replace(model, temperature=model.temperature * by) for model in mixed for by in TEMPERATURES]
+
+    def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
+        """Say whether the cross-entropy of held-out images is lower."""
+        return total(own.losses, weights) < total(below.losses, weights)
+
+    @property
+    def _network(self) -> PreparedBase | None:
+        network = self._task.network
+        return network if isinstance(network, PreparedBase) else None
+
+    def _start(self, below: Model, some: Part) -> Model:
+        """Return the model to train: the one below, or the best of the part where that is the current version.
+
+        That one may have been made from images that the part lacks. BatchNorm is left unfolded: what is folded into
+        other weights cannot be replaced by a patch. Its statistics do not matter, as it gets new ones.
+        """
+        start = below
+        if below.candidate == 0:
+            others = some.eligible & (np.arange(len(some.eligible)) > 0)
+            start = self._mixture.fit(Part(some.images, others))
+            if self._statistics.refuse(start, some) is None:
+                start = self._statistics.fit(start, some)[0]
+        return replace(start, bn_mode="raw") if self._task.network.has_batchnorm else start
+
+    def _train(self, network: PreparedBase, start: Model, some: Part) -> Trained:
+        task, images = self._task, some.images
+        done, step = self._num_trained, 1 / (self.num_parts + 1)
+        net = network.model(start.bn_mode).net
+        trained = train(
+            network,
+            Start(start.coefficients, start.bn_mode, start.tensors or None, start.temperature),
+            Plan(
+                keys=[key for key, _ in net.named_parameters()],
+                learning_rate=LEARNING_RATE,
+                steps=round(STEPS * images.sum() ** STEPS_POWER),
+                weight_decay=WEIGHT_DECAY,
+                mirrored=may_mirror(network.manifest),
+            ),
+            task.support.images[images],
+            task.support.labels[images],
+            weights=part(task.weights, images),
+            seed=task.seed,
+            progress=lambda share: task.report(
+                min(1.0, step * (done + share)), f"training all weights on {images.sum()} images"
+            ),
+            should_stop=task.should_stop,
+        )
+        self._num_trained += 1
+        self._library.image_forwards += trained.image_forwards
+        return trained
+
+    def _mixed(self, network: PreparedBase, start: Model, trained: Tensors, share: float, images: Bools) -> Model:
+        """Return the network a share of the way from the start to the trained weights, with its own statistics."""
+        task = self._task
+        net = network_of(network, Start(start.coefficients, start.bn_mode, start.tensors or None, start.temperature))
+        tensors: dict[str, Floats] = {}
+        with torch.no_grad():
+            for key, parameter in net.named_parameters():
+                there = torch.from_numpy(trained[key]).to(parameter.device)
+                mixed = torch.lerp(parameter, there, share)
+                parameter.copy_(mixed.half().float() if mixed.dim() > 1 else mixed)
+                tensors[key] = parameter.cpu().contiguous().numpy()
+        statistics, forwards = estimate_statistics(network, net, pooled(task.support.images[images], task.unlabelled))
+        self._library.image_forwards += forwards
+        return self._model(start, {**start.tensors, **tensors, **statistics}, int(images.sum()))
+
+    def _model(self, start: Model, tensors: Tensors, num_images: int) -> Model:
+        task, network = self._task, self._task.network
+
+        known: dict[bytes, Tensor] = {}  # of each part of the images: models of several temperatures share them
+
+        def answer(images: Bools) -> Tensor:
+            if (key := images.tobytes()) in known:
+                return known[key]
+            run = network.run(
+                np.asarray([start.coefficients]),
+                task.support.images[images],
+                bn_mode=start.bn_mode,
+                patch=tensors,
+                should_stop=task.should_stop,
+            )
+            self._library.image_forwards += run.image_forwards
+            return known.setdefault(key, run.logits[0])
+
+        return Model(
+            candidate=start.candidate,
+            coefficients=start.coefficients,
+            bn_mode=start.bn_mode,
+            temperature=start.temperature,
+            answer=answer,
+            features=None,
+            layer=None,
+            tensors=tensors,
+            recalibrated=num_images + task.num_unlabelled if network.has_batchnorm else start.recalibrated,
+            rungs=(*start.rungs, self.name),
+            below=start,
+        )
+
+
+def may_mirror(manifest: Manifest) -> bool:
+    """Say whether the base set was trained on mirrored images: then left and right do not tell its classes apart."""
+    augmentation = manifest.provenance.recipe.get("augmentation")
+    return isinstance(augmentation, dict) and augmentation.get("flip") is True
+
+
+def _stored_bytes(network: PreparedBase) -> int:
+    return sum(2 * parameter.numel() for parameter in network.model("raw").net.parameters())
