@@ -31,6 +31,7 @@ TRAIN_FROM = 200  # images, unless told otherwise: with fewer an answer comes wi
 # the first filters alone are more: those of a vision transformer's patches are, and without them nothing is early.
 SHARE, MAX_WEIGHTS = 0.1, 2**16
 LEARNING_RATE = 1e-3
+BATCH = 64
 STEPS = 0.8  # the power of the number of images: 40 steps for 100, 251 for 1,000
 
 
@@ -147,7 +148,7 @@ class FirstLayers:
 
 def early_plan(net: nn.Module, head_key: str, num_images: int) -> Plan:
     """Return how the first layers of a network are trained on so many images."""
-    return Plan(early_keys(net, head_key), LEARNING_RATE, math.ceil(num_images**STEPS))
+    return Plan(early_keys(net, head_key), LEARNING_RATE, math.ceil(num_images**STEPS), BATCH)
 
 
 def early_keys(net: nn.Module, head_key: str) -> list[str]:

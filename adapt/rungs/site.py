@@ -38,6 +38,7 @@ STEPS, STEPS_POWER = (
     20.0,
     1 / 3,
 )  # steps of one image, and the power of their number: 54 for 20, 93 for 100, 200 for 1,000
+BATCH = 32
 MAX_BYTES = 2**26  # of a stored patch: it is a row of the registry, and every worker reads it
 
 
@@ -107,6 +108,7 @@ class Site:
                 keys=[key for key, _ in net.named_parameters()],
                 learning_rate=LEARNING_RATE,
                 steps=round(STEPS * images.sum() ** STEPS_POWER),
+                batch=BATCH,
                 weight_decay=WEIGHT_DECAY,
                 mirrored=may_mirror(network.manifest),
             ),

@@ -27,7 +27,6 @@ from adapt.networks.prepared import PreparedBase
 from training.devices import exact_floats
 
 PRIOR_IMAGES = 150.0  # images that the answers of the rung below count as
-BATCH = 64  # images per step; fewer where there are fewer
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 MOVED = 8  # images are moved by up to this part of a side
 FORWARDS = 3  # of a step, in forwards: a backward pass counts as two
@@ -58,6 +57,7 @@ class Plan(NamedTuple):
         keys: names of the parameters.
         learning_rate: the highest; it rises over the first steps and falls along a cosine.
         steps: of AdamW.
+        batch: images of a step at most; fewer where there are fewer.
         weight_decay: its share of the learning rate.
         mirrored: mirror half of the images left to right.
     """
@@ -65,6 +65,7 @@ class Plan(NamedTuple):
     keys: Sequence[str]
     learning_rate: float
     steps: int
+    batch: int
     weight_decay: float = 0.0
     mirrored: bool = False
 
@@ -127,7 +128,7 @@ def train(
     )
     seen = 0
     with exact_floats(), _batch_statistics(net):
-        for step, batch in zip(range(plan.steps), _endless(n, generator), strict=False):
+        for step, batch in zip(range(plan.steps), _endless(n, plan.batch, generator), strict=False):
             check_stop(should_stop)
             optimiser.param_groups[0]["lr"] = plan.learning_rate * _rate((step + 0.5) / plan.steps)
             x = _moved(prepared.inputs(images[batch.numpy()]), generator, mirrored=plan.mirrored)
@@ -162,10 +163,10 @@ def _rate(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
-def _endless(n: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield positions batch by batch, in batches of nearly equal size; every one of n occurs once in each round."""
+def _endless(n: int, most: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield positions in batches of nearly equal size, `most` at most; every one of n occurs once in each round."""
     while True:
-        yield from torch.randperm(n, generator=generator).tensor_split(-(-n // BATCH))
+        yield from torch.randperm(n, generator=generator).tensor_split(-(-n // most))
 
 
 def _moved(x: Tensor, generator: torch.Generator, *, mirrored: bool) -> Tensor:

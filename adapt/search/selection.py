@@ -86,7 +86,7 @@ def select(library: Library, rungs: Sequence[Rung]) -> Selected:
             not_tried[rung.name] = why
             continue
         trial = _Trial(rung, climb, library, folds)
-        if trial.is_hopeless():
+        if not trial.run():
             continue
         tried += trial.own
         model, folds = trial.model(whole) or model, trial.folds()
@@ -187,8 +187,8 @@ class _Trial:
         self.own = [_no_answers(len(self._labels)) for _ in range(rung.num_variants)]
         self._fitted: list[Sequence[Model]] = []  # without each fold
 
-    def is_hopeless(self) -> bool:
-        """Fit without each part in turn, until all variants are clearly behind on the parts so far."""
+    def run(self) -> bool:
+        """Fit without each part in turn; return False, and stop, once all variants are clearly behind."""
         asked = np.zeros(len(self._labels), dtype=np.bool_)
         groups = [group.tolist() for group in np.array_split(np.arange(len(self._folds)), self._num_parts)]
         for number, group in enumerate(groups):
@@ -198,8 +198,8 @@ class _Trial:
                 self._answer(position)
                 asked |= self._folds[position].held_out
             if number and all(self._is_behind(own, asked) for own in self.own):
-                return True
-        return False
+                return False
+        return True
 
     def chosen(self, some: Bools) -> int | None:
         """Return the variant that answers to some of the images ask for; None where they ask for none."""

@@ -17,9 +17,10 @@ from adapt.rungs.registry import LADDER
 from adapt.search.config import SearchConfig
 from adapt.search.search import Search, search
 from benchmarks.gate.records import Row
-from benchmarks.gate.simulated import Retrained, SimulatedNetwork
+from benchmarks.gate.simulated import Retrained, Shares, SimulatedNetwork
 
 LADDER[Retrained.name] = Retrained
+LADDER[Shares.name] = Shares
 NUM_UNSEEN = 1000  # images that say what is true
 
 
@@ -50,6 +51,8 @@ CASES = (
     Case("all rungs, correlation .5", 0.5, ALL),
     Case("second adaptation, old and new images, correlation .9", 0.9, CHEAP, is_second=True),
     Case("second adaptation, old and new images, correlation .5", 0.5, ALL, is_second=True),
+    Case("five variants of a training, correlation .9", 0.9, (*CHEAP, Shares.name)),
+    Case("five variants of a training, correlation .5", 0.5, (*CHEAP, Shares.name)),
 )
 
 

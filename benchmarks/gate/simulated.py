@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adapt.documents.patch import Tensors
 from adapt.documents.soup import BnMode
+from adapt.evidence.cross_fit import NUM_FOLDS
 from adapt.images.support import Support
 from adapt.networks.last_layer import Head
 from adapt.networks.network import Run
@@ -147,6 +148,7 @@ class Retrained:
     name = "retrained"
     num_variants = 1
     is_nested = False
+    num_parts = NUM_FOLDS
 
     def __init__(self, library: Library) -> None:
         self._task = library.task
@@ -156,9 +158,13 @@ class Retrained:
         return refuse_labels(self._task, some, least=MIN_IMAGES)
 
     def fit(self, below: Model, some: Part) -> Sequence[Model]:
-        """Return a model with other noise."""
+        """Return models with other noise."""
+        images, labels = some.images, self._task.support.labels[some.images]
+        number = _number(images.tobytes() + labels.tobytes())
+        return [self._model(below, number + variant, int(images.sum())) for variant in range(self.num_variants)]
+
+    def _model(self, below: Model, number: int, num_images: int) -> Model:
         task = self._task
-        number = _number(some.images.tobytes() + task.support.labels[some.images].tobytes())
         start = below if below.below is None else below.below
         tensors = {**start.tensors, TRAINED: np.asarray([number], dtype=np.float32)}
         row = np.asarray([start.coefficients])
@@ -166,26 +172,36 @@ class Retrained:
         def answer(images: npt.NDArray[np.bool_]) -> Tensor:
             return task.network.run(row, task.support.images[images], bn_mode="raw", patch=tensors).logits[0]
 
-        return [
-            Model(
-                candidate=start.candidate,
-                coefficients=start.coefficients,
-                bn_mode="raw",
-                temperature=1.0,
-                answer=answer,
-                features=None,
-                layer=None,
-                tensors=tensors,
-                recalibrated=start.recalibrated,
-                rungs=(*start.rungs, self.name),
-                below=start,
-            )
-        ]
+        return Model(
+            candidate=start.candidate,
+            coefficients=start.coefficients,
+            bn_mode="raw",
+            temperature=1.0,
+            answer=answer,
+            features=None,
+            layer=None,
+            tensors=tensors,
+            recalibrated=start.recalibrated,
+            rungs=(*start.rungs, self.name),
+            below=start,
+        )
 
     def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
         """Say whether held-out images have a lower cross-entropy, and no fewer right answers."""
         has_lower_loss = total(own.losses, weights) < total(below.losses, weights)
         return has_lower_loss and int(own.right.sum()) >= int(below.right.sum())
+
+
+class Shares(Retrained):
+    """The same in five variants that know nothing of one another, held out in three parts: worse than `site` can be."""
+
+    name = "shares"
+    num_variants = 5
+    num_parts = 3
+
+    def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
+        """Say whether the cross-entropy of held-out images is lower."""
+        return total(own.losses, weights) < total(below.losses, weights)
 
 
 def numbered_images(numbers: Ints) -> npt.NDArray[np.uint8]:
