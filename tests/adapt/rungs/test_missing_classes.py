@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 
 from adapt.documents.soup import default_soup
 from adapt.images.support import Support
 from adapt.networks.forward import run_soups, served_logits
 from adapt.networks.last_layer import Head
 from adapt.networks.prepared import PreparedBase
-from adapt.rungs.head import PENALTIES, LastLayer, fit_heads
+from adapt.rungs.head import MAX_STEPS, PENALTIES, LastLayer, fit_heads
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Task
 from adapt.search.config import SearchConfig
@@ -80,13 +81,42 @@ def test_no_other_rows_of_labelled_classes_have_a_lower_objective(n: int, seed: 
             assert least <= soft_objective(Head(weight, bias), own, features, labels, penalty) + 1e-4
 
 
-def test_with_all_classes_labelled_nothing_is_held() -> None:
-    features, labels, own = problem(60, 0, labelled=6)
-    weights = np.linspace(0.5, 1.5, 60, dtype=np.float32)
+def plain_fit(features: torch.Tensor, labels: np.ndarray, own: Head, weights: np.ndarray) -> list[Head]:
+    """Logistic regression drawn to the own layer, every class labelled: nothing in it knows of classes without one."""
+    x = features.double().numpy()
+    centre = x.mean(axis=0)
+    scale = float(np.sqrt(np.square(x - centre).mean()))
+    x = (x - centre) / scale
+    weight, bias, counts = own.weight.numpy(), own.bias.numpy(), weights.astype(np.float64)
+    start, of_label, size = x @ (weight.T * scale) + bias + weight @ centre, (np.arange(len(x)), labels), weight.size
+
+    def objective(change: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        logits = start + x @ change[:size].reshape(weight.shape).T + change[size:]
+        logits -= logits.max(axis=1, keepdims=True)
+        error = np.exp(logits)
+        sums = error.sum(axis=1, keepdims=True)
+        loss = counts @ (np.log(sums[:, 0]) - logits[of_label]) + penalty * (change @ change)
+        error /= sums
+        error[of_label] -= 1
+        error *= counts[:, None]
+        return loss, np.concatenate([(error.T @ x).ravel(), error.sum(axis=0)]) + 2 * penalty * change
+
+    found, heads = np.zeros(size + len(bias)), []
+    for penalty in PENALTIES:
+        options = {"maxiter": MAX_STEPS}
+        found = optimize.minimize(objective, found, (penalty,), jac=True, method="L-BFGS-B", options=options).x
+        fitted = weight + found[:size].reshape(weight.shape) / scale
+        shift = bias + found[size:] - (fitted - weight) @ centre
+        heads.append(Head(torch.from_numpy(fitted), torch.from_numpy(shift)))
+    return heads
+
+
+@pytest.mark.parametrize("num_classes", [2, 6, 10])
+def test_with_all_classes_labelled_it_is_plain_logistic_regression_to_the_last_digit(num_classes: int) -> None:
+    features, labels, own = problem(80, num_classes, num_classes=num_classes, labelled=num_classes)
+    weights = np.linspace(0.5, 1.5, 80, dtype=np.float32)
     pairs = zip(
-        fit_heads(features, labels, own, weights=weights),
-        fit_heads(features, labels, own, weights=weights, fitted=np.arange(6)),
-        strict=True,
+        fit_heads(features, labels, own, weights=weights), plain_fit(features, labels, own, weights), strict=True
     )
     assert all(torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias) for one, other in pairs)
 
