@@ -1,4 +1,8 @@
-"""The last layer, fitted to a few labelled images: logistic regression drawn to the soup's own layer."""
+"""The last layer, fitted to a few labelled images: logistic regression drawn to the soup's own layer.
+
+Where some classes have no label, only the rows of the others are fitted, and the classes without a label keep the
+probability that the soup gives them together: see `fit_heads`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +11,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import optimize
+from scipy import optimize, special
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
@@ -47,12 +51,13 @@ class LastLayer:
         self._fitted: dict[tuple[int, bytes], tuple[Model, list[Model]]] = {}
 
     def refuse(self, below: Model, some: Part) -> str | None:
-        """Say so where the logits are not those of a linear last layer, or the images are too few, or lack a class."""
+        """Say so where the logits are not those of a linear last layer, or the images are too few, or of one class."""
         if below.features is None or below.layer is None:
             return "the network has no linear last layer"
-        why = refuse_current(self._library, below) or refuse_labels(
-            self._task, some, least=least_images(self._task.network.manifest.input)
-        )
+        least = least_images(self._task.network.manifest.input)
+        why = refuse_current(self._library, below) or refuse_few(self._task, least=least)
+        if why is None and len(np.unique(self._task.support.labels[some.images])) < 2:
+            return "expected labelled images of at least 2 classes, got 1: there is nothing to tell it from"
         if why is None and not _is_last(below.layer, below):
             return "the network's logits are not those of its last layer alone"
         return why
@@ -121,66 +126,120 @@ def refuse_current(library: Library, below: Model) -> str | None:
     return None
 
 
-def refuse_labels(task: Task, some: Part, *, least: int) -> str | None:
-    """Return why labelled images are not enough to fit to; None if they are.
+def refuse_few(task: Task, *, least: int) -> str | None:
+    """Return why labelled images are too few to fit to; None if they are not.
 
-    All images of the search are counted, whatever part is fitted to; classes are those of the part, as the choice for a
-    fold must not know the fold's labels.
+    All images of the search are counted, whatever part is fitted to.
     """
-    if (n := len(task.support)) < least:
-        return f"expected at least {least} labelled images, got {n}"
+    n = len(task.support)
+    return None if n >= least else f"expected at least {least} labelled images, got {n}"
+
+
+def refuse_labels(task: Task, some: Part, *, least: int) -> str | None:
+    """Return why labelled images are too few to train layers on that all classes share, or lack a class.
+
+    Classes are those of the part, as the choice for a fold must not know the fold's labels.
+    """
+    if (why := refuse_few(task, least=least)) is not None:
+        return why
     found, wanted = len(np.unique(task.support.labels[some.images])), len(task.support.class_names)
-    if found < wanted:
-        return f"expected labelled images of all {wanted} classes, got {found}: the others would be forgotten"
-    return None
+    if found == wanted:
+        return None
+    return (
+        f"expected labelled images of all {wanted} classes, got {found}: training changes the answers for every class, "
+        f"and nothing would show what it does to the other {wanted - found}"
+    )
 
 
 def fit_heads(
-    features: Tensor, labels: Ints, own: Head, *, weights: npt.NDArray[np.float32] | None = None
+    features: Tensor,
+    labels: Ints,
+    own: Head,
+    *,
+    fitted: Ints | None = None,
+    weights: npt.NDArray[np.float32] | None = None,
 ) -> list[Head]:
     """Return the last layer fitted to labelled images, for each of `PENALTIES`.
 
-    Minimises  sum_i CE(y_i, W x_i + b) + penalty (r^2 ||W - W_own||^2 + ||b - b_own||^2),  with the features centred
+    Minimises  sum_i CE(t_i, W x_i + b) + penalty (r^2 ||W - W_own||^2 + ||b - b_own||^2),  with the features centred
     and r the root mean square of their entries: then a penalty means the same for every network. Convex; L-BFGS.
+
+    The target t_i is the label where every class is fitted. Rows of other classes stay as they are, bit for bit, and
+    the target gives each of these classes the probability that the own layer gives it, the label what is left. With
+    the labels alone as targets, every image would say that the other classes never occur, and the fitted rows would
+    grow until nothing is given to them. An image's label tells the fitted classes apart; it says nothing about how
+    often the others occur.
 
     Args:
         features: (n, D), what the last layer is given.
         labels: (n,) class indices.
         own: the soup's own layer, its logits divided by its temperature.
+        fitted: classes whose rows are fitted, ascending, all labels among them; those of the labels if None.
         weights: (n,) by which each image's cross-entropy counts; None for 1.
+
+    Source: the pull to a layer that is there, Xuhong et al. 2018 (arXiv:1802.01483); the own answers as targets for
+    what has no label, Li and Hoiem 2016 (arXiv:1606.09282).
     """
+    classes = np.unique(labels) if fitted is None else fitted
     x = features.double().numpy()
     centre = x.mean(axis=0)
     scale = max(1e-12, float(np.sqrt(np.square(x - centre).mean())))
     x = (x - centre) / scale
     own_weight, own_bias = own.weight.double().numpy(), own.bias.double().numpy()
     counts = np.ones(len(x)) if weights is None else weights.astype(np.float64)
-    start = x @ (own_weight.T * scale) + own_bias + own_weight @ centre  # the own layer's logits
-    of_label, shape = (np.arange(len(x)), labels), own_weight.shape
-    size = own_weight.size
+    own_logits = x @ (own_weight.T * scale) + own_bias + own_weight @ centre
+    start, targets = _start(own_logits, labels, classes)
+    num_fitted, shape = len(classes), (len(classes), own_weight.shape[1])
+    size = num_fitted * own_weight.shape[1]
 
     def objective(change: Doubles, penalty: float) -> tuple[float, Doubles]:
-        logits = start + x @ change[:size].reshape(shape).T + change[size:]
+        logits = start.copy()
+        logits[:, :num_fitted] += x @ change[:size].reshape(shape).T
+        logits[:, :num_fitted] += change[size:]
         logits -= logits.max(axis=1, keepdims=True)
         error = np.exp(logits)
         sums = error.sum(axis=1, keepdims=True)
-        loss = counts @ (np.log(sums[:, 0]) - logits[of_label]) + penalty * (change @ change)
+        loss = counts @ (np.log(sums[:, 0]) - (targets * logits).sum(axis=1)) + penalty * (change @ change)
         error /= sums
-        error[of_label] -= 1
+        error -= targets
         error *= counts[:, None]
+        error = error[:, :num_fitted]
         gradient = np.concatenate([(error.T @ x).ravel(), error.sum(axis=0)]) + 2 * penalty * change
         return float(loss), gradient
 
-    found, heads = np.zeros(size + len(own_bias)), []
+    found, heads = np.zeros(size + num_fitted), []
     with _pools().limit(limits=1, user_api="blas"):  # the steps are small: threads would wait for one another
         for penalty in PENALTIES:
             found = optimize.minimize(
                 objective, found, args=(penalty,), jac=True, method="L-BFGS-B", options={"maxiter": MAX_STEPS}
             ).x
-            weight = own_weight + found[:size].reshape(shape) / scale
-            bias = own_bias + found[size:] - (weight - own_weight) @ centre
+            weight, bias = own_weight.copy(), own_bias.copy()
+            weight[classes] += found[:size].reshape(shape) / scale
+            bias[classes] += found[size:]
+            bias[classes] -= (weight[classes] - own_weight[classes]) @ centre
             heads.append(Head(torch.from_numpy(weight), torch.from_numpy(bias)))
     return heads
+
+
+def _start(own_logits: Doubles, labels: Ints, classes: Ints) -> tuple[Doubles, Doubles]:
+    """Return the logits (n, F) of the fitted classes, and the targets (n, F).
+
+    Classes that are not fitted are one more column: their rows do not move, and so only their sum matters.
+
+    Args:
+        own_logits: (n, K), of the own layer.
+        labels: (n,).
+        classes: those that are fitted, ascending.
+    """
+    others = np.setdiff1d(np.arange(own_logits.shape[1]), classes)
+    start, targets = own_logits[:, classes], np.zeros((len(labels), len(classes)))
+    targets[np.arange(len(labels)), np.searchsorted(classes, labels)] = 1
+    if not len(others):
+        return start, targets
+    rest = special.logsumexp(own_logits[:, others], axis=1, keepdims=True)
+    start = np.concatenate([start, rest], axis=1)
+    share = np.exp(rest - special.logsumexp(start, axis=1, keepdims=True))
+    return start, np.concatenate([(1 - share) * targets, share], axis=1)
 
 
 @cache

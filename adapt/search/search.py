@@ -149,6 +149,8 @@ def search(
         threshold=threshold,
         posterior=posterior,
     )
+    if not is_current:
+        decision = _with_missing_classes(decision, support)
     summary = SearchSummary(
         strategy=strategy,
         candidates=len(pool.coefficients),
@@ -243,6 +245,15 @@ def _judged_counts(pool: Pool, support: Support) -> list[int]:
     """Return how many images of each class that has any can judge."""
     counts = np.bincount(support.labels[pool.standing.judged])
     return [int(count) for count in counts if count]
+
+
+def _with_missing_classes(decision: Decision, support: Support) -> Decision:
+    """Return the decision; its reason says how many classes have no labelled image, where several others have."""
+    found, wanted = len(support.per_class), len(support.class_names)
+    if not 1 < found < wanted:
+        return decision
+    silent = f"{wanted - found} of {wanted} classes have no labelled image, so nothing here shows their accuracy"
+    return decision._replace(reason=f"{decision.reason}; {silent}")
 
 
 def _bounded(soup: Soup, outcome: Outcome, bound: Bound, promote: Promote) -> tuple[Soup, Outcome]:

@@ -248,6 +248,14 @@ MUTANTS = [
         why="balance=true is ignored by the gradient of the last layer",
     ),
     Mutant(
+        name="adapt/head-unlearns-classes-without-labels",
+        file="adapt/rungs/head.py",
+        old="return start, np.concatenate([(1 - share) * targets, share], axis=1)",
+        new="return start, np.concatenate([targets, 0 * share], axis=1)",
+        tests=(f"{RUNGS}/test_missing_classes.py",),
+        why="images of classes without a label are answered with classes that have one",
+    ),
+    Mutant(
         name="adapt/early-without-prior",
         file="adapt/rungs/training.py",
         old="PRIOR_IMAGES / (PRIOR_IMAGES + n))",

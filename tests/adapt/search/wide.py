@@ -1,6 +1,7 @@
 """A thousand classes: a last layer alone stands for the network, so that what a search keeps is all that needs memory.
 
-`python -m tests.adapt.search.wide STRATEGY N` prints, in JSON, by how much the memory of the process grew at most.
+`python -m tests.adapt.search.wide STRATEGY N CLASSES` searches with N labels of so many classes. It prints, in JSON, by
+how much the memory of the process grew at most.
 """
 
 import json
@@ -79,9 +80,9 @@ def make_network(num_images: int, labels: npt.NDArray[np.int64]) -> WideNetwork:
     return WideNetwork(simulated_manifest(NUM_INGREDIENTS, NUM_CLASSES), features, layers)
 
 
-def main(strategy: str, n: int) -> None:
+def main(strategy: str, n: int, num_labelled: int) -> None:
     """Search, and print what it found and what it took."""
-    labels = np.arange(n) % NUM_CLASSES
+    labels = np.arange(n) % num_labelled
     network = make_network(n, labels)
     support = numbered_support(np.arange(n), labels, network.manifest)
     settings = {"grid": "simplex", "step": 0.05} if strategy == "grid" else {}
@@ -109,4 +110,4 @@ def main(strategy: str, n: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,1 @@
+"""What a last layer fitted to the labels of some classes does to the others."""
