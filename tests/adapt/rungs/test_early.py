@@ -232,10 +232,10 @@ def test_a_full_search_that_finds_the_version_again_keeps_it(
     blind: PreparedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault: it was promoted over itself, as the temperature it is judged at is fitted to other folds' answers."""
-    pictures = blue(blind, 240, seed=1)
+    pictures = blue(blind, 200, seed=3)
     first = search(blind, pictures, SearchConfig(effort="quick"), current=default_soup(blind.manifest))
     assert first.soup.patch is not None
-    monkeypatch.setattr(FirstLayers, "is_better", lambda *_: False)
+    monkeypatch.setattr(FirstLayers, "refuse", lambda *_: "not here")
     again = search(blind, pictures, SearchConfig(), current=first.soup)
     assert not again.pool.eligible[0]
     assert again.soup.patch == first.soup.patch
