@@ -171,6 +171,7 @@ def test_a_follow_up_gives_way_to_other_deployments_and_goes_on(own: Server, nam
     assert later["attempt"] == begun["attempt"]
 
 
+@pytest.mark.slow
 def test_a_follow_up_whose_adapter_is_killed_is_done_by_the_next_one(own: Server, name: str) -> None:
     first = adapt(own, name, pictures(MANY, seed=6))
     begun = until(own, first["followed_by"], is_training)
