@@ -135,7 +135,9 @@ class Settings(BaseSettings):
         le=3600,
         description="how long predictors take new connections after SIGTERM, while `/readyz` already answers 503",
     )
-    max_queued_jobs: int = Field(default=100, ge=1, description="most adaptations that wait for the adapter")
+    max_queued_jobs: int = Field(
+        default=100, ge=1, description="most adaptations that wait for the adapter, follow-ups not counted"
+    )
     store_url: str | None = Field(
         default=None,
         description="where labelled images are kept: a folder, or `s3://bucket/folder`; by default `samples/` below "
@@ -177,12 +179,6 @@ class Settings(BaseSettings):
         gt=0,
         lt=1,
         description="loss of accuracy, a fraction, that `promote=likely` risks with a chance of less than 5 %",
-    )
-    train_from: int = Field(
-        default=200,
-        ge=80,
-        description="labelled images from which on an adaptation also trains first layers: about ten times the time, a "
-        "few points more where colours or strokes changed",
     )
     poll_seconds: float = Field(
         default=0.5, gt=0, le=60, description="how often a predictor looks for a new soup when no job runs"

@@ -10,7 +10,6 @@ from adapt.documents.soup import Soup, default_soup, make_soup
 from adapt.evidence.scores import TEMPERATURES, choose
 from adapt.images.support import Support
 from adapt.networks.prepared import PreparedBase
-from adapt.rungs.early import TRAIN_FROM
 from adapt.rungs.task import Progress, Task
 from adapt.search.config import Device
 from adapt.search.grid import GridKind, lattice
@@ -86,7 +85,6 @@ def _task(prepared: PreparedBase, images: ImageSet, current: Soup, seed: int, pr
         recalibrate=False,
         folds=None,
         weights=None,
-        train_from=TRAIN_FROM,
         seed=seed,
         report=progress,
         should_stop=None,

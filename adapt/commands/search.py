@@ -1,7 +1,7 @@
 """`python -m adapt search`."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,10 @@ class SearchCommand(SearchConfig, Command):
     """
 
     name: ClassVar[str] = "search"
+    effort: Literal["quick", "full", "auto"] = Field(  # type: ignore[assignment]  # the service's three
+        default="auto",
+        description="quick leaves out the rungs that train weights, which take most of the time; auto is full here",
+    )
     bases: BasesArgument = Field(description="base set, bases/<name>")
     folder: FolderArgument = Field(description="labelled images: a folder or archive with one folder per class")
     current: Path | None = Field(
@@ -83,7 +87,8 @@ class SearchCommand(SearchConfig, Command):
         return Result(data, reports.table(report))
 
     def _config(self) -> SearchConfig:
-        return SearchConfig(**{name: getattr(self, name) for name in SearchConfig.model_fields})
+        options: dict[str, Any] = {name: getattr(self, name) for name in SearchConfig.model_fields}
+        return SearchConfig(**options | {"effort": "quick" if self.effort == "quick" else "full"})
 
     def _reference(self, manifest: Manifest, support: supports.Support) -> supports.Reference | None:
         if (self.reference is None) != (self.floor is None):

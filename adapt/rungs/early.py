@@ -26,7 +26,6 @@ from adapt.rungs.task import Part
 from adapt.rungs.training import Plan, Start, train
 
 MIN_IMAGES = 80  # below, what is learned is not worth what is lost: see EXPERIMENTS.md
-TRAIN_FROM = 200  # images, unless told otherwise: with fewer an answer comes within seconds
 # Of the network's weights in matrices and filters, the share that is trained, from the input on; and their most, unless
 # the first filters alone are more: those of a vision transformer's patches are, and without them nothing is early.
 SHARE, MAX_WEIGHTS = 0.1, 2**16
@@ -58,7 +57,7 @@ class FirstLayers:
             return "the network has no linear last layer"
         if (why := refuse_current(self._library, below)) is not None:
             return why
-        if (why := refuse_labels(self._task, some, least=self._task.train_from)) is not None:
+        if (why := refuse_labels(self._task, some, least=MIN_IMAGES)) is not None:
             return why
         if self._start(below, some) is None:
             return "BatchNorm is folded into the weights that would be trained"

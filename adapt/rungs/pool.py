@@ -1,7 +1,7 @@
 """Candidates on the labelled images: soups with their BatchNorm as it is, or with statistics of the images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +79,12 @@ class Pool:
     statistics: tuple[Tensors | None, ...]
     standing: Standing
     image_forwards: int
+
+    def without_current(self) -> "Pool":
+        """Return the pool where no choice may fall on the current soup; it stays the one to beat."""
+        others = np.arange(len(self.eligible)) > 0
+        without = None if self.eligible_without is None else self.eligible_without & others
+        return replace(self, eligible=self.eligible & others, eligible_without=without)
 
 
 def run_current(task: Task) -> tuple[Block, Standing]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from adapt.rungs import early, site
 from adapt.rungs.early import FirstLayers
 from adapt.rungs.head import LastLayer
 from adapt.rungs.model import Rung
@@ -15,4 +16,5 @@ LADDER: dict[str, Callable[[Library], Rung]] = {
     FirstLayers.name: FirstLayers,
     Site.name: Site,
 }
-TRAINING = frozenset({FirstLayers.name, Site.name})  # statistics belong to the weights that these have trained
+# Those that train weights, and the least number of labelled images that each does it on.
+TRAINING = {FirstLayers.name: early.MIN_IMAGES, Site.name: site.MIN_IMAGES}

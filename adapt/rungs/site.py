@@ -21,11 +21,9 @@ from torch import Tensor
 from adapt.documents.patch import Tensors
 from adapt.evidence.scores import Bools, Floats, part
 from adapt.networks.prepared import PreparedBase
-from adapt.rungs.head import refuse_labels
-from adapt.rungs.mixture import Mixture
+from adapt.rungs.head import refuse_current, refuse_labels
 from adapt.rungs.model import Answers, Model, total
 from adapt.rungs.pool import Library
-from adapt.rungs.statistics import Statistics
 from adapt.rungs.task import Part
 from adapt.rungs.training import Plan, Start, Trained, estimate_statistics, network_of, pooled, train
 from training.manifest import Manifest
@@ -52,7 +50,6 @@ class Site:
 
     def __init__(self, library: Library) -> None:
         self._library, self._task = library, library.task
-        self._statistics, self._mixture = Statistics(library), Mixture(library)
         self._num_trained = 0
 
     def refuse(self, below: Model, some: Part) -> str | None:
@@ -60,7 +57,8 @@ class Site:
         network = self._network
         if network is None or network.head_key is None:
             return "the network has no linear last layer"
-        if (why := refuse_labels(self._task, some, least=MIN_IMAGES)) is not None:
+        why = refuse_current(self._library, below) or refuse_labels(self._task, some, least=MIN_IMAGES)
+        if why is not None:
             return why
         if (size := _stored_bytes(network)) > MAX_BYTES:
             return f"all weights are {size / 2**20:.0f} MB in half precision, expected at most {MAX_BYTES // 2**20} MB"
@@ -68,7 +66,7 @@ class Site:
 
     def fit(self, below: Model, some: Part) -> Sequence[Model]:
         """Return a model for each of `SHARES`, at each of `TEMPERATURES`."""
-        network, start = self._network, self._start(below, some)
+        network, start = self._network, self._start(below)
         assert network is not None, "refused otherwise"
         trained = self._train(network, start, some)
         mixed = [self._mixed(network, start, trained.tensors, share, some.images) for share in SHARES]
@@ -83,19 +81,12 @@ class Site:
         network = self._task.network
         return network if isinstance(network, PreparedBase) else None
 
-    def _start(self, below: Model, some: Part) -> Model:
-        """Return the model to train: the one below, or the best of the part where that is the current version.
+    def _start(self, below: Model) -> Model:
+        """Return the model to train, its BatchNorm unfolded: a patch cannot replace what is folded into other weights.
 
-        That one may have been made from images that the part lacks. BatchNorm is left unfolded: what is folded into
-        other weights cannot be replaced by a patch. Its statistics do not matter, as it gets new ones.
+        The statistics that it then has do not matter: it gets new ones.
         """
-        start = below
-        if below.candidate == 0:
-            others = some.eligible & (np.arange(len(some.eligible)) > 0)
-            start = self._mixture.fit(Part(some.images, others))
-            if self._statistics.refuse(start, some) is None:
-                start = self._statistics.fit(start, some)[0]
-        return replace(start, bn_mode="raw") if self._task.network.has_batchnorm else start
+        return replace(below, bn_mode="raw") if self._task.network.has_batchnorm else below
 
     def _train(self, network: PreparedBase, start: Model, some: Part) -> Trained:
         task, images = self._task, some.images

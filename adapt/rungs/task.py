@@ -41,7 +41,6 @@ class Task:
         recalibrate: whether soups with recalibrated statistics are candidates too.
         folds: (n,) None where nothing can be held out.
         weights: (n,) of the images; None for equal ones.
-        train_from: labelled images from which on weights are trained.
         seed: of every training.
         report: told the fraction done and what is being done.
         should_stop: asked before each soup and each step of a training.
@@ -55,7 +54,6 @@ class Task:
     recalibrate: bool
     folds: Ints | None
     weights: Floats | None
-    train_from: int
     seed: int
     report: Progress
     should_stop: ShouldStop | None

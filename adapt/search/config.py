@@ -9,7 +9,6 @@ from adapt.documents.soup import BnMode, Strategy
 from adapt.evidence.levels import FALSE_PROMOTIONS, attempt_level, p_threshold
 from adapt.evidence.policies import Promote
 from adapt.evidence.posterior import HARM
-from adapt.rungs.early import MIN_IMAGES, TRAIN_FROM
 from adapt.rungs.registry import LADDER
 from adapt.search.grid import GridKind
 from training.documents import Frozen
@@ -30,10 +29,8 @@ class SearchConfig(Frozen):
         description="tried beside the coefficients: channel statistics of the images, a last layer (head) fitted to "
         "them, first layers trained on them (early); give none for coefficients alone",
     )
-    train_from: int = Field(
-        default=TRAIN_FROM,
-        ge=MIN_IMAGES,
-        description="train first layers from so many labelled images on; about ten times the time",
+    effort: Literal["quick", "full"] = Field(
+        default="full", description="quick leaves out the rungs that train weights, which take most of the time"
     )
     grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
     step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.documents.held_out import HeldOut, make_held_out
-from adapt.documents.patch import Patch, make_patch
+from adapt.documents.patch import Patch, Tensors, make_patch
 from adapt.documents.soup import (
     AccuracySummary,
     Judged,
@@ -30,7 +30,7 @@ from adapt.networks.network import Network
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.model import Model
 from adapt.rungs.pool import SAME, Library, Pool
-from adapt.rungs.registry import LADDER
+from adapt.rungs.registry import LADDER, TRAINING
 from adapt.rungs.task import Progress, ShouldStop, Task
 from adapt.search.config import SearchConfig
 from adapt.search.floor import Bound, check_floor
@@ -134,7 +134,8 @@ def search(
         network = PreparedBase(base, device=pick_device(config.device)) if isinstance(base, BaseSet) else base
         task = _task(network, support, config, current, unlabelled, report, should_stop)
         library = _evaluate(task, config, strategy, points)
-        selected = select(library, [make(library) for name, make in LADDER.items() if name in config.rungs])
+        rungs = [make(library) for name, make in LADDER.items() if name in config.rungs]
+        selected = select(library, rungs, is_quick=config.effort == "quick")
     pool = library.pool
     counts = _judged_counts(pool, support)
     threshold = config.threshold(len(support), sum(counts))
@@ -187,7 +188,6 @@ def _task(
         recalibrate="statistics" in config.rungs and network.can_recalibrate,
         folds=support.folds(NUM_FOLDS, seed=config.seed) if len(support) >= 2 else None,
         weights=balanced_weights(support.labels) if config.balance else None,
-        train_from=config.train_from,
         seed=config.seed,
         report=report,
         should_stop=should_stop,
@@ -197,8 +197,11 @@ def _task(
 def _evaluate(task: Task, config: SearchConfig, strategy: Strategy, points: Lattice) -> Library:
     """Evaluate the candidates; return them with what rungs are fitted to."""
     evaluate = search_grid if strategy == "grid" else search_surrogate
-    trains = "early" in config.rungs and len(task.support) >= config.train_from
+    least = [TRAINING[name] for name in config.rungs if name in TRAINING]
+    trains = config.effort == "full" and len(task.support) >= min(least, default=np.inf)
     pool = evaluate(task.part(0.0, TRAINED_FROM) if trains else task, points)
+    if trains and not pool.standing.fresh.all():
+        pool = pool.without_current()  # on which nothing could be put: see `refuse_current`
     return Library(task.part(TRAINED_FROM, 1.0), pool)
 
 
@@ -233,12 +236,17 @@ def _is_current(task: Task, model: Model) -> bool:
     current, network = task.current, task.network
     if model.candidate == 0:
         return model.below is None
-    if model.tensors or current.patch is not None:
+    if not _is_same(model.tensors, {} if current.patch is None else current.patch.tensors()):
         return False
     if network.canonical(model.bn_mode) != network.canonical(current.bn_mode):
         return False
     row = np.asarray(current.vector(network.manifest))
     return bool((np.abs(np.asarray(model.coefficients) - row) < SAME).all())
+
+
+def _is_same(one: Tensors, other: Tensors) -> bool:
+    """Say whether tensors differ by rounding at most, as those of two searches on the same images do."""
+    return one.keys() == other.keys() and all(np.allclose(one[key], other[key], rtol=1e-4, atol=1e-6) for key in one)
 
 
 def _judged_counts(pool: Pool, support: Support) -> list[int]:

@@ -27,6 +27,8 @@ from adapt.rungs.task import Part
 MAX_TEMPERATURE = 1000.0  # of the current soup where it is judged; the least is the candidates' least
 HOPELESS = 2.0  # standard errors by which the first folds are behind where a dear rung is given up
 
+TOO_SLOW = "effort=quick leaves out what trains weights"
+
 Step = tuple[Rung, int]  # a rung and its variant
 
 
@@ -59,12 +61,13 @@ class _Fold(NamedTuple):
     model: Model
 
 
-def select(library: Library, rungs: Sequence[Rung]) -> Selected:
+def select(library: Library, rungs: Sequence[Rung], *, is_quick: bool = False) -> Selected:
     """Choose a model on all images, and without every fold; answer every fold with the choice made without it.
 
     Args:
         library: the candidates.
         rungs: in the order in which they are tried.
+        is_quick: leave out those that are not nested; `not_tried` says so of each that could have been tried.
 
     Raises:
         ValueError: no candidate is usable.
@@ -82,7 +85,7 @@ def select(library: Library, rungs: Sequence[Rung]) -> Selected:
     for rung in rungs:
         if rung.is_nested:
             continue
-        if (why := rung.refuse(climb.select(whole), whole)) is not None:
+        if (why := rung.refuse(climb.select(whole), whole) or (TOO_SLOW if is_quick else None)) is not None:
             not_tried[rung.name] = why
             continue
         trial = _Trial(rung, climb, library, folds)

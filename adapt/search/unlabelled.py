@@ -59,7 +59,7 @@ def recalibrate(
     row = np.asarray([current.vector(base.manifest)])
     kept = current.patch.tensors() if current.patch is not None else {}
     rungs = () if current.patch is None else current.patch.rungs
-    is_trained = not TRAINING.isdisjoint(rungs)
+    is_trained = any(name in TRAINING for name in rungs)
     with thread_count(num_threads):
         if progress is not None:
             progress(0.0, "preparing the base set")

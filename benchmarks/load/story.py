@@ -98,7 +98,9 @@ async def adapt(replicas: Replicas, notes: Notes, upload: Upload) -> None:
         try:
             async with httpx.AsyncClient(base_url=url, timeout=WAIT_SECONDS + 40) as client:
                 answer = await client.post(
-                    f"/adapt?wait={WAIT_SECONDS}", content=upload.body, headers={"Content-Type": upload.media_type}
+                    f"/adapt?wait={WAIT_SECONDS}&effort=quick",
+                    content=upload.body,
+                    headers={"Content-Type": upload.media_type},
                 )
         except httpx.TransportError:
             notes.refused.append((time.perf_counter(), 0))

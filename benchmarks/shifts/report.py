@@ -139,8 +139,9 @@ def _description(settings: Settings, commits: Sequence[str]) -> list[str]:
         "After +- is one standard error over draws. These share their clean pictures: it tells how far luck in drawing "
         "goes, not other data.",
         "",
-        "`ladder` is what the search finds: coefficients, channel statistics and last layer. `ladder_served` is what "
-        "its gate lets through. `ladder_stream` is also given up to 200 other pictures of the shift without labels; "
+        "`ladder` is what the search finds: coefficients and all rungs. `ladder_served` is what its gate lets through. "
+        "`ladder_quick` trains no weights. `ladder_stream` is also given up to 200 other pictures of the shift without "
+        "labels; "
         "`ladder_single` climbs with one ingredient at a time. `soup_auto` searches coefficients alone, `soup_grid` "
         "all of the grid; `soup_single` is one soup for all shifts, the best on other families; `soup_oracle` is the "
         "best on the unseen pictures themselves. `picked` is the best ingredient on the labelled pictures; with `_bn` "

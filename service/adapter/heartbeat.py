@@ -23,17 +23,25 @@ class Heartbeat:
         give_up: called before the process ends for work that is over its time.
         seconds: between two reports.
         limit_seconds: that the work may take.
+        gives_way: asked with each report; True if other work should come first.
     """
 
     def __init__(
-        self, beat: Callable[[float, str], bool], give_up: Callable[[], None], *, seconds: float, limit_seconds: float
+        self,
+        beat: Callable[[float, str], bool],
+        give_up: Callable[[], None],
+        *,
+        seconds: float,
+        limit_seconds: float,
+        gives_way: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._beat, self._give_up, self._seconds = beat, give_up, seconds
+        self._beat, self._give_up, self._seconds, self._gives_way = beat, give_up, seconds, gives_way
         self._deadline = time.monotonic() + limit_seconds
         self._latest = (0.0, "")
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.is_lost = False  # nobody wants the work any more
+        self.is_second = False  # other work comes first
 
     def __enter__(self) -> "Heartbeat":
         self._thread.start()
@@ -51,7 +59,7 @@ class Heartbeat:
     @property
     def should_stop(self) -> bool:
         """The work is to end now."""
-        return self.is_lost or self.is_late
+        return self.is_lost or self.is_late or self.is_second
 
     def report(self, fraction: float, message: str) -> None:
         """Say how far the work is; called by whoever does it."""
@@ -61,13 +69,14 @@ class Heartbeat:
         told_at = None
         while not self._done.wait(self._seconds):
             self._tell(lambda: setattr(self, "is_lost", not self._beat(*self._latest)))
+            self._tell(lambda: setattr(self, "is_second", self.is_second or self._gives_way()))
             if not self.should_stop:
                 told_at = None
                 continue
             told_at = told_at or time.monotonic()
             if time.monotonic() - told_at > STOP_SECONDS:
                 logger.error("a search did not stop within %g s: the adapter starts again", STOP_SECONDS)
-                if not self.is_lost:
+                if self.is_late and not self.is_lost:
                     self._tell(self._give_up)
                 os._exit(1)
 

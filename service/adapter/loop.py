@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.documents.soup import Soup
-from adapt.evidence.levels import attempt_chance
-from adapt.images.support import Reference, Support
+from adapt.images.support import Reference
+from service.adapter.doubts import Doubts
 from service.adapter.heartbeat import Heartbeat
 from service.adapter.retrying import STORE_SECONDS, retry
 from service.adapter.watch import WatchLoop, tell
@@ -35,7 +35,7 @@ from service.store.registry import Registry
 from service.store.samples import Samples
 from service.store.tables import Deployment, Job, new_id
 from service.store.transactions import plan_of
-from service.store.watches import Rollback, Watches
+from service.store.watches import Watches
 from training.documents import one_line
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class End(NamedTuple):
     """How a job ended."""
 
     state: str
+    job: Job  # as it is then
     survey: "Survey | None" = None
 
 
@@ -89,6 +90,7 @@ class AdapterLoop:
         self._settings, self._catalog = settings, {self._default.manifest.name: self._default, **catalog}
         self._registry, self._jobs, self._samples, self._metrics = registry, jobs, samples, metrics
         self._references, self._watches = references, watches
+        self._doubts = Doubts(registry, samples, watches, total=settings.promote_p)
         self._watch = WatchLoop(watches, metrics, seconds=settings.heartbeat_seconds)
         self._next_upkeep = self._next_sweep = 0.0
         self._job: Job | None = None  # at hand
@@ -134,8 +136,7 @@ class AdapterLoop:
         while not self._stopping.is_set():
             try:
                 self._keep_house()
-                digests = [base.manifest.digest for base in self._catalog.values()]
-                job = self._jobs.claim(self.id, stale_seconds=self._settings.stale_seconds, digests=digests)
+                job = self._jobs.claim(self.id, stale_seconds=self._settings.stale_seconds, digests=self._digests)
                 if job is None:
                     self._stopping.wait(IDLE_SECONDS)
                 else:
@@ -146,6 +147,11 @@ class AdapterLoop:
             except Exception:
                 logger.exception("unexpected error, the adapter goes on")
                 self._stopping.wait(RETRY_SECONDS)
+
+    @property
+    def _digests(self) -> list[str]:
+        """Of the base sets whose jobs can be done here."""
+        return [base.manifest.digest for base in self._catalog.values()]
 
     def _prepare(self) -> "Searcher":
         """Build the other bundles that are missing, load torch, fold the weights, clear away what crashes left."""
@@ -206,22 +212,29 @@ class AdapterLoop:
         """Do one job; whatever happens, the loop goes on."""
         start = time.perf_counter()
         self._job = job
+        is_follow_up = job.follows is not None
         with self._heartbeat(
             lambda fraction, message: self._jobs.beat(job, progress=fraction, message=message),
             lambda: self._jobs.fail(job, self._too_long),
+            lambda: is_follow_up and self._jobs.is_somebody_waiting(self._digests),
         ) as heartbeat:
             end = self._decide(searcher, job, heartbeat)
         self._job = None
         if end is not None:
-            self._samples.discard(job.id)
+            self._samples.discard(end.job)
             self._metrics.jobs.labels(job.deployment, end.state).inc()
             self._metrics.adapt.labels(job.deployment).observe(time.perf_counter() - start)
             if end.survey is not None:
                 self._complete_landscape(job, end.survey)
 
-    def _heartbeat(self, beat: Callable[[float, str], bool], give_up: Callable[[], None]) -> Heartbeat:
+    def _heartbeat(
+        self,
+        beat: Callable[[float, str], bool],
+        give_up: Callable[[], None],
+        gives_way: Callable[[], bool] = lambda: False,
+    ) -> Heartbeat:
         seconds, limit = self._settings.heartbeat_seconds, self._settings.job_timeout_seconds
-        return Heartbeat(beat, give_up, seconds=seconds, limit_seconds=limit)
+        return Heartbeat(beat, give_up, seconds=seconds, limit_seconds=limit, gives_way=gives_way)
 
     @property
     def _too_long(self) -> str:
@@ -273,15 +286,18 @@ class AdapterLoop:
             logger.exception("job %s: unexpected error", job.id)
             reason = "an unexpected error; the log of the service has more"
         self._retry(lambda: self._jobs.fail(job, reason), heartbeat)
-        return End("failed")
+        return End("failed", job)
 
     def _stopped(self, job: Job, heartbeat: Heartbeat) -> End | None:
-        """Put down a job whose search has stopped: it was cancelled, or took too long, or the process stops."""
+        """Put down a job whose search has stopped.
+
+        It was cancelled, or took too long, or the process stops, or it follows another and somebody waits for a third.
+        """
         if heartbeat.is_lost:
             return None
         if heartbeat.is_late:
             self._jobs.fail(job, self._too_long)
-            return End("failed")
+            return End("failed", job)
         self._jobs.release(job)
         return None
 
@@ -319,15 +335,24 @@ class AdapterLoop:
             attempt=job.attempt,
             earlier=given.earlier,
             balance=job.balance == "class",
+            is_quick=job.effort != "full",
             reference=given.reference,
             progress=heartbeat.report,
             should_stop=partial(self._should_stop, heartbeat),
         )
         rollback = None
         if found.outcome.state == "kept" and support is not None:
-            rollback = self._retry(lambda: self._doubt(searcher, job, deployment, support), heartbeat)
+            rollback = self._retry(lambda: self._doubts.look(searcher, job, deployment, support), heartbeat)
         finished = self._retry(
-            lambda: self._jobs.finish(job, found.soup, found.outcome, found.landscape, rollback=rollback), heartbeat
+            lambda: self._jobs.finish(
+                job,
+                found.soup,
+                found.outcome,
+                found.landscape,
+                rollback=rollback,
+                is_more_to_try=found.is_more_to_try,
+            ),
+            heartbeat,
         )
         if finished is None:
             logger.warning("job %s was cancelled or taken over, or its deployment is gone", job.id)
@@ -338,44 +363,9 @@ class AdapterLoop:
         if (accuracy := found.outcome.accuracy) is not None:
             self._metrics.accuracy.labels(job.deployment, "current").set(accuracy.current)
             self._metrics.accuracy.labels(job.deployment, "candidate").set(accuracy.candidate)
-        return End(finished.state, found.survey)
-
-    def _doubt(self, searcher: "Searcher", job: Job, deployment: Deployment, support: Support) -> Rollback | None:
-        """Say if the version before the current one of a watched deployment does better on a job's labelled images.
-
-        Only those count that came after the version became current and that neither version was made from: an image
-        that was deleted and sent again looks new. The level is the chance that the job's attempt adds: so the chance of
-        any false rollback, too, stays below the total, however many jobs there are.
-        """
-        suspect = self._watches.suspect(job.deployment)
-        if suspect is None or suspect.version != job.base_version or job.attempt is None:
-            return None
-        current, before = (
-            self._registry.soup(job.deployment, version, held_out=True)
-            for version in (suspect.version, suspect.against)
-        )
-        fresh = self._samples.arrived(job.deployment, support.hashes, since=suspect.since)
-        fresh -= _made_from(current) | _made_from(before)
-        images = np.flatnonzero([digest in fresh for digest in support.hashes])
-        if len(images) == 0:
-            return None
-        level = attempt_chance(job.attempt, total=self._settings.promote_p)
-        found = searcher.compare(deployment.base_set, support.subset(images), soup=before, current=current)
-        if found.objection is not None or not found.p_value < level:
-            return None
-        return Rollback(
-            suspect,
-            f"on {found.n} labelled images that came after version {suspect.version}, version {suspect.against} before "
-            f"it has accuracy {found.soup:.3f} against {found.current:.3f}, p = {found.p_value:.3g}, below "
-            f"{level:.3g}",
-        )
+        return End(finished.state, finished, found.survey)
 
     def _recent_images(self, deployment: Deployment) -> npt.NDArray[np.uint8] | None:
         """Return what the reservoir of a deployment keeps at the moment; no copy is stored with the job."""
         plan, base = plan_of(deployment), self._catalog.get(deployment.base_set)
         return None if plan is None or base is None else read_reservoir(self._settings, plan, base.manifest.input)
-
-
-def _made_from(soup: Soup) -> set[str]:
-    """Return the hashes of the images that a soup was made from."""
-    return set() if soup.held_out is None else set(soup.held_out.answers().hashes)

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from adapt.documents.landscape import Landscape
 from adapt.documents.soup import Outcome, Soup, Strategy
@@ -15,6 +15,7 @@ from adapt.networks.prepared import PreparedBase
 from adapt.search.comparison import Comparison, compare
 from adapt.search.config import SearchConfig
 from adapt.search.search import search
+from adapt.search.selection import TOO_SLOW
 from adapt.search.survey import seen, survey
 from adapt.search.unlabelled import recalibrate
 from deploy.runtime import Bundle
@@ -46,6 +47,11 @@ class Found(NamedTuple):
     landscape: Landscape | None = None
     survey: Survey | None = None  # completes the landscape
 
+    @property
+    def is_more_to_try(self) -> bool:
+        """Rungs that train weights were left out of a quick search, and could have been tried."""
+        return TOO_SLOW in self.outcome.not_tried.values()
+
 
 class Searcher:
     """Searches for soups. For one thread."""
@@ -71,6 +77,7 @@ class Searcher:
         attempt: int | None,
         earlier: tuple[int, ...],
         balance: bool,
+        is_quick: bool,
         reference: Reference | None,
         progress: Callable[[float, str], None],
         should_stop: Callable[[], bool],
@@ -89,6 +96,7 @@ class Searcher:
             attempt: number of this comparison with the current version; None if it is not counted.
             earlier: sizes of earlier attempts, see `SearchConfig.earlier`.
             balance: let every class count alike.
+            is_quick: leave out the rungs that train weights.
             reference: trusted images on which the candidate must reach a floor.
             progress: called with the fraction done and what is being done.
             should_stop: asked again and again.
@@ -104,7 +112,12 @@ class Searcher:
                 base,
                 material.support,
                 self._config(
-                    strategy=strategy, promote=promote, attempt=attempt or 1, earlier=earlier, balance=balance
+                    strategy=strategy,
+                    promote=promote,
+                    attempt=attempt or 1,
+                    earlier=earlier,
+                    balance=balance,
+                    effort="quick" if is_quick else "full",
                 ),
                 current=current,
                 unlabelled=material.unlabelled,
@@ -136,12 +149,19 @@ class Searcher:
         return Found(soup.model_copy(update={"evidence": outcome}), outcome)
 
     def _config(
-        self, *, strategy: Strategy, promote: Promote, attempt: int, earlier: tuple[int, ...], balance: bool
+        self,
+        *,
+        strategy: Strategy,
+        promote: Promote,
+        attempt: int,
+        earlier: tuple[int, ...],
+        balance: bool,
+        effort: Literal["quick", "full"],
     ) -> SearchConfig:
         settings = self._settings
         return SearchConfig(
             strategy=strategy,
-            train_from=settings.train_from,
+            effort=effort,
             balance=balance,
             promote=promote,
             attempt=attempt,

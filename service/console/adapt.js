@@ -33,6 +33,13 @@ export function createAdapt({ onFinished, serve }) {
     el("option", { value: "surrogate" }, "surrogate, then verify"),
     el("option", { value: "grid" }, "the whole grid"),
   );
+  const effort = el(
+    "select",
+    { id: "effort" },
+    el("option", { value: "auto" }, "answer soon, then train"),
+    el("option", { value: "quick" }, "answer soon, train nothing"),
+    el("option", { value: "full" }, "train before the answer"),
+  );
   const start = el(
     "button",
     { type: "button", class: "primary", id: "adapt-start", disabled: true, onclick: () => busy(start, send) },
@@ -40,6 +47,7 @@ export function createAdapt({ onFinished, serve }) {
   );
   const problem = el("div", {});
   const progress = el("div", {});
+  const later = el("div", {}); // of a follow-up, below the result of the job that it follows
   let model = null;
   let following = null; // { job, stop }
 
@@ -52,12 +60,16 @@ export function createAdapt({ onFinished, serve }) {
       { class: "row fields" },
       el("div", {}, el("label", { for: "promote" }, "Promote"), promote),
       el("div", {}, el("label", { for: "strategy" }, "Search"), strategy),
+      el("div", {}, el("label", { for: "effort" }, "Effort"), effort),
       start,
     ),
     hint,
     problem,
     progress,
+    later,
   );
+
+  const placeOf = (job) => (job.follows === null ? progress : later);
 
   function update(next) {
     const isOther = model === null || model.view.deployment !== next.view.deployment;
@@ -66,6 +78,7 @@ export function createAdapt({ onFinished, serve }) {
       stop();
       staging.setClasses(next.base === null ? [] : next.base.class_names);
       fill(progress);
+      fill(later);
       showProblem(problem, null);
     }
     const running = next.jobs.find(isActive);
@@ -87,7 +100,8 @@ export function createAdapt({ onFinished, serve }) {
       return;
     }
     const name = model.view.deployment;
-    const query = new URLSearchParams({ deployment: name, promote: promote.value, strategy: strategy.value, wait: 0 });
+    const asked = { promote: promote.value, strategy: strategy.value, effort: effort.value };
+    const query = new URLSearchParams({ deployment: name, ...asked, wait: 0 });
     fill(progress, el("p", { class: "lead" }, "Sending the images\u2026"));
     announce("Sending the images");
     try {
@@ -108,13 +122,16 @@ export function createAdapt({ onFinished, serve }) {
     const stopper = new AbortController();
     following = { job: job.job, stop: stopper };
     let told = -Infinity;
+    if (job.follows === null) {
+      fill(later);
+    }
     try {
       let latest = job;
       showProgress(latest);
       if (isActive(latest)) {
         for await (latest of follow(job.job, stopper.signal)) {
           showProgress(latest);
-          if (isActive(latest) && latest.message && performance.now() - told > ANNOUNCE_MS) {
+          if (isActive(latest) && latest.follows === null && latest.message && performance.now() - told > ANNOUNCE_MS) {
             announce(`${percent(latest.progress, 0)}: ${latest.message}`);
             told = performance.now();
           }
@@ -128,36 +145,32 @@ export function createAdapt({ onFinished, serve }) {
     } catch (error) {
       if (error.name !== "AbortError") {
         following = null;
-        fill(progress);
+        fill(placeOf(job));
         showProblem(problem, error);
       }
     }
   }
 
   function showProgress(job) {
-    const text = job.state === "queued" ? "Waiting for the adapter" : job.message || "Starting";
-    if (progress.querySelector("progress") === null) {
+    const place = placeOf(job);
+    if (place.querySelector("progress") === null) {
       fill(
-        progress,
+        place,
         el("label", { for: "job-progress", class: "progress-text" }),
         el("progress", { id: "job-progress", max: 1 }),
       );
     }
-    progress.querySelector("label").textContent = `${text}\u2026 ${percent(job.progress, 0)}`;
-    progress.querySelector("progress").value = job.progress;
+    place.querySelector("label").textContent = `${stepText(job)}\u2026 ${percent(job.progress, 0)}`;
+    place.querySelector("progress").value = job.progress;
   }
 
   function showResult(job) {
     const isPromoted = job.state === "promoted";
-    const title = {
-      promoted: `Promoted: version ${job.version} is served`,
-      kept: "Kept what was served",
-      failed: "Failed",
-    }[job.state];
+    const title = (job.follows === null ? TITLES : FOLLOW_UP_TITLES)[job.state](job);
     const isCandidateNew = job.candidate_version !== null && job.candidate_version !== job.version;
     announce(`${title}. ${job.reason ?? ""}`);
     fill(
-      progress,
+      placeOf(job),
       el(
         "div",
         { class: `result ${job.state}` },
@@ -173,6 +186,7 @@ export function createAdapt({ onFinished, serve }) {
             ` ${mixture(job.coefficients)}${job.patch ? `; replaces ${patchText(job.patch)}` : ""}`,
           ),
         job.search && el("p", { class: "hint" }, searchText(job)),
+        job.followed_by && el("p", { class: "hint" }, "A follow-up tries on the same images what takes longer."),
         el(
           "div",
           { class: "row" },
@@ -195,6 +209,26 @@ export function createAdapt({ onFinished, serve }) {
   }
 
   return { update };
+}
+
+const TITLES = {
+  promoted: (job) => `Promoted: version ${job.version} is served`,
+  kept: () => "Kept what was served",
+  failed: () => "Failed",
+};
+
+const FOLLOW_UP_TITLES = {
+  promoted: (job) => `Follow-up promoted: version ${job.version} is served`,
+  kept: () => "Follow-up kept what was served",
+  failed: (job) => (job.reason.startsWith("cancelled") ? "Follow-up cancelled" : "Follow-up failed"),
+};
+
+/** Return what a job that waits or runs is doing. */
+function stepText({ follows, state, message }) {
+  if (follows === null) {
+    return state === "queued" ? "Waiting for the adapter" : message || "Starting";
+  }
+  return state === "queued" ? "The follow-up waits; requests come first" : `Follow-up: ${message || "starting"}`;
 }
 
 function gainText(job) {

@@ -96,3 +96,14 @@ export function attemptText({ attempt, level }) {
   }
   return `Attempt ${attempt} against the version served then: it promotes below p\u00a0=\u00a0${level.toPrecision(2)}.`;
 }
+
+/** How thorough an adaptation is, and which part of an answer in two steps. */
+export function effortText({ effort, follows, followed_by: later }) {
+  if (follows !== null) {
+    return "follow-up";
+  }
+  if (later !== null) {
+    return "quick, with a follow-up";
+  }
+  return effort === "full" ? "full" : "quick";
+}

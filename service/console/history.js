@@ -3,7 +3,19 @@
 import { isActive } from "./adapt.js";
 import { miniBar } from "./charts.js";
 import { busy, byId, el, fill } from "./dom.js";
-import { attemptText, change, judgedText, mixture, patchText, percent, plural, points, range, when } from "./format.js";
+import {
+  attemptText,
+  change,
+  effortText,
+  judgedText,
+  mixture,
+  patchText,
+  percent,
+  plural,
+  points,
+  range,
+  when,
+} from "./format.js";
 
 const SHOWN = 8; // rows before "Show all"
 const SOURCES = { default: "Default", adapt: "Adaptation", dial: "Dial" };
@@ -135,6 +147,7 @@ export function createJobs({ showOnMap }) {
               "td",
               {},
               el("span", { class: `badge ${{ promoted: "ok", failed: "bad" }[job.state] ?? ""}` }, job.state),
+              job.support.n > 0 && el("span", { class: "hint block" }, effortText(job)),
             ),
             el("td", {}, images(job)),
             el("td", {}, job.accuracy ? change(job.accuracy) : "\u2013"),

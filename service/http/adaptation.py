@@ -24,7 +24,7 @@ from service.store.keeping import Choice
 from service.store.material import Material
 from service.store.moves import Move
 from service.store.registry import Registry
-from service.store.tables import Balance, Job
+from service.store.tables import Balance, Effort, Job
 from service.store.transactions import UnknownDeployment
 from training.images import Pixels
 from training.manifest import Manifest
@@ -33,6 +33,7 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 PROMOTES: tuple[str, ...] = get_args(Promote)
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
 MAX_WAIT_SECONDS = 50
 MAX_UPLOADS = 8  # of one process, whose images are decoded or wait for that
 POLL_SECONDS = 0.05

@@ -16,7 +16,16 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from service.http import deployments, samples
-from service.http.adaptation import BALANCES, CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, Upload, read_upload
+from service.http.adaptation import (
+    BALANCES,
+    CHOICES,
+    EFFORTS,
+    MAX_WAIT_SECONDS,
+    PROMOTES,
+    STRATEGIES,
+    Upload,
+    read_upload,
+)
 from service.http.answers import predictions_json
 from service.http.bento_client import client_schema
 from service.http.classifying import classify
@@ -62,7 +71,7 @@ async def predict(context: Context, request: Request) -> Response:
 
 async def adapt(context: Context, request: Request) -> Response:
     """`POST /adapt`."""
-    query = Query(request, ("deployment", "strategy", "promote", "wait", "samples", "balance"))
+    query = Query(request, ("deployment", "strategy", "promote", "wait", "samples", "balance", "effort"))
     name = query.text("deployment", DEFAULT)
     strategy = query.choice("strategy", STRATEGIES)
     promote = query.choice("promote", PROMOTES)
@@ -71,6 +80,7 @@ async def adapt(context: Context, request: Request) -> Response:
     wait = query.number("wait", 30, low=0, high=MAX_WAIT_SECONDS)
     choice = query.choice("samples", CHOICES)
     balance = query.choice("balance", BALANCES)
+    effort = query.choice("effort", EFFORTS)
     base = context.catalog[(await context.pointer(request, name)).base_set]
     await context.adaptation.check_room()
     upload = await _read_upload(context, request, may_be_empty=query.has("samples"))
@@ -81,7 +91,7 @@ async def adapt(context: Context, request: Request) -> Response:
     material = await unless_gone(request, context.adaptation.decode(upload, base.manifest, request.state.share))
     del upload  # while the job runs, nobody needs the files
     request.state.share.release()
-    wanted = Wanted(name, material, choice, strategy, promote, balance, caller(request))
+    wanted = Wanted(name, material, choice, strategy, promote, balance, effort, caller(request))
     submitted = await context.adaptation.submit(wanted, base.manifest)
     del material, wanted
     job, is_done = await context.adaptation.wait(submitted.job, deadline - time.monotonic())
@@ -108,7 +118,7 @@ async def one_job(context: Context, request: Request) -> Response:
     if request.method != "DELETE":
         return json_response(job_view(await _job(context, request)))
     job = _found(await asyncio.to_thread(context.jobs.cancel, request.path_params["id"], who=caller(request)))
-    await asyncio.to_thread(context.samples.discard, job.id)
+    await asyncio.to_thread(context.samples.discard, job)
     return json_response(job_view(job))
 
 

@@ -141,6 +141,12 @@ def _adapt() -> Json:
                 {"enum": ["none", "class"], "default": "none"},
             ),
             query(
+                "effort",
+                "auto: a quick search, without what trains weights, then a follow-up that tries that as well; quick: "
+                "no follow-up; full: all in one job",
+                {"enum": ["auto", "quick", "full"], "default": "auto"},
+            ),
+            query(
                 "wait", "seconds to wait for the end", {"type": "number", "minimum": 0, "maximum": 50, "default": 30}
             ),
         ],

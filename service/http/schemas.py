@@ -9,7 +9,7 @@ from adapt.documents.patch import PatchSummary
 from adapt.documents.soup import AccuracySummary, BnMode, FloorCheck, SearchSummary, SupportSummary
 from service.store.confidence import MIN_IMAGES
 from service.store.keeping import SampleChanges
-from service.store.tables import WATCH, Balance
+from service.store.tables import WATCH, Balance, Effort
 from training.documents import Frozen
 from training.manifest import Ingredient, InputSpec
 
@@ -88,6 +88,11 @@ class JobView(Frozen):
     patch: PatchSummary | None = Field(description="what replaces mixed tensors in what was found")
     support: SupportSummary | None
     balance: Balance = Field(description="what counts alike in the search: every image (none), or every class")
+    effort: Effort = Field(
+        description="how thorough the search is: quick, without what trains weights; full; auto, quick with a follow-up"
+    )
+    follows: str | None = Field(description="the quick job whose images this follow-up searches on in full")
+    followed_by: str | None = Field(description="the follow-up that searches in full on this job's images")
     samples: SampleChanges | None = Field(description="what the request changed among the labelled images kept")
     accuracy: AccuracySummary | None
     attempt: int | None = Field(

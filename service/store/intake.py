@@ -42,6 +42,7 @@ class Wanted(NamedTuple):
     strategy: str = "auto"
     promote: str = "auto"
     balance: str = "none"
+    effort: str = "auto"
     who: str | None = None  # name of the API key
 
 
@@ -138,6 +139,7 @@ class Intake:
                 strategy=request.strategy,
                 promote=request.promote,
                 balance=request.balance,
+                effort=request.effort,
                 samples_digest=digest_of(selected, material.unlabelled_hashes),
                 support=summary_of(selected, manifest.class_names, len(material.unlabelled_hashes)),
                 samples=changes.model_dump(mode="json"),

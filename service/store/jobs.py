@@ -10,15 +10,16 @@ from adapt.documents.landscape import Landscape
 from adapt.documents.soup import Outcome, Soup, SupportSummary
 from service.store.clock import Now, is_silent, read_clock
 from service.store.database import Database, is_text
+from service.store.follow_ups import end_follow_ups, is_ordinary, queue_follow_up
 from service.store.keeping import mark_used
 from service.store.material import unpack_selection
-from service.store.tables import ACTIVE_STATES, ROLLED_BACK_TO, Deployment, Job, SoupVersion
+from service.store.repeats import SUPERSEDED, earlier_answer
+from service.store.tables import ROLLED_BACK_TO, Deployment, Job, SoupVersion
 from service.store.transactions import Conflict, add_soup, get_deployment, get_soup, move, soup_of
 from service.store.turns import is_made_for, next_job
 from service.store.watches import Rollback, is_still, put_back
 
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
-SUPERSEDED = "superseded"
 QUEUE_LOCK = 0x5A_0C_1E  # of PostgreSQL's advisory locks, held by who counts the jobs that wait, and adds one
 LANDSCAPE = "landscape"  # beside the fields of the outcome in a job's row
 
@@ -178,6 +179,12 @@ class JobQueue:
             )
             return mine.first() is not None
 
+    def is_somebody_waiting(self, digests: Collection[str] | None = None) -> bool:
+        """Say if a job waits that somebody asked for, of those that `claim` with these digests may take."""
+        waiting = (Job.state == "queued") & is_ordinary() & is_made_for(digests)
+        with self._database.read() as session:
+            return session.scalar(select(Job.seq).where(waiting).limit(1)) is not None
+
     def cancel(self, job: str, *, who: str | None = None) -> Job | None:
         """End a job that waits or runs, and return it; None if there is none. Whoever works on it is told by `beat`.
 
@@ -213,11 +220,15 @@ class JobQueue:
         landscape: Landscape | None = None,
         *,
         rollback: Rollback | None = None,
+        is_more_to_try: bool = False,
     ) -> Job | None:
         """Store the candidate with its evidence and, if the evidence says so, point the deployment at it.
 
         One transaction. If the deployment moved on since the job was accepted, the candidate is kept and the reason is
         "superseded".
+
+        A job of effort "auto" is followed by a full search if there is more to try, unless the deployment moved by
+        other means than its own promotion.
 
         Args:
             job: as it was claimed.
@@ -226,6 +237,7 @@ class JobQueue:
             landscape: of the search.
             rollback: what the job's images say of the current version, if they put it away: done unless the candidate
                 is promoted, or the deployment moved or is not watched any more.
+            is_more_to_try: rungs were left out that take long.
 
         Returns:
             The finished job, also if an earlier call finished it and its answer was lost; None if it is no longer the
@@ -243,8 +255,8 @@ class JobQueue:
             if is_new:
                 version = add_soup(session, mine.deployment, candidate, source="adapt", job=mine.id)
             mine.candidate_version = version
-            mark_used(session, mine.deployment, unpack_selection(mine.selection or b""))
-            mine.selection = None
+            selection, mine.selection = mine.selection, None
+            mark_used(session, mine.deployment, unpack_selection(selection or b""))
             mine.outcome = outcome.model_dump(mode="json") | _landscape(landscape)
             mine.state, mine.reason, mine.progress = "kept", outcome.reason, 1.0
             mine.finished_at = read_clock(session)
@@ -259,6 +271,9 @@ class JobQueue:
                 mine.outcome = mine.outcome | {ROLLED_BACK_TO: found.version}
                 mine.reason = f"rolled back to version {found.version}: {rollback.reason}; the candidate: {mine.reason}"
             mine.version = found.version
+            is_current = found.version == mine.base_version or mine.state == "promoted"
+            if is_more_to_try and is_current and mine.effort == "auto":
+                queue_follow_up(session, found, mine, selection)
             return mine
 
     def keep_landscape(self, job: Job, landscape: Landscape) -> None:
@@ -280,7 +295,8 @@ def _landscape(landscape: Landscape | None) -> dict[str, Any]:
 
 
 def _check_room(session: Session, max_queued: int) -> None:
-    if (session.scalar(select(func.count()).select_from(Job).where(Job.state == "queued")) or 0) >= max_queued:
+    waiting = select(func.count()).select_from(Job).where(Job.state == "queued", is_ordinary())
+    if (session.scalar(waiting) or 0) >= max_queued:
         raise QueueFull
 
 
@@ -292,6 +308,7 @@ def add_job(
     strategy: str,
     promote: str,
     balance: str = "none",
+    effort: str = "auto",
     samples_digest: str,
     support: SupportSummary,
     max_queued: int,
@@ -299,11 +316,9 @@ def add_job(
     selection: bytes | None = None,
     who: str | None = None,
 ) -> Job:
-    """Queue an adaptation of a locked deployment, or return the one that already answers it.
+    """Queue an adaptation of a locked deployment, or return the one that already answers it: see `earlier_answer`.
 
-    The same samples against the same version return the earlier decision, so that nobody retries until it
-    promotes; with `promote` "always" or "never" only for the same strategy too, as nothing is gained by retrying.
-    Another `balance` asks for something else: who is to be served better.
+    New labelled images end the full search on earlier ones that follows a quick one.
 
     Returns:
         A job whose `id` is `job` if it was queued now, another one if there was an earlier one.
@@ -311,18 +326,8 @@ def add_job(
     Raises:
         QueueFull: `max_queued` jobs wait already.
     """
-    same = select(Job).where(
-        Job.deployment == found.name,
-        Job.samples_digest == samples_digest,
-        Job.base_version == found.version,
-        Job.promote == promote,
-        Job.balance == balance,
-        Job.state.in_((*ACTIVE_STATES, "kept")),
-        (Job.reason.is_(None)) | (Job.reason != SUPERSEDED),
-    )
-    if promote in ("always", "never"):
-        same = same.where(Job.strategy == strategy)
-    if earlier := session.scalar(same.order_by(Job.seq).limit(1)):
+    asked = {"strategy": strategy, "promote": promote, "balance": balance, "effort": effort}
+    if earlier := earlier_answer(session, found, samples_digest=samples_digest, **asked):
         return earlier
     if session.get_bind().dialect.name == "postgresql":  # others queue at the same time; on SQLite there is one writer
         session.execute(select(func.pg_advisory_xact_lock(QUEUE_LOCK)))
@@ -334,12 +339,15 @@ def add_job(
         strategy=strategy,
         promote=promote,
         balance=balance,
+        effort=effort,
         samples_digest=samples_digest,
         support=support.model_dump(mode="json"),
         samples=samples,
         selection=selection,
         who=who,
     )
+    if support.n:
+        end_follow_ups(session, found, f"newer labelled images came, with job {job}")
     session.add(queued)
     return queued
 

@@ -208,7 +208,8 @@ class Packs:
         )
         with self._database.read() as session:  # after looking, so that none is deleted that is made meanwhile
             known = set(session.scalars(select(Pack.id).where(Pack.origin == registry.id)))
-            active = set(session.scalars(select(Job.id).where(Job.state.in_(ACTIVE_STATES))))
+            needed = select(func.coalesce(Job.follows, Job.id)).where(Job.state.in_(ACTIVE_STATES))
+            active = set(session.scalars(needed))
         strays = {pack for pack, written in packs.items() if pack not in known}
         if strays and (missing := known - packs.keys()):
             strays -= self._adopt(strays, missing - self.read(missing).keys(), registry.id)

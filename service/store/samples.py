@@ -147,10 +147,15 @@ class Samples:
             raise SamplesGone("the stored images of this job were deleted, or are damaged")
         return Material(support, unlabelled, hashes)
 
-    def discard(self, job: str) -> None:
-        """Delete the unlabelled images of a job that has ended; what fails now is done by the sweep."""
+    def discard(self, job: Job) -> None:
+        """Delete the unlabelled images of a job that has ended, but not before its follow-up has.
+
+        What fails now is done by the sweep.
+        """
+        if job.followed_by is not None:
+            return
         try:
-            self.packs.delete_unlabelled([job])
+            self.packs.delete_unlabelled([job.follows or job.id])
         except OSError as error:
             logger.warning("the store cannot be used: %s", error)
 
@@ -186,7 +191,7 @@ class Samples:
         if not job.support.get("unlabelled"):
             return None, ()
         try:
-            arrays = from_bytes(self.packs.read_unlabelled(job.id) or b"")
+            arrays = from_bytes(self.packs.read_unlabelled(job.follows or job.id) or b"")
             return arrays["images"], tuple(arrays["hashes"].tolist())
         except (ValueError, KeyError) as error:
             logger.error("the unlabelled images of job %s: %s", job.id, error)

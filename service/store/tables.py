@@ -21,6 +21,7 @@ from service.store.clock import Now
 
 ACTIVE_STATES = ("queued", "running")
 Balance = Literal["none", "class"]  # what counts alike in a search: images, or classes
+Effort = Literal["auto", "quick", "full"]  # of a search: a quick one that a full one follows, or one of them alone
 MAX_WHO = 100  # characters of an API key's name
 EVENT_LOCK = 0x5A_0C_1F  # of PostgreSQL's advisory locks, held by who appends an event until it is committed
 ROLLED_BACK_TO = "rolled_back_to"  # beside the fields of the outcome in a job's row
@@ -165,6 +166,9 @@ class Job(Table):
     strategy: Mapped[str] = mapped_column(String(16))
     promote: Mapped[str] = mapped_column(String(16))
     balance: Mapped[str] = mapped_column(String(16), default="none")
+    effort: Mapped[str] = mapped_column(String(16), default="full")  # an Effort
+    follows: Mapped[str | None] = mapped_column(String(32))  # the quick job whose images this one searches on in full
+    followed_by: Mapped[str | None] = mapped_column(String(32))  # the job that searches in full on this one's images
     samples_digest: Mapped[str] = mapped_column(String(64))
     who: Mapped[str | None] = mapped_column(String(MAX_WHO))  # name of the API key that asked, if there are keys
     support: Mapped[dict[str, Any]]  # adapt.documents.soup.SupportSummary

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from adapt.documents.soup import Soup, soup_from_parts
 from service.store.database import MAX_INTEGER, is_text
+from service.store.follow_ups import end_follow_ups
 from service.store.tables import Deployment, Event, ReservoirPlan, SoupVersion, WatchPlan
 
 
@@ -111,7 +112,7 @@ def move(
     unproven: bool = False,
     reason: str | None = None,
 ) -> None:
-    """Point a locked deployment at another version and append the event."""
+    """Point a locked deployment at another version and append the event; its follow-ups, but `job`, end with that."""
     session.add(
         Event(
             deployment=found.name,
@@ -125,3 +126,4 @@ def move(
         )
     )
     found.version = version
+    end_follow_ups(session, found, f"the deployment moved to version {version} ({kind})", but=job)

@@ -1,17 +1,19 @@
-"""Whose turn it is: which queued job an adapter takes next."""
+"""Whose turn it is: which queued job an adapter takes next. Follow-ups come after all that somebody asked for."""
 
 from collections.abc import Collection
 
-from sqlalchemy import ColumnElement, Select, exists, func, select, true
+from sqlalchemy import ColumnElement, Select, case, exists, func, select, true
 
+from service.store.follow_ups import is_ordinary
 from service.store.tables import Job, SoupVersion
 
 
 def next_job(digests: Collection[str] | None) -> Select[Job]:
     """Return the query for the job whose turn it is, locked; of those whose base version has one of these digests."""
     waiting = select(Job.deployment).where(Job.state == "queued")
+    worked_at = func.max(Job.heartbeat_at).filter(is_ordinary())  # nobody waits longer because of a follow-up
     turns = (
-        select(Job.deployment, func.max(Job.heartbeat_at).label("worked_at"))
+        select(Job.deployment, worked_at.label("worked_at"), func.max(Job.heartbeat_at).label("followed_at"))
         .where(Job.deployment.in_(waiting))
         .group_by(Job.deployment)
         .subquery()
@@ -19,7 +21,11 @@ def next_job(digests: Collection[str] | None) -> Select[Job]:
     queued = select(Job).join(turns, turns.c.deployment == Job.deployment)
     return (
         queued.where(Job.state == "queued", is_made_for(digests))
-        .order_by(turns.c.worked_at.asc().nulls_first(), Job.seq)
+        .order_by(
+            case((is_ordinary(), 0), else_=1),
+            case((is_ordinary(), turns.c.worked_at), else_=turns.c.followed_at).asc().nulls_first(),
+            Job.seq,
+        )
         .limit(1)
         .with_for_update(of=Job, skip_locked=True)
     )

@@ -14,7 +14,6 @@ from adapt.images.support import Support
 from adapt.networks.forward import run_soups
 from adapt.networks.network import Network
 from adapt.networks.prepared import PreparedBase
-from adapt.rungs.early import MIN_IMAGES
 from adapt.rungs.head import fit_heads
 from adapt.rungs.task import Task
 from tests.adapt.pictures import coloured
@@ -87,7 +86,6 @@ def task_for() -> Callable[..., Task]:
             recalibrate=False,
             folds=support.folds(5, seed=0),
             weights=None,
-            train_from=MIN_IMAGES,
             seed=0,
             report=lambda done, message: None,
             should_stop=None,

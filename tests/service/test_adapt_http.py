@@ -78,7 +78,8 @@ def test_deserved_promotion_is_served_by_every_worker_at_once(
         0 <= job["accuracy"]["p_value"] < job["level"] == pytest.approx(p_threshold(attempt_level(job["attempt"]), 100))
     )
     assert job["accuracy"]["judged"] == {"fresh": 100, "held_out": 0, "left_out": 0}
-    assert job["not_tried"]["early"] == "expected at least 200 labelled images, got 100"
+    assert job["not_tried"]["early"].startswith("expected labelled images of all 3 classes, got 2")
+    assert job["followed_by"] is None
     assert set(job["coefficients"]) == {"linf", "nominal", "l2", "l1"}
     assert sum(job["coefficients"].values()) == pytest.approx(1)
     assert set(job["search"]) >= {"strategy", "candidates", "image_forwards", "seconds"}

@@ -169,7 +169,7 @@ def test_objects_from_before_there_were_ids_stay_in_use(make: Callable[[str], Pl
     tidy(place)
     assert place.kept() == {0: "dog", 1: "cat"}
     place.samples.remove("default", digest=HASHES[0])
-    place.samples.discard(job.id)
+    place.samples.discard(job)
     tidy(place)
     assert set(place.objects.list("packs")) == {"packs/of-another-registry.npz"}
     assert place.kept() == {1: "cat"}

@@ -16,8 +16,9 @@ from adapt.documents.held_out import HeldOut, make_held_out
 from adapt.documents.patch import Patch, make_patch
 from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary
 from service.store.database import Database
-from service.store.jobs import SUPERSEDED, JobQueue, QueueFull, UnknownJob, add_job
+from service.store.jobs import JobQueue, QueueFull, UnknownJob, add_job
 from service.store.registry import Registry
+from service.store.repeats import SUPERSEDED
 from service.store.tables import Event, Job
 from service.store.transactions import Conflict, UnknownDeployment, UnknownVersion, get_deployment
 from service.store.watches import Watches

@@ -250,7 +250,7 @@ def test_unlabelled_images_go_when_their_job_has_ended_or_is_not_needed(place: P
     assert place.stored() == [0, 1, 2]
     assert place.submit({0: 1}, unlabelled=[2, 1]).job.id == job.id
     assert place.stored() == [0, 1, 2]
-    place.samples.discard(job.id)
+    place.samples.discard(job)
     assert place.stored() == [0]
 
 

@@ -110,5 +110,5 @@ def test_variables_of_others_are_passed_over(name: str, monkeypatch: pytest.Monk
 
 def test_defaults_are_those_of_a_search() -> None:
     fields = SearchConfig.model_fields
-    expected = (fields["false_promotions"].default, fields["harm"].default, fields["train_from"].default)
-    assert (Settings().promote_p, Settings().harm, Settings().train_from) == expected
+    expected = (fields["false_promotions"].default, fields["harm"].default)
+    assert (Settings().promote_p, Settings().harm) == expected

@@ -29,7 +29,6 @@ def own(prebuilt_bases: Path, tmp_path: Path) -> Iterator[Server]:
         BASE_SET="tiny",
         DRAIN_SECONDS=str(DRAIN_SECONDS),
         STALE_SECONDS=str(STALE_SECONDS),
-        TRAIN_FROM="80",
     )
     server.start()
     yield server
@@ -45,7 +44,9 @@ def ask(server: Server, method: str, path: str, **content: object) -> int | None
 
 
 def test_sigterm_fails_readiness_first_then_refuses_connections(own: Server, labelled: Labelled) -> None:
-    job = own.client.post("/adapt", params={"wait": 0, "promote": "never"}, **labelled.request(0, 240)).json()["job"]
+    job = own.client.post(
+        "/adapt", params={"wait": 0, "promote": "never", "effort": "full"}, **labelled.request(0, 240)
+    ).json()["job"]
     own.wait_for(lambda: own.client.get(f"/jobs/{job}").json()["state"] == "running", "start of the job", 20)
     process = own._process
     assert process is not None

@@ -15,10 +15,11 @@ from service.metrics import Metrics
 from service.prediction.confidences import Confidences
 from service.store.confidence import Tally
 from service.store.database import Database
-from service.store.jobs import SUPERSEDED, JobQueue
+from service.store.jobs import JobQueue
 from service.store.moves import Pointer
 from service.store.rebasing import rebase
 from service.store.registry import Registry
+from service.store.repeats import SUPERSEDED
 from service.store.sums import add_sums
 from service.store.tables import WATCH, ConfidenceSum, Deployment, Event, Job, new_id
 from service.store.transactions import UnknownDeployment

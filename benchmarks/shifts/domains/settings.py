@@ -43,12 +43,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "last layer pulled a tenth as strongly": {f"{HEAD}.PENALTIES": (30.0, 10.0, 3.0, 1.0)},
     "last layer pulled a hundredth as strongly": {f"{HEAD}.PENALTIES": (3.0, 1.0, 0.3, 0.1)},
     "last layer from 20 images on": {f"{HEAD}.MIN_IMAGES": 20, f"{HEAD}.MIN_IMAGES_LARGE": 20},
-    "first layers from 80 images on": {"train_from": 80},
-    "first layers from 80 images on, all of them": {
-        "train_from": 80,
-        f"{EARLY}.SHARE": 1.0,
-        f"{EARLY}.MAX_WEIGHTS": 2**26,
-    },
+    "nothing trained": {"effort": "quick"},
+    "all layers trained": {f"{EARLY}.SHARE": 1.0, f"{EARLY}.MAX_WEIGHTS": 2**26},
     "last layer from 50 images on": {f"{HEAD}.MIN_IMAGES": 50, f"{HEAD}.MIN_IMAGES_LARGE": 50},
 }
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from adapt.__main__ import main
+from adapt.commands.search import SearchCommand
 from adapt.documents.soup import default_soup, make_soup, read_soup, write_soup
 from adapt.reporting.report import read_report
 from training.bases import rewrite_manifest
@@ -257,3 +258,14 @@ def test_one_ingredient_is_evaluated_but_not_searched(
         assert "at least 2 ingredients to mix, it has only 'linf'; train others with `python -m training run" in message
     accuracy = run_json(capsys, "evaluate", bases, folder)["accuracy"]
     assert accuracy["linf"] == accuracy["default"]
+
+
+def test_auto_effort_is_full_on_the_command_line(tmp_path: Path):
+    assert SearchCommand(bases=tmp_path, folder=tmp_path)._config().effort == "full"
+    for said, meant in (("auto", "full"), ("full", "full"), ("quick", "quick")):
+        assert SearchCommand(bases=tmp_path, folder=tmp_path, effort=said)._config().effort == meant
+
+
+def test_effort_is_one_of_three(tiny_base_set: Path, folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_json(capsys, "search", tiny_base_set, folder, "--effort", "quick")["state"] in ("kept", "promoted")
+    assert "('quick', 'full', 'auto')" in failure(capsys, "search", tiny_base_set, folder, "--effort", "slow")

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +10,14 @@ import torch
 from pydantic import JsonValue
 
 from adapt.documents.patch import STATISTICS
-from adapt.documents.soup import default_soup
+from adapt.documents.soup import Judged, default_soup
 from adapt.images.support import Support
 from adapt.networks.forward import served_logits
 from adapt.networks.mixing import mix
 from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs import training
-from adapt.rungs.early import MIN_IMAGES, STEPS, TRAIN_FROM, FirstLayers, early_keys, early_plan
+from adapt.rungs.early import MIN_IMAGES, STEPS, FirstLayers, early_keys, early_plan
 from adapt.rungs.model import Answers
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Task
@@ -25,11 +26,12 @@ from adapt.search import selection
 from adapt.search.config import RUNGS, SearchConfig
 from adapt.search.grid import lattice
 from adapt.search.search import Search, search
-from adapt.search.selection import select
+from adapt.search.selection import TOO_SLOW, select
 from adapt.search.surrogate import search_grid
 from adapt.search.unlabelled import recalibrate
 from tests.adapt.pictures import coloured, noise, swapped
-from training.bases import BaseSet
+from tests.blind import blue_pictures, make_blind
+from training.bases import BaseSet, load_base_set
 
 FIRST: tuple[str, ...] = ("statistics", "early")
 
@@ -46,9 +48,7 @@ def pictures(prepared: PreparedBase) -> Support:
 
 @pytest.fixture(scope="module")
 def found(prepared: PreparedBase, pictures: Support) -> Search:
-    return search(
-        prepared, pictures, SearchConfig(train_from=MIN_IMAGES, rungs=FIRST), current=default_soup(prepared.manifest)
-    )
+    return search(prepared, pictures, SearchConfig(rungs=FIRST), current=default_soup(prepared.manifest))
 
 
 def accuracy(prepared: PreparedBase, found: Search, unseen: Support) -> float:
@@ -119,7 +119,7 @@ def test_swapped_colours_are_learned_and_what_was_judged_is_what_is_served(
     without = search(
         prepared,
         pictures,
-        SearchConfig(train_from=MIN_IMAGES, rungs=("statistics",)),
+        SearchConfig(rungs=("statistics",)),
         current=default_soup(prepared.manifest),
     )
     unseen = swapped(coloured(400, prepared.manifest.class_names, seed=5))
@@ -155,16 +155,15 @@ def test_a_training_is_repeatable_and_no_worse_on_held_out_images(
     pictures: Support,
 ) -> None:
     current = default_soup(prepared.manifest)
-    again = search(prepared, pictures, SearchConfig(train_from=MIN_IMAGES, rungs=FIRST), current=current)
+    again = search(prepared, pictures, SearchConfig(rungs=FIRST), current=current)
     assert again.soup.patch == found.soup.patch
     assert again.outcome.accuracy == found.outcome.accuracy
-    other = search(prepared, pictures, SearchConfig(train_from=MIN_IMAGES, rungs=FIRST, seed=1), current=current)
+    other = search(prepared, pictures, SearchConfig(rungs=FIRST, seed=1), current=current)
     assert other.soup.patch != found.soup.patch
     clean = coloured(150, prepared.manifest.class_names, seed=2)
     for support in (pictures, clean):
         below, above = (
-            search(prepared, support, SearchConfig(train_from=MIN_IMAGES, rungs=r), current=current)
-            for r in (("statistics", "head"), RUNGS)
+            search(prepared, support, SearchConfig(rungs=r), current=current) for r in (("statistics", "head"), RUNGS)
         )
         assert below.fit is not None
         assert above.fit is not None
@@ -184,14 +183,64 @@ def test_few_images_a_missing_class_and_folded_batchnorm_are_not_trained_on(
         (two, FIRST, "expected labelled images of all 3 classes, got 2"),
         (pictures, ("early",), "BatchNorm is folded"),
     ):
-        found = search(prepared, support, SearchConfig(train_from=MIN_IMAGES, rungs=rungs), current=current)
+        found = search(prepared, support, SearchConfig(rungs=rungs), current=current)
         assert "early" not in found.choice.rungs
         assert found.outcome.not_tried["early"].startswith(why)
-    raw = SearchConfig(train_from=MIN_IMAGES, rungs=("early",), bn_mode="raw")
+    raw = SearchConfig(rungs=("early",), bn_mode="raw")
     assert search(prepared, pictures, raw, current=current).choice.rungs == ("early",)
-    at_once = search(prepared, pictures, SearchConfig(rungs=FIRST), current=current)
-    assert len(pictures) < TRAIN_FROM  # from which on images are trained on unless told otherwise
-    assert at_once.outcome.not_tried == {"early": f"expected at least {TRAIN_FROM} labelled images, got 150"}
+
+
+def test_a_quick_search_trains_nothing_and_says_so_where_it_could(prepared: PreparedBase, pictures: Support) -> None:
+    current = default_soup(prepared.manifest)
+    for support, why in (
+        (pictures, TOO_SLOW),
+        (pictures.subset(np.arange(60)), f"expected at least {MIN_IMAGES} labelled images, got 60"),
+    ):
+        found = search(prepared, support, SearchConfig(effort="quick"), current=current)
+        assert found.choice.rungs == ("statistics", "head")
+        assert found.outcome.not_tried == {"early": why}
+
+
+@pytest.fixture(scope="module")
+def blind(tiny_base_set: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedBase:
+    return PreparedBase(load_base_set(make_blind(tiny_base_set, tmp_path_factory.mktemp("bases") / "blind")))
+
+
+def blue(prepared: PreparedBase, n: int, *, seed: int) -> Support:
+    images, labels = blue_pictures(n, seed=seed)
+    return Support(images, labels, tuple(f"blue-{seed}-{i}" for i in range(n)), prepared.manifest.class_names)
+
+
+def test_a_full_search_beats_what_a_quick_one_on_the_same_images_found(blind: PreparedBase) -> None:
+    """The fault: the version that a quick search had made from the images led, and so nothing was trained."""
+    pictures, unseen = blue(blind, 240, seed=0), blue(blind, 600, seed=5)
+    quick = search(blind, pictures, SearchConfig(effort="quick"), current=default_soup(blind.manifest))
+    assert quick.outcome.state == "promoted"
+    assert "head" in quick.choice.rungs
+    full = search(blind, pictures, SearchConfig(), current=quick.soup)
+    assert full.outcome.not_tried == {}
+    assert "early" in full.choice.rungs
+    assert full.outcome.state == "promoted"
+    assert full.outcome.accuracy is not None
+    assert full.outcome.accuracy.judged == Judged(fresh=0, held_out=240, left_out=0)
+    before, after = (accuracy(blind, found, unseen) for found in (quick, full))
+    assert after > before + 0.1
+    assert full.outcome.accuracy.current == pytest.approx(before, abs=0.1)
+
+
+def test_a_full_search_that_finds_the_version_again_keeps_it(
+    blind: PreparedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault: it was promoted over itself, as the temperature it is judged at is fitted to other folds' answers."""
+    pictures = blue(blind, 200, seed=3)
+    first = search(blind, pictures, SearchConfig(effort="quick"), current=default_soup(blind.manifest))
+    assert first.soup.patch is not None
+    monkeypatch.setattr(FirstLayers, "refuse", lambda *_: "not here")
+    again = search(blind, pictures, SearchConfig(), current=first.soup)
+    assert not again.pool.eligible[0]
+    assert again.soup.patch == first.soup.patch
+    assert again.is_current
+    assert again.outcome.state == "kept"
 
 
 def test_what_a_fold_is_judged_by_never_saw_it(
@@ -218,7 +267,7 @@ def test_it_stops_when_told_and_says_how_far_it_is(prepared: PreparedBase, pictu
         search,
         prepared,
         pictures,
-        SearchConfig(train_from=MIN_IMAGES, rungs=FIRST),
+        SearchConfig(rungs=FIRST),
         current=default_soup(prepared.manifest),
         progress=lambda done, message: said.append((done, message)),
     )
@@ -237,10 +286,10 @@ def test_a_trained_soup_is_a_current_soup_like_any_other(
     found: Search,
 ) -> None:
     fresh = swapped(coloured(90, prepared.manifest.class_names, seed=3))
-    again = search(prepared, fresh, SearchConfig(train_from=MIN_IMAGES, rungs=FIRST), current=found.soup)
+    again = search(prepared, fresh, SearchConfig(rungs=FIRST), current=found.soup)
     assert again.fit is not None
     assert again.fit.share(again.fit.candidate) >= 0.9 * again.fit.share(again.fit.current)
-    kept = search(prepared, fresh, SearchConfig(train_from=MIN_IMAGES, rungs=()), current=found.soup)
+    kept = search(prepared, fresh, SearchConfig(rungs=()), current=found.soup)
     assert kept.soup.patch == found.soup.patch
     images = swapped(coloured(200, prepared.manifest.class_names, seed=6)).images
     soup, outcome = recalibrate(prepared, images, current=found.soup)
@@ -269,14 +318,12 @@ def test_a_network_without_batchnorm_is_trained_too(
     assert layer_norm.head_key is not None
     assert set(trained.tensors) == set(early_keys(layer_norm.base.model().net, layer_norm.head_key))
     assert all(np.isfinite(array).all() for array in trained.tensors.values())
-    result = search(
-        layer_norm, support, SearchConfig(train_from=MIN_IMAGES, rungs=FIRST), current=default_soup(layer_norm.manifest)
-    )
+    result = search(layer_norm, support, SearchConfig(rungs=FIRST), current=default_soup(layer_norm.manifest))
     assert result.fit is not None
     below = search(
         layer_norm,
         support,
-        SearchConfig(train_from=MIN_IMAGES, rungs=("statistics",)),
+        SearchConfig(rungs=("statistics",)),
         current=default_soup(layer_norm.manifest),
     )
     assert below.fit is not None

@@ -13,6 +13,7 @@ from adapt.networks.forward import served_logits
 from adapt.networks.network import Cancelled
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs import site
+from adapt.rungs.mixture import Mixture
 from adapt.rungs.pool import Library
 from adapt.rungs.registry import LADDER
 from adapt.rungs.site import SHARES, TEMPERATURES, Site, may_mirror
@@ -108,7 +109,7 @@ def test_a_share_of_nothing_is_the_start_and_a_share_of_all_plain_fine_tuning(
     task = task_for(prepared, pictures, bn_mode="raw")
     library, everything = Library(task, search_surrogate(task, lattice("affine"))), np.ones(90, dtype=np.bool_)
     rung, whole = Site(library), Part(np.ones(90, dtype=np.bool_), library.pool.eligible)
-    below = replace(site.Mixture(library).fit(whole), bn_mode="raw")
+    below = replace(Mixture(library).fit(whole), bn_mode="raw")
     start, half, trained = rung.fit(below, whole)[:: len(TEMPERATURES)]
     weights = prepared.model("raw")
     weights.set(start.coefficients, None)
@@ -130,7 +131,7 @@ def test_variants_are_every_share_at_every_temperature(
     library = Library(task, search_surrogate(task, lattice("affine")))
     whole = Part(np.ones(90, dtype=np.bool_), library.pool.eligible)
     rung = Site(library)
-    models = rung.fit(site.Mixture(library).fit(whole), whole)
+    models = rung.fit(Mixture(library).fit(whole), whole)
     assert len(models) == rung.num_variants == len(SHARES) * len(TEMPERATURES)
     first = models[0].answer(whole.images)
     before = library.image_forwards

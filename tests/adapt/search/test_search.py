@@ -205,7 +205,7 @@ def test_a_soup_of_another_base_set_is_refused(prepared: PreparedBase, support: 
         ({"attempt": 0}, "greater than or equal to 1"),
         ({"attempt": 2, "earlier": (20, 30)}, "fewer sizes than attempt = 2, got 2"),
         ({"attempt": 2, "earlier": (-1,)}, "greater than or equal to 0"),
-        ({"train_from": 79}, "greater than or equal to 80"),
+        ({"effort": "auto"}, "'quick' or 'full'"),
         ({"device": "tpu"}, "'auto', 'cpu' or 'cuda'"),
         (
             {"rungs": ("head", "stem")},
@@ -333,7 +333,7 @@ def test_a_network_with_shared_weights_is_searched(tmp_path: Path, base_set_fact
     net = prepared.model("folded").net
     assert net.first.weight.data_ptr() == net.second.weight.data_ptr()
     support = support_for(prepared, 100)
-    config = SearchConfig(train_from=80)
+    config = SearchConfig()
     found = search(prepared, support, config, current=default_soup(prepared.manifest))
     assert found.outcome.accuracy is not None
     served = served_logits(prepared, found.soup, support.images) / found.soup.temperature
