@@ -1,8 +1,8 @@
 """The last layer, fitted to a few labelled images: logistic regression drawn to the soup's own layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapt.evidence.scores import Bools, Doubles, Floats, part
 from adapt.networks.last_layer import Head
-from adapt.rungs.model import Answers, Model, total
+from adapt.rungs.model import Answers, Model, Seen, total
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Part, Task
 from training.manifest import InputSpec
@@ -51,7 +51,7 @@ class LastLayer:
         why = refuse_current(self._library, below) or refuse_labels(
             self._task, some, least=least_images(self._task.network.manifest.input)
         )
-        if why is None and not _is_last(below.layer, below):
+        if why is None and not is_last(below.layer, below):
             return "the network's logits are not those of its last layer alone"
         return why
 
@@ -86,7 +86,7 @@ def least_images(spec: InputSpec) -> int:
     return MIN_IMAGES_LARGE if max(spec.height, spec.width) > LARGE_INPUT else MIN_IMAGES
 
 
-def _is_last(layer: Head, model: Model) -> bool:
+def is_last(layer: Head, model: Model) -> bool:
     """Say if nothing comes behind or beside the last layer: VOLO adds the answers of a second one to its logits."""
     assert model.features is not None, "the last layer is linear"
     logits = model.answer(np.ones(len(model.features), dtype=np.bool_)).double()
@@ -102,10 +102,18 @@ def _with_head(below: Model, head: Head, key: str) -> Model:
         temperature=1.0,
         answer=lambda images: head(features[torch.from_numpy(images)]),
         layer=head,
+        stream=None if below.stream is None else partial(_heard, head, below.stream),
         tensors={**below.tensors, f"{key}.weight": head.weight.numpy(), f"{key}.bias": head.bias.numpy()},
         rungs=(*below.rungs, LastLayer.name),
         below=below,
     )
+
+
+def _heard(head: Head, stream: Callable[[], Seen]) -> Seen:
+    """Return what a network says of the images without labels, with another last layer."""
+    features = stream().features
+    assert features is not None, "the last layer is linear"
+    return Seen(head(features), features)
 
 
 def refuse_current(library: Library, below: Model) -> str | None:

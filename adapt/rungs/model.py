@@ -15,6 +15,13 @@ from adapt.networks.last_layer import Head
 from adapt.rungs.task import Part
 
 
+class Seen(NamedTuple):
+    """What a network says of images, and gives its last layer."""
+
+    logits: Tensor  # (m, K), not divided by the temperature
+    features: Tensor | None  # (m, D); None where the last layer is not linear
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A network made from a part of the labelled images, and its answers to all n of them.
@@ -28,6 +35,8 @@ class Model:
         features: (n, D), what the last layer is given; None where it is not linear.
         layer: the last layer in place, before the temperature; None where it is not linear.
         tensors: what takes the place of mixed tensors.
+        stream: returns what it says of the images without labels; None where nothing was kept to say it.
+        frequencies: (K,) of the classes, which were added to its last layer; None for none.
         recalibrated: images that its channel statistics were estimated on; 0 for those of training.
         rungs: names of the rungs that made its tensors.
         below: the model that its last rung was put on.
@@ -40,6 +49,8 @@ class Model:
     answer: Callable[[Bools], Tensor] = field(repr=False)
     features: Tensor | None = field(repr=False)
     layer: Head | None = field(repr=False)
+    stream: Callable[[], Seen] | None = field(default=None, repr=False)
+    frequencies: Doubles | None = field(default=None, repr=False)
     tensors: Tensors = field(default_factory=dict, repr=False)
     recalibrated: int = 0
     rungs: tuple[str, ...] = ()

@@ -75,6 +75,7 @@ class Statistics:
             answer=lambda some: found.logits[torch.from_numpy(some)],
             features=found.features,
             layer=library.layer(candidate),
+            stream=lambda: library.stream(candidate, images),
             tensors=found.statistics,
             recalibrated=int(images.sum()) + task.num_unlabelled,
             rungs=(self.name,),

@@ -90,9 +90,9 @@ class SimulatedNetwork:
 
     def head(self, coefficients: Sequence[float], patch: Tensors | None = None) -> Head:
         """Return the last layer: that of all soups, or of the patch."""
-        if patch is None or f"{HEAD}.weight" not in patch:
-            return self.layer
-        return Head(torch.from_numpy(patch[f"{HEAD}.weight"]), torch.from_numpy(patch[f"{HEAD}.bias"]))
+        given = {} if patch is None else {key: torch.from_numpy(array) for key, array in patch.items()}
+        own = self.layer
+        return Head(given.get(f"{HEAD}.weight", own.weight), given.get(f"{HEAD}.bias", own.bias))
 
     def usable(self, coefficients: npt.NDArray[np.float64], bn_mode: BnMode) -> npt.NDArray[np.bool_]:
         """Return that all soups are usable."""
