@@ -22,7 +22,9 @@ from scipy import optimize, special
 from adapt.evidence.scores import Doubles, Ints
 
 PRIOR_IMAGES = 1.0  # images of each class that stand beside those seen, so that no class is impossible
-BIAS_DEVIATION = 1.0  # of the prior of each bias, in logits
+# Standard deviations of the prior of each bias, in logits. The estimate needs a narrow one: noise in the biases costs
+# more accuracy than the biases do. The interval needs one as wide as biases are: see EXPERIMENTS.md.
+BIAS_DEVIATION, BIAS_DOUBT = 0.25, 1.0
 TEMPERATURE_DEVIATION = 0.3  # of the prior of the temperature's logarithm
 MAX_STEPS = 2000  # of expectation and maximisation
 TOLERANCE = 1e-6  # largest change of a frequency at which they have settled
@@ -37,7 +39,7 @@ class Calibration(NamedTuple):
     Attributes:
         temperature: divides the logits.
         bias: (K,) added after that.
-        covariance: (K, K) of the bias.
+        covariance: (K, K) of the bias, under the wide prior.
     """
 
     temperature: float
@@ -51,10 +53,10 @@ class Calibration(NamedTuple):
 
 def uncalibrated(num_classes: int, temperature: float) -> Calibration:
     """Return the calibration without any labelled image: no bias, which is as uncertain as its prior says."""
-    return Calibration(temperature, np.zeros(num_classes), BIAS_DEVIATION**2 * np.eye(num_classes))
+    return Calibration(temperature, np.zeros(num_classes), BIAS_DOUBT**2 * np.eye(num_classes))
 
 
-def calibrate(logits: Logits, labels: Ints, *, temperature: float, is_fixed: bool = False) -> Calibration:
+def calibrate(logits: Logits, labels: Ints, *, temperature: float, is_fitted: bool = False) -> Calibration:
     """Return the calibration that labelled images call for, drawn to no bias and to the temperature given.
 
     Only the classes that have labelled images are compared with one another: an image says nothing of the frequency
@@ -64,8 +66,9 @@ def calibrate(logits: Logits, labels: Ints, *, temperature: float, is_fixed: boo
         logits: (n, K), finite.
         labels: (n,) class indices.
         temperature: that the logits are served with, above 0.
-        is_fixed: keep the temperature: for logits of a layer that was fitted to these very labels and so looks surer
-            on them than it is.
+        is_fitted: the logits are those of a layer that was fitted to these very labels. It looks surer on them than it
+            is, so the temperature stays; it has their shares in its biases, so the wide prior is that of the estimate,
+            too.
     """
     num_classes = logits.shape[1]
     found, counts = np.unique(labels, return_counts=True)
@@ -74,7 +77,8 @@ def calibrate(logits: Logits, labels: Ints, *, temperature: float, is_fixed: boo
         return plain
     shares, targets = np.log(counts / len(labels)), np.searchsorted(found, labels)
     some, rows = logits[:, found] / temperature, np.arange(len(labels))
-    pull, pull_scale = BIAS_DEVIATION**-2, 0.0 if is_fixed else TEMPERATURE_DEVIATION**-2
+    pull = (BIAS_DOUBT if is_fitted else BIAS_DEVIATION) ** -2
+    pull_scale = TEMPERATURE_DEVIATION**-2
 
     def objective(point: Doubles) -> tuple[float, Doubles]:
         bias, log_scale = point[:-1], point[-1]
@@ -83,14 +87,16 @@ def calibrate(logits: Logits, labels: Ints, *, temperature: float, is_fixed: boo
         error = np.exp(log_p)
         error[rows, targets] -= 1
         loss = -log_p[rows, targets].sum() + 0.5 * (pull * bias @ bias + pull_scale * log_scale**2)
-        of_scale = 0.0 if is_fixed else float((error * scaled).sum()) + pull_scale * log_scale
+        of_scale = 0.0 if is_fitted else float((error * scaled).sum()) + pull_scale * log_scale
         return float(loss), np.append(error.sum(axis=0) + pull * bias, of_scale)
 
     best = optimize.minimize(objective, np.zeros(len(found) + 1), jac=True, method="L-BFGS-B").x
     probabilities = special.softmax(some * np.exp(best[-1]) + best[:-1] + shares, axis=1)
     bias, covariance = plain.bias.copy(), plain.covariance.copy()
     bias[found] = best[:-1]
-    information = np.diag(probabilities.sum(axis=0)) - probabilities.T @ probabilities + pull * np.eye(len(found))
+    information = (
+        np.diag(probabilities.sum(axis=0)) - probabilities.T @ probabilities + BIAS_DOUBT**-2 * np.eye(len(found))
+    )
     covariance[np.ix_(found, found)] = np.linalg.inv(information)
     return Calibration(float(temperature * np.exp(-best[-1])), bias, covariance)
 

@@ -121,7 +121,7 @@ def gather(task: Task, model: Model, images: Bools) -> Evidence:
     logits = model.answer(images).double().numpy()
     usable = np.isfinite(logits).all(axis=1)
     is_fitted = LastLayer.name in model.rungs
-    calibration = calibrate(logits[usable], labels[usable], temperature=model.temperature, is_fixed=is_fitted)
+    calibration = calibrate(logits[usable], labels[usable], temperature=model.temperature, is_fitted=is_fitted)
     stream = model.stream().logits.double().numpy()
     counts = np.zeros(num_classes)
     if task.draw == "fair":
