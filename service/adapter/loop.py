@@ -319,6 +319,7 @@ class AdapterLoop:
             attempt=job.attempt,
             earlier=given.earlier,
             balance=job.balance == "class",
+            draw=job.draw,  # type: ignore[arg-type]
             reference=given.reference,
             progress=heartbeat.report,
             should_stop=partial(self._should_stop, heartbeat),

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from adapt.documents.landscape import Landscape
 from adapt.documents.soup import Outcome, Soup, Strategy
+from adapt.evidence.draws import Draw
 from adapt.evidence.policies import Promote
 from adapt.images.support import Reference, Support
 from adapt.networks.network import Cancelled
@@ -71,6 +72,7 @@ class Searcher:
         attempt: int | None,
         earlier: tuple[int, ...],
         balance: bool,
+        draw: Draw,
         reference: Reference | None,
         progress: Callable[[float, str], None],
         should_stop: Callable[[], bool],
@@ -89,6 +91,7 @@ class Searcher:
             attempt: number of this comparison with the current version; None if it is not counted.
             earlier: sizes of earlier attempts, see `SearchConfig.earlier`.
             balance: let every class count alike.
+            draw: how the labelled images were drawn.
             reference: trusted images on which the candidate must reach a floor.
             progress: called with the fraction done and what is being done.
             should_stop: asked again and again.
@@ -104,7 +107,12 @@ class Searcher:
                 base,
                 material.support,
                 self._config(
-                    strategy=strategy, promote=promote, attempt=attempt or 1, earlier=earlier, balance=balance
+                    strategy=strategy,
+                    promote=promote,
+                    attempt=attempt or 1,
+                    earlier=earlier,
+                    balance=balance,
+                    draw=draw,
                 ),
                 current=current,
                 unlabelled=material.unlabelled,
@@ -136,13 +144,21 @@ class Searcher:
         return Found(soup.model_copy(update={"evidence": outcome}), outcome)
 
     def _config(
-        self, *, strategy: Strategy, promote: Promote, attempt: int, earlier: tuple[int, ...], balance: bool
+        self,
+        *,
+        strategy: Strategy,
+        promote: Promote,
+        attempt: int,
+        earlier: tuple[int, ...],
+        balance: bool,
+        draw: Draw,
     ) -> SearchConfig:
         settings = self._settings
         return SearchConfig(
             strategy=strategy,
             train_from=settings.train_from,
             balance=balance,
+            draw=draw,
             promote=promote,
             attempt=attempt,
             earlier=earlier,

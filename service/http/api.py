@@ -16,7 +16,16 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from service.http import deployments, samples
-from service.http.adaptation import BALANCES, CHOICES, MAX_WAIT_SECONDS, PROMOTES, STRATEGIES, Upload, read_upload
+from service.http.adaptation import (
+    BALANCES,
+    CHOICES,
+    DRAWS,
+    MAX_WAIT_SECONDS,
+    PROMOTES,
+    STRATEGIES,
+    Upload,
+    read_upload,
+)
 from service.http.answers import predictions_json
 from service.http.bento_client import client_schema
 from service.http.classifying import classify
@@ -62,7 +71,7 @@ async def predict(context: Context, request: Request) -> Response:
 
 async def adapt(context: Context, request: Request) -> Response:
     """`POST /adapt`."""
-    query = Query(request, ("deployment", "strategy", "promote", "wait", "samples", "balance"))
+    query = Query(request, ("deployment", "strategy", "promote", "wait", "samples", "balance", "draw"))
     name = query.text("deployment", DEFAULT)
     strategy = query.choice("strategy", STRATEGIES)
     promote = query.choice("promote", PROMOTES)
@@ -70,7 +79,7 @@ async def adapt(context: Context, request: Request) -> Response:
         require(request, "admin", "promote=always")
     wait = query.number("wait", 30, low=0, high=MAX_WAIT_SECONDS)
     choice = query.choice("samples", CHOICES)
-    balance = query.choice("balance", BALANCES)
+    balance, draw = query.choice("balance", BALANCES), query.choice("draw", DRAWS)
     base = context.catalog[(await context.pointer(request, name)).base_set]
     await context.adaptation.check_room()
     upload = await _read_upload(context, request, may_be_empty=query.has("samples"))
@@ -81,7 +90,7 @@ async def adapt(context: Context, request: Request) -> Response:
     material = await unless_gone(request, context.adaptation.decode(upload, base.manifest, request.state.share))
     del upload  # while the job runs, nobody needs the files
     request.state.share.release()
-    wanted = Wanted(name, material, choice, strategy, promote, balance, caller(request))
+    wanted = Wanted(name, material, choice, strategy, promote, balance, caller(request), draw)
     submitted = await context.adaptation.submit(wanted, base.manifest)
     del material, wanted
     job, is_done = await context.adaptation.wait(submitted.job, deadline - time.monotonic())

@@ -43,6 +43,8 @@ def job_view(job: Job) -> JobView:
         coefficients=outcome.get("coefficients"),
         patch=outcome.get("patch"),
         balance=job.balance,
+        draw=job.draw,
+        classes=outcome.get("classes"),
         samples=job.samples,
         support=SupportSummary.model_validate(outcome.get("support") or job.support),
         accuracy=outcome.get("accuracy"),

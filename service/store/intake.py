@@ -43,6 +43,7 @@ class Wanted(NamedTuple):
     promote: str = "auto"
     balance: str = "none"
     who: str | None = None  # name of the API key
+    draw: str = "any"
 
 
 class Submission(NamedTuple):
@@ -138,6 +139,7 @@ class Intake:
                 strategy=request.strategy,
                 promote=request.promote,
                 balance=request.balance,
+                draw=request.draw,
                 samples_digest=digest_of(selected, material.unlabelled_hashes),
                 support=summary_of(selected, manifest.class_names, len(material.unlabelled_hashes)),
                 samples=changes.model_dump(mode="json"),

@@ -140,7 +140,7 @@ class JobQueue:
         """Return how many labelled images the earlier attempts against a job's base version had, the latest last.
 
         0 stands for an attempt whose images are not all among those of the next one, and for one of which that is not
-        known: its candidate was the base version, or its job was forgotten, or its classes counted otherwise.
+        known: its candidate was the base version, or its job was forgotten, or its labels were used otherwise.
 
         Args:
             job: with an attempt, or without.
@@ -154,6 +154,7 @@ class JobQueue:
             Job.deployment == job.deployment,
             Job.base_version == job.base_version,
             Job.balance == job.balance,
+            Job.draw == job.draw,
             Job.attempt < job.attempt,
         )
         with self._database.read() as session:
@@ -292,6 +293,7 @@ def add_job(
     strategy: str,
     promote: str,
     balance: str = "none",
+    draw: str = "any",
     samples_digest: str,
     support: SupportSummary,
     max_queued: int,
@@ -303,7 +305,7 @@ def add_job(
 
     The same samples against the same version return the earlier decision, so that nobody retries until it
     promotes; with `promote` "always" or "never" only for the same strategy too, as nothing is gained by retrying.
-    Another `balance` asks for something else: who is to be served better.
+    Another `balance` or `draw` asks for something else: who is to be served better, what labels may be asked about.
 
     Returns:
         A job whose `id` is `job` if it was queued now, another one if there was an earlier one.
@@ -317,6 +319,7 @@ def add_job(
         Job.base_version == found.version,
         Job.promote == promote,
         Job.balance == balance,
+        Job.draw == draw,
         Job.state.in_((*ACTIVE_STATES, "kept")),
         (Job.reason.is_(None)) | (Job.reason != SUPERSEDED),
     )
@@ -334,6 +337,7 @@ def add_job(
         strategy=strategy,
         promote=promote,
         balance=balance,
+        draw=draw,
         samples_digest=samples_digest,
         support=support.model_dump(mode="json"),
         samples=samples,

@@ -165,6 +165,7 @@ class Job(Table):
     strategy: Mapped[str] = mapped_column(String(16))
     promote: Mapped[str] = mapped_column(String(16))
     balance: Mapped[str] = mapped_column(String(16), default="none")
+    draw: Mapped[str] = mapped_column(String(16), default="any")  # a Draw: what its labels may be asked about
     samples_digest: Mapped[str] = mapped_column(String(64))
     who: Mapped[str | None] = mapped_column(String(MAX_WHO))  # name of the API key that asked, if there are keys
     support: Mapped[dict[str, Any]]  # adapt.documents.soup.SupportSummary

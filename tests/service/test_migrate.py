@@ -67,7 +67,8 @@ def test_first_revision_with_rows_in_it_is_brought_up_to_date(empty: Database) -
     with empty.read() as session:
         assert session.execute(text("SELECT kind, who, reason FROM events")).all() == [("created", None, None)]
     (job,) = JobQueue(empty).latest("default", limit=9)
-    assert (job.id, job.balance, job.who, job.samples) == ("j", "none", None, None)
+    assert (job.id, job.balance, job.draw, job.who, job.samples) == ("j", "none", "any", None, None)
+    assert job_view(job).classes is None
     watches = Watches(empty)
     assert watches.status("default") is None
     assert watches.switch_on("default", 50, 0.2)
