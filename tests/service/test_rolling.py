@@ -40,7 +40,7 @@ from tests.service.test_registry import add, soup
 from training.bases import rewrite_manifest
 from training.manifest import read_manifest
 
-PREVIOUS = "0007"  # the revision before the newest
+PREVIOUS = "0008"  # the revision before the newest
 NEXT = '''"""What the next version adds."""
 
 import sqlalchemy as sa
