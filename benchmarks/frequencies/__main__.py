@@ -61,8 +61,9 @@ class Frequencies(Command):
         check_mixable(base.manifest)
         with thread_count(self.threads):
             found = self._measure(PreparedBase(base))
-        data = {"cases": summary(found), "draws": self.draws, "n_test": self.n_test, "machine": machine()}
-        holds = claim(data["cases"])
+        rows = summary(found)
+        data = {"cases": rows, "draws": self.draws, "n_test": self.n_test, "machine": machine()}
+        holds = claim(rows)
         text = markdown(data, base.manifest.name)
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
