@@ -41,7 +41,7 @@ class SearchCommand(SearchConfig, Command):
     test: Path | None = Field(default=None, description="folder of other images to report accuracy on")
     n: int | None = Field(default=None, ge=1, description="use only N images, drawn evenly over the classes")
     unlabelled: Path | None = Field(
-        default=None, description="folder of more images of the shift, without labels, for the statistics"
+        default=None, description="folder of more images of the shift, without labels: for statistics and frequencies"
     )
     reference: Path | None = Field(
         default=None, description="trusted labelled images; auto keeps a candidate that is below the --floor on them"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from adapt.documents.frequencies import ClassFrequency
 from adapt.documents.held_out import HeldOut
 from adapt.documents.patch import Patch, PatchSummary
 from training.documents import Frozen, one_line, read_document
@@ -29,7 +30,9 @@ class SupportSummary(Frozen):
     """The labelled images a search was given."""
 
     n: int = Field(ge=0, description="number of labelled images, exact repeats counted once")
-    unlabelled: int = Field(default=0, ge=0, description="number of images without a label, for recalibration only")
+    unlabelled: int = Field(
+        default=0, ge=0, description="number of images without a label: for channel statistics and class frequencies"
+    )
     per_class: dict[str, int] = Field(description="number of images by class name; classes without images left out")
 
 
@@ -105,6 +108,9 @@ class Outcome(Frozen):
         default=None, description="p-value below which this attempt promotes: see docs/evidence.md"
     )
     not_tried: dict[str, str] = Field(default_factory=dict, description="rungs that were not tried, and why")
+    classes: tuple[ClassFrequency, ...] | None = Field(
+        default=None, description="estimated class frequencies; null where too few images tell them"
+    )
 
 
 class Soup(Frozen):

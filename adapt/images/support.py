@@ -75,7 +75,7 @@ class Support:
         hashes = tuple(self.hashes[position] for position in index)
         return Support(self.images[index], self.labels[index], hashes, self.class_names, self.duplicates)
 
-    def folds(self, num_folds: int = 5, *, seed: int) -> npt.NDArray[np.int64]:
+    def folds(self, num_folds: int = 5, *, seed: int, by_class: bool = True) -> npt.NDArray[np.int64]:
         """Return the fold of each image, (N,): sizes differ by at most one, and so does each class from fold to fold.
 
         Images are shuffled within their class and dealt out one class after the other. A class with fewer images than
@@ -84,6 +84,8 @@ class Support:
         Args:
             num_folds: at least 2; no more folds than images are made.
             seed: of the shuffling.
+            by_class: deal classes out evenly. False where folds judge class frequencies: dealt out evenly, a fold has
+                those of the other folds by construction, however far chance has led all of them astray.
 
         Raises:
             ValueError: fewer than two folds or images.
@@ -91,7 +93,8 @@ class Support:
         if num_folds < 2 or len(self) < 2:
             raise ValueError(f"expected at least 2 folds and 2 images, got {num_folds} and {len(self)}")
         order = np.random.default_rng(seed).permutation(len(self))
-        order = order[np.argsort(self.labels[order], kind="stable")]
+        if by_class:
+            order = order[np.argsort(self.labels[order], kind="stable")]
         folds = np.empty(len(self), dtype=np.int64)
         folds[order] = np.arange(len(self)) % min(num_folds, len(self))
         return folds

@@ -15,6 +15,7 @@ from training.documents import Frozen
 
 MADE = {
     "head": "a last layer fitted to labelled images",
+    "frequencies": "biases with the class frequencies of the images",
     "early": "first layers trained on labelled images",
     "site": "all weights trained on labelled images",
 }
@@ -159,10 +160,21 @@ def table(report: Report) -> str:
             f"p = {accuracy.p_value:.3g}"
         )
     lines += [f"not tried  {name}: {why}" for name, why in outcome.not_tried.items()]
+    lines += _class_lines(outcome)
     if report.test is not None:
         test = report.test
         lines.append(f"test       current {test.current:.4f}, candidate {test.candidate:.4f} on {test.n} unseen images")
     return "\n".join([*lines, "", *_rows(report)])
+
+
+def _class_lines(outcome: Outcome) -> list[str]:
+    """Return the class frequencies that are farthest from what is expected, and that there are others."""
+    if outcome.classes is None:
+        return []
+    found = sorted(outcome.classes, key=lambda each: abs(each.estimated - each.expected), reverse=True)
+    shown = [f"{each.name} {each.estimated:.3f} ({each.low:.3f} to {each.high:.3f})" for each in found[:NUM_SHOWN]]
+    others = f", {len(found) - NUM_SHOWN} more" if len(found) > NUM_SHOWN else ""
+    return [f"classes    {', '.join(shown)}{others}; expected {found[0].expected:.3f} of each"]
 
 
 def _rows(report: Report) -> list[str]:

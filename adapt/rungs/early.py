@@ -1,5 +1,7 @@
 """First layers, scales and shifts trained on the labelled images, from the model below with its own last layer.
 
+Class frequencies are added to that layer where they were to the one below: labels that are a fair draw have them.
+
 New channel statistics undo what a shift does to each channel alone. What it does to how pixels and channels relate, as
 when colours are inverted, takes other filters, and the first layers see the shift most directly. They are small, so
 that a patch can hold them; the layers behind them keep what they know of the classes.
@@ -18,6 +20,7 @@ from adapt.documents.patch import Tensors
 from adapt.evidence.cross_fit import NUM_FOLDS
 from adapt.evidence.scores import Bools, Floats, part
 from adapt.networks.prepared import PreparedBase
+from adapt.rungs.frequencies import Frequencies
 from adapt.rungs.head import refuse_current, refuse_labels
 from adapt.rungs.model import Answers, Model, total
 from adapt.rungs.pool import Library
@@ -38,17 +41,16 @@ class FirstLayers:
     """Trains the first layers of the model below; see `adapt.rungs.training`.
 
     One training takes as long as the rest of a search. So it is not repeated without every two folds: see
-    `adapt.rungs.model.Rung.is_nested`.
+    `adapt.rungs.model.Rung.num_parts`.
     """
 
     name = "early"
     num_variants = 1
-    is_nested = False
-    num_parts = NUM_FOLDS
+    num_parts: int | None = NUM_FOLDS
 
     def __init__(self, library: Library) -> None:
         self._library, self._task = library, library.task
-        self._statistics = Statistics(library)
+        self._statistics, self._frequencies = Statistics(library), Frequencies(library)
         self._num_trained = 0
 
     def refuse(self, below: Model, some: Part) -> str | None:
@@ -106,11 +108,14 @@ class FirstLayers:
 
     def _start(self, below: Model, some: Part) -> Model | None:
         """Return the model to train: the one below with its own last layer; a recalibrated one where that is folded."""
-        if self._is_open(below):
-            return below if below.below is None else below.below
-        if self._statistics.refuse(below, some) is not None:
-            return None
-        return self._statistics.fit(below, some)[0]
+        start = below
+        while start.below is not None:
+            start = start.below
+        if not self._is_open(below):
+            if self._statistics.refuse(below, some) is not None:
+                return None
+            start = self._statistics.fit(below, some)[0]
+        return start if below.frequencies is None else self._frequencies.fit(start, some)[0]
 
     def _is_open(self, model: Model) -> bool:
         """Say whether the network is in a layout in which every tensor stands by itself."""
@@ -138,6 +143,7 @@ class FirstLayers:
             answer=answer,
             features=None,
             layer=None,
+            frequencies=start.frequencies,
             tensors=tensors,
             recalibrated=num_images + task.num_unlabelled if network.has_batchnorm else start.recalibrated,
             rungs=(*start.rungs, self.name),

@@ -4,9 +4,9 @@ Where some classes have no label, only the rows of the others are fitted, and th
 probability that the soup gives them together: see `fit_heads`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,9 @@ from scipy import optimize, special
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from adapt.evidence.cross_fit import NUM_FOLDS
 from adapt.evidence.scores import Bools, Doubles, Floats, part
 from adapt.networks.last_layer import Head
-from adapt.rungs.model import Answers, Model, total
+from adapt.rungs.model import Answers, Model, Seen, total
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Part, Task
 from training.manifest import InputSpec
@@ -43,8 +42,7 @@ class LastLayer:
 
     name = "head"
     num_variants = len(PENALTIES)
-    is_nested = True
-    num_parts = NUM_FOLDS
+    num_parts: int | None = None
 
     def __init__(self, library: Library) -> None:
         self._library, self._task = library, library.task
@@ -58,7 +56,7 @@ class LastLayer:
         why = refuse_current(self._library, below) or refuse_few(self._task, least=least)
         if why is None and len(np.unique(self._task.support.labels[some.images])) < 2:
             return "expected labelled images of at least 2 classes, got 1: there is nothing to tell it from"
-        if why is None and not _is_last(below.layer, below):
+        if why is None and not is_last(below.layer, below):
             return "the network's logits are not those of its last layer alone"
         return why
 
@@ -93,7 +91,7 @@ def least_images(spec: InputSpec) -> int:
     return MIN_IMAGES_LARGE if max(spec.height, spec.width) > LARGE_INPUT else MIN_IMAGES
 
 
-def _is_last(layer: Head, model: Model) -> bool:
+def is_last(layer: Head, model: Model) -> bool:
     """Say if nothing comes behind or beside the last layer: VOLO adds the answers of a second one to its logits."""
     assert model.features is not None, "the last layer is linear"
     logits = model.answer(np.ones(len(model.features), dtype=np.bool_)).double()
@@ -109,10 +107,18 @@ def _with_head(below: Model, head: Head, key: str) -> Model:
         temperature=1.0,
         answer=lambda images: head(features[torch.from_numpy(images)]),
         layer=head,
+        stream=None if below.stream is None else partial(_heard, head, below.stream),
         tensors={**below.tensors, f"{key}.weight": head.weight.numpy(), f"{key}.bias": head.bias.numpy()},
         rungs=(*below.rungs, LastLayer.name),
         below=below,
     )
+
+
+def _heard(head: Head, stream: Callable[[], Seen]) -> Seen:
+    """Return what a network says of the images without labels, with another last layer."""
+    features = stream().features
+    assert features is not None, "the last layer is linear"
+    return Seen(head(features), features)
 
 
 def refuse_current(library: Library, below: Model) -> str | None:

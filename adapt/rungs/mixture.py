@@ -1,5 +1,6 @@
 """The foot of the ladder: the coefficients, with BatchNorm as it is."""
 
+import numpy as np
 import torch
 
 from adapt.evidence.scores import TEMPERATURES, choose, part
@@ -40,6 +41,7 @@ class Mixture:
             answer=lambda images: found.logits[torch.from_numpy(images)],
             features=found.features,
             layer=self._library.layer(candidate),
+            stream=lambda: self._library.stream(candidate, np.ones(len(task.support), dtype=np.bool_)),
             tensors={} if patch is None else patch.tensors(),
             recalibrated=0 if patch is None else patch.recalibrated,
             rungs=() if patch is None else patch.rungs,

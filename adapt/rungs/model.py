@@ -15,6 +15,13 @@ from adapt.networks.last_layer import Head
 from adapt.rungs.task import Part
 
 
+class Seen(NamedTuple):
+    """What a network says of images, and gives its last layer."""
+
+    logits: Tensor  # (m, K), not divided by the temperature
+    features: Tensor | None  # (m, D); None where the last layer is not linear
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A network made from a part of the labelled images, and its answers to all n of them.
@@ -28,6 +35,8 @@ class Model:
         features: (n, D), what the last layer is given; None where it is not linear.
         layer: the last layer in place, before the temperature; None where it is not linear.
         tensors: what takes the place of mixed tensors.
+        stream: returns what it says of the images without labels; None where nothing was kept to say it.
+        frequencies: (K,) of the classes, which were added to its last layer; None for none.
         recalibrated: images that its channel statistics were estimated on; 0 for those of training.
         rungs: names of the rungs that made its tensors.
         below: the model that its last rung was put on.
@@ -40,6 +49,8 @@ class Model:
     answer: Callable[[Bools], Tensor] = field(repr=False)
     features: Tensor | None = field(repr=False)
     layer: Head | None = field(repr=False)
+    stream: Callable[[], Seen] | None = field(default=None, repr=False)
+    frequencies: Doubles | None = field(default=None, repr=False)
     tensors: Tensors = field(default_factory=dict, repr=False)
     recalibrated: int = 0
     rungs: tuple[str, ...] = ()
@@ -64,16 +75,14 @@ class Rung(Protocol):
     Attributes:
         name: as in the `rungs` of a search.
         num_variants: settings that `fit` tries; held-out answers choose among them.
-        is_nested: whether `fit` is cheap enough to be repeated without every two folds. If not, the decision for a fold
-            rests on the answers to the other folds by models that were fitted on the fold, too.
-        num_parts: where it is not nested, the most parts of the images that are held out in turn. With fewer than there
-            are folds, some folds are held out together.
+        num_parts: None where `fit` is cheap enough to be repeated without every two folds. Else the most parts of the
+            images that are held out in turn; with fewer than there are folds, some folds are held out together. Then
+            the decision for a fold rests on the answers to the other folds by models that were fitted on the fold, too.
     """
 
     name: str
     num_variants: int
-    is_nested: bool
-    num_parts: int
+    num_parts: int | None
 
     def refuse(self, below: Model, part: Part) -> str | None:
         """Return why the rung is not tried on these images; None if it is."""

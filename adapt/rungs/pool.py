@@ -13,6 +13,7 @@ from adapt.evidence.scores import Bools, Doubles, Scores
 from adapt.networks.forward import score_logits
 from adapt.networks.last_layer import Head
 from adapt.networks.network import Run
+from adapt.rungs.model import Seen
 from adapt.rungs.task import Task
 
 SAME = 1e-9  # two coefficients closer than this are the same soup
@@ -198,6 +199,7 @@ class Rerun(NamedTuple):
     logits: Tensor  # (n, K)
     features: Tensor | None  # (n, D)
     statistics: Tensors | None
+    stream: Seen | None = None  # of the images without labels, where it was kept
 
 
 class Library:
@@ -213,6 +215,7 @@ class Library:
         self.task, self.pool = task, pool
         self._found: dict[int, Rerun] = {}
         self._without: dict[tuple[int, bytes], Rerun] = {}
+        self._streams: dict[int, Seen] = {}
         self.image_forwards = 0
 
     def answers(self, candidate: int) -> Rerun:
@@ -239,21 +242,68 @@ class Library:
         task, images = self.task, self.task.support.images
         order = np.concatenate([np.flatnonzero(subset), np.flatnonzero(~subset)])
         rows = self.pool.coefficients[[candidate]]
+        # The same images give the same statistics. Those without labels are answered only where that is of use.
+        keeps_stream = task.draw == "fair" and task.unlabelled is not None
+        pool = np.concatenate([images[subset], task.unlabelled]) if keeps_stream else images[subset]
         recalibrated = task.network.run(
-            rows, images[subset], recalibrate=True, unlabelled=task.unlabelled, should_stop=task.should_stop
+            rows,
+            pool,
+            recalibrate=True,
+            unlabelled=None if keeps_stream else task.unlabelled,
+            should_stop=task.should_stop,
         )
-        statistics = recalibrated.statistics[0]
+        statistics, size = recalibrated.statistics[0], int(subset.sum())
         rest = task.network.run(rows, images[~subset], bn_mode="raw", patch=statistics, should_stop=task.should_stop)
         self.image_forwards += recalibrated.image_forwards + rest.image_forwards
         back = torch.from_numpy(np.argsort(order))
-        logits = torch.cat([recalibrated.logits[0], rest.logits[0]])[back]
-        parts = (recalibrated.features[0], rest.features[0])
-        if parts[0] is None or parts[1] is None:
-            return Rerun(logits, None, statistics)
-        return Rerun(logits, torch.cat([parts[0], parts[1]])[back], statistics)
+        seen = Seen(recalibrated.logits[0], recalibrated.features[0])
+        logits = torch.cat([seen.logits[:size], rest.logits[0]])[back]
+        stream = _after(seen, size) if keeps_stream else None
+        if seen.features is None or rest.features[0] is None:
+            return Rerun(logits, None, statistics, stream)
+        return Rerun(logits, torch.cat([seen.features[:size], rest.features[0]])[back], statistics, stream)
+
+    def stream(self, candidate: int, subset: Bools) -> Seen:
+        """Return what a candidate says of the images without labels; m may be 0.
+
+        Args:
+            candidate: its position.
+            subset: (n,) the labelled images that its statistics are of, where it is recalibrated.
+        """
+        if self.pool.recalibrated[candidate] and not subset.all():
+            kept = self.without(candidate, subset).stream
+            assert kept is not None or self.task.unlabelled is None, "kept where labels are a fair draw"
+            return kept or self._no_stream(candidate)
+        if candidate not in self._streams:
+            self._streams[candidate] = self._run_stream(candidate)
+        return self._streams[candidate]
+
+    def _run_stream(self, candidate: int) -> Seen:
+        task, current = self.task, self.task.current
+        if task.unlabelled is None:
+            return self._no_stream(candidate)
+        bn_mode, patch = task.bn_mode, None
+        if self.pool.recalibrated[candidate]:
+            bn_mode, patch = "raw", self.answers(candidate).statistics
+        elif candidate == 0:
+            bn_mode, patch = current.bn_mode, None if current.patch is None else current.patch.tensors()
+        rows = self.pool.coefficients[[candidate]]
+        found = task.network.run(rows, task.unlabelled, bn_mode=bn_mode, patch=patch, should_stop=task.should_stop)
+        self.image_forwards += found.image_forwards
+        return Seen(found.logits[0], found.features[0])
+
+    def _no_stream(self, candidate: int) -> Seen:
+        layer = self.layer(candidate)
+        features = None if layer is None else torch.zeros(0, layer.weight.shape[1])
+        return Seen(torch.zeros(0, len(self.task.support.class_names)), features)
 
     def layer(self, candidate: int) -> Head | None:
         """Return a candidate's own last layer; None where it is not linear."""
         current = self.task.current.patch
         patch = None if candidate or current is None else current.tensors()
         return self.task.network.head(self.pool.coefficients[candidate].tolist(), patch)
+
+
+def _after(seen: Seen, position: int) -> Seen:
+    """Return what was said of the images from a position on."""
+    return Seen(seen.logits[position:], None if seen.features is None else seen.features[position:])

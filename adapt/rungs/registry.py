@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from adapt.rungs import early, site
 from adapt.rungs.early import FirstLayers
+from adapt.rungs.frequencies import Frequencies
 from adapt.rungs.head import LastLayer
 from adapt.rungs.model import Rung
 from adapt.rungs.pool import Library
@@ -13,6 +14,7 @@ from adapt.rungs.statistics import Statistics
 LADDER: dict[str, Callable[[Library], Rung]] = {
     Statistics.name: Statistics,
     LastLayer.name: LastLayer,
+    Frequencies.name: Frequencies,
     FirstLayers.name: FirstLayers,
     Site.name: Site,
 }

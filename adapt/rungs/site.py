@@ -37,6 +37,7 @@ STEPS, STEPS_POWER = (
     1 / 3,
 )  # steps of one image, and the power of their number: 54 for 20, 93 for 100, 200 for 1,000
 BATCH = 32
+NUM_PARTS = 3  # of the images, each held out from a training
 MAX_BYTES = 2**26  # of a stored patch: it is a row of the registry, and every worker reads it
 
 
@@ -45,8 +46,7 @@ class Site:
 
     name = "site"
     num_variants = len(SHARES) * len(TEMPERATURES)
-    is_nested = False
-    num_parts = 3
+    num_parts: int | None = NUM_PARTS
 
     def __init__(self, library: Library) -> None:
         self._library, self._task = library, library.task
@@ -90,7 +90,7 @@ class Site:
 
     def _train(self, network: PreparedBase, start: Model, some: Part) -> Trained:
         task, images = self._task, some.images
-        done, step = self._num_trained, 1 / (self.num_parts + 1)
+        done, step = self._num_trained, 1 / (NUM_PARTS + 1)
         net = network.model(start.bn_mode).net
         trained = train(
             network,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from adapt.evidence.cross_fit import NUM_FOLDS
 from adapt.evidence.scores import TEMPERATURES, Bools, Floats, choose, part, temp_ce
 from adapt.networks.forward import score_logits
 from adapt.rungs.model import Answers, Model
@@ -21,8 +20,7 @@ class Statistics:
 
     name = NAME
     num_variants = 1
-    is_nested = True
-    num_parts = NUM_FOLDS
+    num_parts: int | None = None
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -77,6 +75,7 @@ class Statistics:
             answer=lambda some: found.logits[torch.from_numpy(some)],
             features=found.features,
             layer=library.layer(candidate),
+            stream=lambda: library.stream(candidate, images),
             tensors=found.statistics,
             recalibrated=int(images.sum()) + task.num_unlabelled,
             rungs=(self.name,),

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.documents.soup import BnMode, Soup
+from adapt.evidence.draws import Draw
 from adapt.evidence.scores import Bools, Floats, Ints
 from adapt.images.support import Support
 from adapt.networks.network import Network
@@ -35,7 +36,7 @@ class Task:
     Attributes:
         network: the base set's.
         support: the labelled images, n of them.
-        unlabelled: uint8 (m, H, W, 3), more images to recalibrate on; None for none.
+        unlabelled: uint8 (m, H, W, 3), more images, a fair draw of those to be served; None for none.
         current: the soup to beat.
         bn_mode: how candidates mix BatchNorm that is not recalibrated.
         recalibrate: whether soups with recalibrated statistics are candidates too.
@@ -44,6 +45,7 @@ class Task:
         seed: of every training.
         report: told the fraction done and what is being done.
         should_stop: asked before each soup and each step of a training.
+        draw: how the labelled images were drawn.
     """
 
     network: Network
@@ -57,6 +59,7 @@ class Task:
     seed: int
     report: Progress
     should_stop: ShouldStop | None
+    draw: Draw = "any"
 
     @property
     def num_ingredients(self) -> int:

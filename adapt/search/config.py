@@ -6,6 +6,7 @@ import tyro
 from pydantic import Field, model_validator
 
 from adapt.documents.soup import BnMode, Strategy
+from adapt.evidence.draws import Draw
 from adapt.evidence.levels import FALSE_PROMOTIONS, attempt_level, p_threshold
 from adapt.evidence.policies import Promote
 from adapt.evidence.posterior import HARM
@@ -27,7 +28,8 @@ class SearchConfig(Frozen):
     rungs: tuple[str, ...] = Field(
         default=RUNGS,
         description="tried beside the coefficients: channel statistics of the images, a last layer (head) fitted to "
-        "them, first layers trained on them (early); give none for coefficients alone",
+        "them, class frequencies (with draw=fair), first layers trained on them (early); give none for coefficients "
+        "alone",
     )
     effort: Literal["quick", "full"] = Field(
         default="full", description="quick leaves out the rungs that train weights, which take most of the time"
@@ -37,6 +39,11 @@ class SearchConfig(Frozen):
     bn_mode: BnMode = Field(default="folded", description="mix BatchNorm folded into the weights, or raw")
     balance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
         default=False, description="let every class count alike, however many images it has"
+    )
+    draw: Draw = Field(
+        default="any",
+        description="fair: classes are as frequent among the labelled images as among those to be served, so that "
+        "they may judge class frequencies; any: they need not be",
     )
     promote: Promote = Field(
         default="auto",

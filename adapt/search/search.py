@@ -28,6 +28,7 @@ from adapt.evidence.significance import fold_dependence
 from adapt.images.support import Reference, Support
 from adapt.networks.network import Network
 from adapt.networks.prepared import PreparedBase
+from adapt.rungs.frequencies import Frequencies, report_frequencies
 from adapt.rungs.model import Model
 from adapt.rungs.pool import SAME, Library, Pool
 from adapt.rungs.registry import LADDER, TRAINING
@@ -100,17 +101,18 @@ def search(
     """Evaluate soups on the support images, choose one, and judge it on images it was not chosen on.
 
     The current soup and every ingredient alone are always among the candidates. The soup of least tempCE is taken;
-    each rung (channel statistics, last layer, first layers) is put on it where answers to held-out images are better
-    with it. Accuracy, interval and p-value come from cross-fitting the whole selection. Where the current soup was
-    itself made from some of the images, its own held-out answers stand for it there. Deterministic for a seed on one
-    machine.
+    each rung (channel statistics, last layer, class frequencies, first layers) is put on it where answers to held-out
+    images are better with it. Accuracy, interval and p-value come from cross-fitting the whole selection. Where the
+    current soup was itself made from some of the images, its own held-out answers stand for it there. Deterministic
+    for a seed on one machine.
 
     Args:
         base: the base set; a `PreparedBase` saves folding it again (its own device is used then).
         support: the labelled images.
         config: how to search.
         current: the soup now in use, the one to beat.
-        unlabelled: uint8 (m, H, W, 3) at the network's input size: more images of the shift, to recalibrate on.
+        unlabelled: uint8 (m, H, W, 3) at the network's input size: more images of the shift, classes as frequent as
+            among those to be served; they tell channel statistics and class frequencies.
         reference: trusted images on which the candidate must reach a floor, or it is not promoted by evidence.
         progress: called with the fraction done and what is being done.
         should_stop: asked before each candidate, and before each step of a training.
@@ -136,6 +138,7 @@ def search(
         library = _evaluate(task, config, strategy, points)
         rungs = [make(library) for name, make in LADDER.items() if name in config.rungs]
         selected = select(library, rungs, is_quick=config.effort == "quick")
+        classes = report_frequencies(task, selected.model) if Frequencies.name in config.rungs else None
     pool = library.pool
     counts = _judged_counts(pool, support)
     threshold = config.threshold(len(support), sum(counts))
@@ -161,6 +164,7 @@ def search(
     )
     patch = _patch(selected.model)
     outcome = _outcome(library, selected, comparison, posterior, decision, summary, patch)
+    outcome = outcome.model_copy(update={"classes": classes})
     if comparison is not None:
         outcome = outcome.model_copy(update={"attempt": config.attempt, "level": threshold})
     soup = _soup(task, selected, outcome, patch)
@@ -186,11 +190,12 @@ def _task(
         current=current,
         bn_mode=config.bn_mode,
         recalibrate="statistics" in config.rungs and network.can_recalibrate,
-        folds=support.folds(NUM_FOLDS, seed=config.seed) if len(support) >= 2 else None,
+        folds=support.folds(NUM_FOLDS, seed=config.seed, by_class=config.draw == "any") if len(support) >= 2 else None,
         weights=balanced_weights(support.labels) if config.balance else None,
         seed=config.seed,
         report=report,
         should_stop=should_stop,
+        draw=config.draw,
     )
 
 

@@ -73,7 +73,7 @@ def select(library: Library, rungs: Sequence[Rung], *, is_quick: bool = False) -
         ValueError: no candidate is usable.
     """
     task, pool = library.task, library.pool
-    climb = _Climb(library, [rung for rung in rungs if rung.is_nested])
+    climb = _Climb(library, [rung for rung in rungs if rung.num_parts is None])
     whole = Part(np.ones(len(task.support), dtype=np.bool_), pool.eligible)
     model = climb.select(whole)
     not_tried = dict(climb.refused)
@@ -83,7 +83,7 @@ def select(library: Library, rungs: Sequence[Rung], *, is_quick: bool = False) -
     folds = [_Fold(out, some, climb.select(some)) for out, some in climb.parts(whole)]
     tried = climb.tried(whole)
     for rung in rungs:
-        if rung.is_nested:
+        if rung.num_parts is None:
             continue
         if (why := rung.refuse(climb.select(whole), whole) or (TOO_SLOW if is_quick else None)) is not None:
             not_tried[rung.name] = why
@@ -229,7 +229,7 @@ class _Trial:
 
     @property
     def _num_parts(self) -> int:
-        return min(self._rung.num_parts, len(self._folds))
+        return min(self._rung.num_parts or 1, len(self._folds))
 
     def _fit(self, folds: list[_Fold]) -> Sequence[Model]:
         """Return a model for each variant, fitted without some folds; what it is put on where that cannot be done."""

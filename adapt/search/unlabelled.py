@@ -6,10 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.documents.held_out import HeldOut, make_held_out
-from adapt.documents.patch import make_patch
+from adapt.documents.patch import Floats, Tensors, make_patch
 from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary, check_soup, make_soup
 from adapt.networks.network import Network
 from adapt.networks.prepared import PreparedBase
+from adapt.rungs.frequencies import report_uncalibrated
 from adapt.rungs.registry import TRAINING
 from adapt.rungs.statistics import Statistics
 from adapt.rungs.task import Progress, ShouldStop
@@ -35,7 +36,8 @@ def recalibrate(
     """Return the current soup with channel statistics of unlabelled images; it is never to be promoted by itself.
 
     Coefficients, temperature and the layers that the current soup's patch has stay as they are. Without labels
-    nothing can be shown to be better: the outcome is always `kept`.
+    nothing can be shown to be better: the outcome is always `kept`. It reports class frequencies, which nothing
+    calibrates: their intervals are wide.
 
     Args:
         base: the base set; a `PreparedBase` saves folding it again (its own device is used then).
@@ -67,10 +69,9 @@ def recalibrate(
         # Statistics belong to filters: with layers that were trained, they are estimated for these.
         found = network.run(
             row,
-            unlabelled[:0],
-            patch=kept if is_trained else None,
+            unlabelled,
+            patch=_without_layer(kept, network) if is_trained else None,
             recalibrate=True,
-            unlabelled=unlabelled,
             should_stop=should_stop,
         )
     statistics = found.statistics[0]
@@ -93,6 +94,11 @@ def recalibrate(
             seconds=time.perf_counter() - started,
         ),
         ingredients={},
+        classes=report_uncalibrated(
+            base.manifest,
+            found.logits[0],
+            temperature=current.temperature if _has_own_layer(kept, network) else base.manifest.default_temperature,
+        ),
     )
     soup = make_soup(
         base.manifest,
@@ -104,6 +110,15 @@ def recalibrate(
         evidence=outcome,
     )
     return soup, outcome
+
+
+def _without_layer(tensors: Tensors, network: Network) -> dict[str, Floats]:
+    """Return the tensors that are not of the last layer: its biases may hold class frequencies of earlier images."""
+    return {key: array for key, array in tensors.items() if not key.startswith(f"{network.head_key}.")}
+
+
+def _has_own_layer(tensors: Tensors, network: Network) -> bool:
+    return len(_without_layer(tensors, network)) == len(tensors)
 
 
 def _without_answers(current: Soup) -> HeldOut | None:

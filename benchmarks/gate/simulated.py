@@ -91,9 +91,9 @@ class SimulatedNetwork:
 
     def head(self, coefficients: Sequence[float], patch: Tensors | None = None) -> Head:
         """Return the last layer: that of all soups, or of the patch."""
-        if patch is None or f"{HEAD}.weight" not in patch:
-            return self.layer
-        return Head(torch.from_numpy(patch[f"{HEAD}.weight"]), torch.from_numpy(patch[f"{HEAD}.bias"]))
+        given = {} if patch is None else {key: torch.from_numpy(array) for key, array in patch.items()}
+        own = self.layer
+        return Head(given.get(f"{HEAD}.weight", own.weight), given.get(f"{HEAD}.bias", own.bias))
 
     def usable(self, coefficients: npt.NDArray[np.float64], bn_mode: BnMode) -> npt.NDArray[np.bool_]:
         """Return that all soups are usable."""
@@ -147,8 +147,7 @@ class Retrained:
 
     name = "retrained"
     num_variants = 1
-    is_nested = False
-    num_parts = NUM_FOLDS
+    num_parts: int | None = NUM_FOLDS
 
     def __init__(self, library: Library) -> None:
         self._task = library.task
@@ -197,7 +196,7 @@ class Shares(Retrained):
 
     name = "shares"
     num_variants = 5
-    num_parts = 3
+    num_parts: int | None = 3
 
     def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
         """Say whether the cross-entropy of held-out images is lower."""

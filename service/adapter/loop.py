@@ -336,6 +336,7 @@ class AdapterLoop:
             earlier=given.earlier,
             balance=job.balance == "class",
             is_quick=job.effort != "full",
+            draw=job.draw,  # type: ignore[arg-type]
             reference=given.reference,
             progress=heartbeat.report,
             should_stop=partial(self._should_stop, heartbeat),

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from adapt.documents.landscape import Landscape
 from adapt.documents.soup import Outcome, Soup, Strategy
+from adapt.evidence.draws import Draw
 from adapt.evidence.policies import Promote
 from adapt.images.support import Reference, Support
 from adapt.networks.network import Cancelled
@@ -78,6 +79,7 @@ class Searcher:
         earlier: tuple[int, ...],
         balance: bool,
         is_quick: bool,
+        draw: Draw,
         reference: Reference | None,
         progress: Callable[[float, str], None],
         should_stop: Callable[[], bool],
@@ -97,6 +99,7 @@ class Searcher:
             earlier: sizes of earlier attempts, see `SearchConfig.earlier`.
             balance: let every class count alike.
             is_quick: leave out the rungs that train weights.
+            draw: how the labelled images were drawn.
             reference: trusted images on which the candidate must reach a floor.
             progress: called with the fraction done and what is being done.
             should_stop: asked again and again.
@@ -118,6 +121,7 @@ class Searcher:
                     earlier=earlier,
                     balance=balance,
                     effort="quick" if is_quick else "full",
+                    draw=draw,
                 ),
                 current=current,
                 unlabelled=material.unlabelled,
@@ -157,12 +161,14 @@ class Searcher:
         earlier: tuple[int, ...],
         balance: bool,
         effort: Literal["quick", "full"],
+        draw: Draw,
     ) -> SearchConfig:
         settings = self._settings
         return SearchConfig(
             strategy=strategy,
             effort=effort,
             balance=balance,
+            draw=draw,
             promote=promote,
             attempt=attempt,
             earlier=earlier,

@@ -4,12 +4,16 @@ import { ApiError, call, follow } from "./api.js";
 import { beforeAfter, miniBar } from "./charts.js";
 import { announce, busy, byId, el, fill, showProblem } from "./dom.js";
 import { attemptText, duration, judgedText, mixture, pValue, patchText, percent, plural, range } from "./format.js";
+import { classTable } from "./frequencies.js";
 import { createStaging } from "./staging.js";
 
 const ANNOUNCE_MS = 4000; // between two announcements of progress
 const LIKELY =
   "Promotes a candidate that should gain accuracy and has a chance below 5\u202f% of losing more than SAUCIER_HARM " +
   "(2 points unless set); the event is marked unproven unless the test proves the gain.";
+const FAIR =
+  "Classes are as frequent among these labelled images as among those to be served. Then the labels may judge the " +
+  "class frequencies, and a better candidate answers at them.";
 const ACTIVE = ["queued", "running"];
 
 export const isActive = (job) => ACTIVE.includes(job.state);
@@ -26,6 +30,13 @@ export function createAdapt({ onFinished, serve }) {
     el("option", { value: "always" }, "always, even unproven"),
   );
   const hint = el("p", { id: "promote-hint", class: "hint", hidden: true }, LIKELY);
+  const draw = el(
+    "select",
+    { id: "draw", "aria-describedby": "draw-hint", onchange: () => (fair.hidden = draw.value !== "fair") },
+    el("option", { value: "any" }, "chosen in any way"),
+    el("option", { value: "fair" }, "a fair draw"),
+  );
+  const fair = el("p", { id: "draw-hint", class: "hint", hidden: true }, FAIR);
   const strategy = el(
     "select",
     { id: "strategy" },
@@ -61,9 +72,11 @@ export function createAdapt({ onFinished, serve }) {
       el("div", {}, el("label", { for: "promote" }, "Promote"), promote),
       el("div", {}, el("label", { for: "strategy" }, "Search"), strategy),
       el("div", {}, el("label", { for: "effort" }, "Effort"), effort),
+      el("div", {}, el("label", { for: "draw" }, "Labelled images"), draw),
       start,
     ),
     hint,
+    fair,
     problem,
     progress,
     later,
@@ -100,7 +113,7 @@ export function createAdapt({ onFinished, serve }) {
       return;
     }
     const name = model.view.deployment;
-    const asked = { promote: promote.value, strategy: strategy.value, effort: effort.value };
+    const asked = { promote: promote.value, strategy: strategy.value, effort: effort.value, draw: draw.value };
     const query = new URLSearchParams({ deployment: name, ...asked, wait: 0 });
     fill(progress, el("p", { class: "lead" }, "Sending the images\u2026"));
     announce("Sending the images");
@@ -187,6 +200,7 @@ export function createAdapt({ onFinished, serve }) {
           ),
         job.search && el("p", { class: "hint" }, searchText(job)),
         job.followed_by && el("p", { class: "hint" }, "A follow-up tries on the same images what takes longer."),
+        classTable(job.classes, { isServed: job.patch?.rungs.includes("frequencies") ?? false }),
         el(
           "div",
           { class: "row" },

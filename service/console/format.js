@@ -71,6 +71,7 @@ export function patchText(patch) {
   const known = {
     statistics: `channel statistics of ${plural(patch.recalibrated, "image")}`,
     head: "a fitted last layer",
+    frequencies: "class frequencies",
     early: "trained first layers",
   };
   return patch.rungs.map((rung) => known[rung] ?? rung).join(", ");

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from adapt.documents.soup import Strategy
+from adapt.evidence.draws import Draw
 from adapt.evidence.policies import Promote
 from adapt.images.archive import Limits
 from adapt.images.support import Support, SupportError, from_archive, from_images
@@ -34,6 +35,7 @@ PROMOTES: tuple[str, ...] = get_args(Promote)
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
+DRAWS: tuple[Draw, ...] = get_args(Draw)
 MAX_WAIT_SECONDS = 50
 MAX_UPLOADS = 8  # of one process, whose images are decoded or wait for that
 POLL_SECONDS = 0.05

@@ -19,6 +19,7 @@ from service.http import deployments, samples
 from service.http.adaptation import (
     BALANCES,
     CHOICES,
+    DRAWS,
     EFFORTS,
     MAX_WAIT_SECONDS,
     PROMOTES,
@@ -71,7 +72,7 @@ async def predict(context: Context, request: Request) -> Response:
 
 async def adapt(context: Context, request: Request) -> Response:
     """`POST /adapt`."""
-    query = Query(request, ("deployment", "strategy", "promote", "wait", "samples", "balance", "effort"))
+    query = Query(request, ("deployment", "strategy", "promote", "wait", "samples", "balance", "effort", "draw"))
     name = query.text("deployment", DEFAULT)
     strategy = query.choice("strategy", STRATEGIES)
     promote = query.choice("promote", PROMOTES)
@@ -79,7 +80,7 @@ async def adapt(context: Context, request: Request) -> Response:
         require(request, "admin", "promote=always")
     wait = query.number("wait", 30, low=0, high=MAX_WAIT_SECONDS)
     choice = query.choice("samples", CHOICES)
-    balance = query.choice("balance", BALANCES)
+    balance, draw = query.choice("balance", BALANCES), query.choice("draw", DRAWS)
     effort = query.choice("effort", EFFORTS)
     base = context.catalog[(await context.pointer(request, name)).base_set]
     await context.adaptation.check_room()
@@ -91,7 +92,7 @@ async def adapt(context: Context, request: Request) -> Response:
     material = await unless_gone(request, context.adaptation.decode(upload, base.manifest, request.state.share))
     del upload  # while the job runs, nobody needs the files
     request.state.share.release()
-    wanted = Wanted(name, material, choice, strategy, promote, balance, effort, caller(request))
+    wanted = Wanted(name, material, choice, strategy, promote, balance, effort, caller(request), draw)
     submitted = await context.adaptation.submit(wanted, base.manifest)
     del material, wanted
     job, is_done = await context.adaptation.wait(submitted.job, deadline - time.monotonic())

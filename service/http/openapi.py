@@ -147,6 +147,12 @@ def _adapt() -> Json:
                 {"enum": ["auto", "quick", "full"], "default": "auto"},
             ),
             query(
+                "draw",
+                "fair: classes are as frequent among the labelled images as among those to be served, so labels may "
+                "judge class frequencies; any: they need not be, and frequencies are only reported",
+                {"enum": ["any", "fair"], "default": "any"},
+            ),
+            query(
                 "wait", "seconds to wait for the end", {"type": "number", "minimum": 0, "maximum": 50, "default": 30}
             ),
         ],

@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from adapt.documents.frequencies import ClassFrequency
 from adapt.documents.patch import PatchSummary
 from adapt.documents.soup import AccuracySummary, BnMode, FloorCheck, SearchSummary, SupportSummary
+from adapt.evidence.draws import Draw
 from service.store.confidence import MIN_IMAGES
 from service.store.keeping import SampleChanges
 from service.store.tables import WATCH, Balance, Effort
@@ -93,6 +95,12 @@ class JobView(Frozen):
     )
     follows: str | None = Field(description="the quick job whose images this follow-up searches on in full")
     followed_by: str | None = Field(description="the follow-up that searches in full on this job's images")
+    draw: Draw = Field(
+        description="fair: classes are as frequent among the labelled images as among those to be served"
+    )
+    classes: list[ClassFrequency] | None = Field(
+        description="estimated class frequencies; null where too few images tell them, or the job is not done"
+    )
     samples: SampleChanges | None = Field(description="what the request changed among the labelled images kept")
     accuracy: AccuracySummary | None
     attempt: int | None = Field(

@@ -46,6 +46,8 @@ def job_view(job: Job) -> JobView:
         effort=job.effort,
         follows=job.follows,
         followed_by=job.followed_by,
+        draw=job.draw,
+        classes=outcome.get("classes"),
         samples=job.samples,
         support=SupportSummary.model_validate(outcome.get("support") or job.support),
         accuracy=outcome.get("accuracy"),

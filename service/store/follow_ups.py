@@ -43,6 +43,7 @@ def queue_follow_up(session: Session, found: Deployment, job: Job, selection: by
             strategy=job.strategy,
             promote=job.promote,
             balance=job.balance,
+            draw=job.draw,
             effort="full",
             follows=job.id,
             samples_digest=job.samples_digest,

@@ -44,6 +44,7 @@ class Wanted(NamedTuple):
     balance: str = "none"
     effort: str = "auto"
     who: str | None = None  # name of the API key
+    draw: str = "any"
 
 
 class Submission(NamedTuple):
@@ -140,6 +141,7 @@ class Intake:
                 promote=request.promote,
                 balance=request.balance,
                 effort=request.effort,
+                draw=request.draw,
                 samples_digest=digest_of(selected, material.unlabelled_hashes),
                 support=summary_of(selected, manifest.class_names, len(material.unlabelled_hashes)),
                 samples=changes.model_dump(mode="json"),

@@ -141,7 +141,7 @@ class JobQueue:
         """Return how many labelled images the earlier attempts against a job's base version had, the latest last.
 
         0 stands for an attempt whose images are not all among those of the next one, and for one of which that is not
-        known: its candidate was the base version, or its job was forgotten, or its classes counted otherwise.
+        known: its candidate was the base version, or its job was forgotten, or its labels were used otherwise.
 
         Args:
             job: with an attempt, or without.
@@ -155,6 +155,7 @@ class JobQueue:
             Job.deployment == job.deployment,
             Job.base_version == job.base_version,
             Job.balance == job.balance,
+            Job.draw == job.draw,
             Job.attempt < job.attempt,
         )
         with self._database.read() as session:
@@ -309,6 +310,7 @@ def add_job(
     promote: str,
     balance: str = "none",
     effort: str = "auto",
+    draw: str = "any",
     samples_digest: str,
     support: SupportSummary,
     max_queued: int,
@@ -326,7 +328,7 @@ def add_job(
     Raises:
         QueueFull: `max_queued` jobs wait already.
     """
-    asked = {"strategy": strategy, "promote": promote, "balance": balance, "effort": effort}
+    asked = {"strategy": strategy, "promote": promote, "balance": balance, "draw": draw, "effort": effort}
     if earlier := earlier_answer(session, found, samples_digest=samples_digest, **asked):
         return earlier
     if session.get_bind().dialect.name == "postgresql":  # others queue at the same time; on SQLite there is one writer
@@ -340,6 +342,7 @@ def add_job(
         promote=promote,
         balance=balance,
         effort=effort,
+        draw=draw,
         samples_digest=samples_digest,
         support=support.model_dump(mode="json"),
         samples=samples,

@@ -16,13 +16,14 @@ def earlier_answer(
     strategy: str,
     promote: str,
     balance: str,
+    draw: str,
     effort: str,
 ) -> Job | None:
     """Return the job of a locked deployment that already answers a request; None if there is none.
 
     The same samples against the same version return the earlier decision, so that nobody retries until it
     promotes; with `promote` "always" or "never" only for the same strategy too, as nothing is gained by retrying.
-    Another `balance` asks for something else: who is to be served better.
+    Another `balance` or `draw` asks for something else: who is to be served better, what labels may be asked about.
 
     A job answers a request for less effort than its own, too, once it has ended: nobody waits for more than was asked
     for. Where a follow-up would answer, the job that it follows does, unless the request is for a full search.
@@ -33,6 +34,7 @@ def earlier_answer(
         Job.base_version == found.version,
         Job.promote == promote,
         Job.balance == balance,
+        Job.draw == draw,
         Job.state.in_((*ACTIVE_STATES, "kept")),
         (Job.reason.is_(None)) | (Job.reason != SUPERSEDED),
     )

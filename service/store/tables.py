@@ -169,6 +169,7 @@ class Job(Table):
     effort: Mapped[str] = mapped_column(String(16), default="full")  # an Effort
     follows: Mapped[str | None] = mapped_column(String(32))  # the quick job whose images this one searches on in full
     followed_by: Mapped[str | None] = mapped_column(String(32))  # the job that searches in full on this one's images
+    draw: Mapped[str] = mapped_column(String(16), default="any")  # a Draw: what its labels may be asked about
     samples_digest: Mapped[str] = mapped_column(String(64))
     who: Mapped[str | None] = mapped_column(String(MAX_WHO))  # name of the API key that asked, if there are keys
     support: Mapped[dict[str, Any]]  # adapt.documents.soup.SupportSummary

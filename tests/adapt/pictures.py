@@ -29,6 +29,13 @@ def coloured(n: int, classes: tuple[str, ...], *, seed: int = 0, contrast: float
     return Support(images, labels, tuple(f"{seed}-{contrast}-{index}" for index in range(n)), classes)
 
 
+def uneven(n: int, classes: tuple[str, ...], frequencies: tuple[float, ...], *, seed: int = 0, **how: float) -> Support:
+    """A fair draw of tinted noise whose classes have other frequencies."""
+    labels = np.random.default_rng([seed, 1]).choice(3, n, p=frequencies)
+    source = coloured(3 * n, classes, seed=seed, **how)
+    return source.subset(3 * np.arange(n) + labels)
+
+
 def turned(support: Support) -> Support:
     """The same images, each labelled as the next class: only the last layer has to change."""
     return replace(support, labels=(support.labels + 1) % 3)

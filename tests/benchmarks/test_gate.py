@@ -49,6 +49,25 @@ def test_an_advantage_makes_the_second_ingredient_better():
     assert 0.03 < accuracy(better, [0.0, 1, 0, 0]) - accuracy(better, [1.0, 0, 0, 0]) < 0.07
 
 
+@pytest.mark.parametrize("num_unlabelled", [0, 200])
+def test_fair_labels_hardly_ever_find_frequencies_where_none_changed(num_unlabelled: int):
+    """Folds that are dealt out at random refuse what chance alone says; the few that are taken promote nothing."""
+    taken, promoted, gains = [], [], []
+    for turn in range(12):
+        some = SimulatedNetwork(4, 1050 + num_unlabelled, correlation=0.9, seed=(7, turn))
+        config = SearchConfig(rungs=("frequencies",), draw="fair", strategy="grid", grid="simplex", step=1.0, seed=turn)
+        stream = some.images[1050:] if num_unlabelled else None
+        current = default_soup(some.manifest)
+        found = search(some, some.support(np.arange(50)), config, current=current, unlabelled=stream)
+        drawn = nulls.drawn(some, found, current, np.arange(50, 1050))
+        taken.append("frequencies" in found.choice.rungs)
+        promoted.append(found.outcome.state == "promoted")
+        gains.append(drawn.truth - drawn.truth_current)
+    assert np.mean(taken) < 0.6
+    assert np.sum(promoted) <= 1
+    assert np.mean(gains) > -0.01
+
+
 def test_different_soups_err_on_different_images_as_often_as_the_correlation_says():
     agreement = []
     for correlation in (0.1, 0.9):

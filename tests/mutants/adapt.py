@@ -256,6 +256,41 @@ MUTANTS = [
         why="images of classes without a label are answered with classes that have one",
     ),
     Mutant(
+        name="adapt/frequencies-without-shares",
+        file="adapt/evidence/label_shift.py",
+        old="log_p = special.log_softmax(scaled + bias + shares, axis=1)",
+        new="log_p = special.log_softmax(scaled + bias, axis=1)",
+        tests=(
+            f"{EVIDENCE}/test_label_shift.py"
+            "::test_a_calibration_finds_bias_and_temperature_whatever_the_shares_of_the_labels",
+        ),
+        why="the class shares of labels that are no fair draw are taken for those of the images",
+    ),
+    Mutant(
+        name="adapt/frequencies-without-certainty-of-labels",
+        file="adapt/evidence/label_shift.py",
+        old="return prior if counts is None else prior + counts",
+        new="return prior",
+        tests=(f"{EVIDENCE}/test_label_shift.py::test_labels_that_are_a_fair_draw_count_as_what_they_are",),
+        why="labels that are a fair draw do not count",
+    ),
+    Mutant(
+        name="adapt/frequencies-judged-by-any-labels",
+        file="adapt/rungs/frequencies.py",
+        old='if task.draw != "fair":',
+        new='if task.draw == "none":',
+        tests=(f"{RUNGS}/test_frequencies.py::test_labels_that_are_no_fair_draw_neither_take_nor_refuse_frequencies",),
+        why="labels that are no fair draw judge class frequencies",
+    ),
+    Mutant(
+        name="adapt/frequencies-judged-by-folds-of-classes",
+        file="adapt/images/support.py",
+        old="        if by_class:\n",
+        new="        if True:\n",
+        tests=(f"{RUNGS}/test_frequencies.py::test_folds_that_judge_frequencies_are_dealt_out_at_random",),
+        why="each fold has the class frequencies of the others by construction",
+    ),
+    Mutant(
         name="adapt/early-without-prior",
         file="adapt/rungs/training.py",
         old="PRIOR_IMAGES / (PRIOR_IMAGES + n))",

@@ -38,6 +38,8 @@ JOB_FIELDS = {
     "attempt",
     "level",
     "not_tried",
+    "draw",
+    "classes",
     "rolled_back_to",
 }
 
@@ -80,6 +82,8 @@ def test_deserved_promotion_is_served_by_every_worker_at_once(
     assert job["accuracy"]["judged"] == {"fresh": 100, "held_out": 0, "left_out": 0}
     assert job["not_tried"]["early"].startswith("expected labelled images of all 3 classes, got 2")
     assert job["followed_by"] is None
+    assert job["not_tried"]["frequencies"].startswith("draw=any: ")
+    assert (job["draw"], job["classes"]) == ("any", None)
     assert set(job["coefficients"]) == {"linf", "nominal", "l2", "l1"}
     assert sum(job["coefficients"].values()) == pytest.approx(1)
     assert set(job["search"]) >= {"strategy", "candidates", "image_forwards", "seconds"}

@@ -141,6 +141,9 @@ def test_too_many_images_are_a_413(server: Server) -> None:
         ("/adapt?promot=always", "promot"),
         ("/adapt?balance=classes", "balance"),
         ("/adapt?balance=none&balance=class", "balance"),
+        ("/adapt?draw=even", "draw"),
+        ("/adapt?draw=", "draw"),
+        ("/adapt?draw=any&draw=fair", "draw"),
     ],
 )
 def test_bad_query_value_is_a_400(server: Server, path: str, field: str) -> None:

@@ -149,6 +149,29 @@ def test_it_says_what_judged_a_version_and_how_often_it_was_tried(
         expect(found).to_contain_text("Attempt ")
 
 
+def test_class_frequencies_are_shown_with_their_intervals(
+    browser: Browser, server: Server, name: str, labelled: Labelled, tmp_path: Path
+) -> None:
+    with console(browser, server, at=f"#/{name}") as page:
+        shown(page, name)
+        expect(page.locator("#draw-hint")).to_be_hidden()
+        page.select_option("#draw", "fair")
+        expect(page.locator("#draw-hint")).to_contain_text("Classes are as frequent")
+        page.select_option("#promote", "never")
+        page.set_input_files("#pick-folder", write_folders(labelled, 0, 90, tmp_path / "shop"))
+        page.click("#adapt-start")
+        folded = page.locator(".result .class-frequencies")
+        expect(folded.locator("table")).to_be_hidden()
+        folded.locator("summary").click()
+        job = server.client.get(f"/deployments/{name}/jobs").json()["jobs"][0]
+        assert (job["draw"], job["support"]["n"]) == ("fair", 90)
+        expect(folded.locator("tbody tr")).to_have_count(3)
+        for each in job["classes"]:
+            row = folded.locator("tbody tr", has_text=each["name"])
+            expect(row).to_contain_text(f"{100 * each['estimated']:.1f}\u202f%")
+            expect(row).to_contain_text(f"{100 * each['low']:.1f}\u202f% to {100 * each['high']:.1f}\u202f%")
+
+
 def test_single_pictures_want_a_class_and_a_bad_one_is_named(
     browser: Browser, server: Server, name: str, labelled: Labelled, tmp_path: Path
 ) -> None:

@@ -67,7 +67,7 @@ def test_first_revision_with_rows_in_it_is_brought_up_to_date(empty: Database) -
     with empty.read() as session:
         assert session.execute(text("SELECT kind, who, reason FROM events")).all() == [("created", None, None)]
     (job,) = JobQueue(empty).latest("default", limit=9)
-    assert (job.id, job.balance, job.who, job.samples) == ("j", "none", None, None)
+    assert (job.id, job.balance, job.draw, job.who, job.samples) == ("j", "none", "any", None, None)
     watches = Watches(empty)
     assert watches.status("default") is None
     assert watches.switch_on("default", 50, 0.2)
@@ -87,7 +87,7 @@ def test_patches_and_versions_of_the_previous_revision_are_read(empty: Database)
     made = make_patch(tensors, rungs=["head"])
     flags = {"digest": made.digest, "recalibrated": 40, "head": True, "early": False}
     found = outcome(soup(1.0)).model_dump(mode="json") | {"patch": flags, "bn_mode": "raw"}
-    for key in ("attempt", "level", "not_tried"):
+    for key in ("attempt", "level", "not_tried", "classes"):
         del found[key]
     plain = soup(1.0).model_dump(mode="json", exclude={"held_out"})
     versions = {

@@ -254,6 +254,8 @@ def test_same_samples_return_the_earlier_decision(registry: Registry, jobs: JobQ
     assert add(jobs, "more-likely", samples_digest="same", promote="likely", strategy="grid").id == "likely"
     assert add(jobs, "classes", samples_digest="same", balance="class").id == "classes"
     assert add(jobs, "again", samples_digest="same", balance="class").id == "classes"
+    assert add(jobs, "fair", samples_digest="same", draw="fair").id == "fair"
+    assert add(jobs, "fair-again", samples_digest="same", draw="fair").id == "fair"
     registry.dial("default", soup(0.5))
     assert add(jobs, "six", samples_digest="same").id == "six"
 

@@ -144,7 +144,7 @@ def test_variants_are_every_share_at_every_temperature(
 def test_what_a_fold_is_answered_by_knows_nothing_of_its_labels(
     prepared: PreparedBase, pictures: Support, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it is taken, and which variant, may: see `Rung.is_nested`. So one is taken, whatever they say."""
+    """Whether it is taken, and which variant, may: see `Rung.num_parts`. So one is taken, whatever they say."""
     monkeypatch.setattr(selection, "HOPELESS", 1e9)
     monkeypatch.setattr(selection._Trial, "chosen", lambda *_: 3)
     task = task_for(prepared, pictures, recalibrate=True)

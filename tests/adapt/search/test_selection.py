@@ -68,7 +68,7 @@ def test_labels_of_a_fold_have_no_say_in_what_is_selected_without_it(
 def test_first_layers_trained_without_a_fold_know_nothing_of_its_labels(
     tinted: PreparedBase, pictures: Support, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether they are taken may: see `Rung.is_nested`. So they are taken here, whatever the answers."""
+    """Whether they are taken may: see `Rung.num_parts`. So they are taken here, whatever the answers."""
     monkeypatch.setattr(selection, "HOPELESS", 1e9)
     monkeypatch.setattr(FirstLayers, "is_better", lambda *_: True)
     task = task_for(tinted, pictures, recalibrate=True)
