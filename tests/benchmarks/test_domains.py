@@ -317,8 +317,8 @@ def test_pictures_are_decoded_once(
 
 def test_the_base_sets_own_training_pictures_are_not_corrupted(tmp_path: Path, tiny_base_set: Path) -> None:
     """A recipe that split a folder itself: only the part that it held out comes back."""
-    from training.data import DataSpec, load_splits
     from training.evaluate import load_images
+    from training.splits import DataSpec, load_splits
 
     manifest = load_base_set(tiny_base_set).manifest
     folder = make_domain(tmp_path / "own", 20, seed=3)

@@ -14,10 +14,10 @@ from torch.nn.functional import cross_entropy
 from tests.conftest import CLASSES
 from training.attacks import fgsm
 from training.augmentation import Augmentation, batches, to_device
-from training.data import load_digits
 from training.images import to_input
 from training.manifest import Architecture, InputSpec, ThreatModel
 from training.models import Classifier, create_classifier
+from training.named_sets import load_digits
 
 DIGITS_NET = Architecture(name="saucier_resnet", kwargs={"widths": [16, 32], "depths": [1, 1], "stem_stride": 2})
 
