@@ -13,8 +13,9 @@ const LIKELY =
 const ACTIVE = ["queued", "running"];
 
 export const isActive = (job) => ACTIVE.includes(job.state);
+const isCancelled = (job) => /^cancelled( by |$)/.test(job.reason ?? "");
 
-export function createAdapt({ onFinished, serve }) {
+export function createAdapt({ onFinished, serve, cancel }) {
   const root = byId("adapt");
   const staging = createStaging({ onChange: () => (start.disabled = staging.isEmpty()) });
   const promote = el(
@@ -141,6 +142,7 @@ export function createAdapt({ onFinished, serve }) {
         progress,
         el("label", { for: "job-progress", class: "progress-text" }),
         el("progress", { id: "job-progress", max: 1 }),
+        cancelButton(job, cancel, { id: "adapt-cancel" }),
       );
     }
     progress.querySelector("label").textContent = `${text}\u2026 ${percent(job.progress, 0)}`;
@@ -152,8 +154,10 @@ export function createAdapt({ onFinished, serve }) {
     const title = {
       promoted: `Promoted: version ${job.version} is served`,
       kept: "Kept what was served",
-      failed: "Failed",
+      failed: isCancelled(job) ? "Cancelled" : "Failed",
     }[job.state];
+    const heading = el("h3", { tabindex: "-1" }, title);
+    const hadFocus = progress.contains(document.activeElement);
     const isCandidateNew = job.candidate_version !== null && job.candidate_version !== job.version;
     announce(`${title}. ${job.reason ?? ""}`);
     fill(
@@ -161,7 +165,7 @@ export function createAdapt({ onFinished, serve }) {
       el(
         "div",
         { class: `result ${job.state}` },
-        el("h3", {}, title),
+        heading,
         el("p", {}, sentence(job.reason)),
         job.accuracy && beforeAfter(job.accuracy, ["Before", isPromoted ? "After" : "Candidate"]),
         job.accuracy && el("p", { class: "hint" }, gainText(job)),
@@ -192,9 +196,22 @@ export function createAdapt({ onFinished, serve }) {
         ),
       ),
     );
+    if (hadFocus) {
+      heading.focus({ preventScroll: true }); // what had the focus is gone: go on from here
+    }
   }
 
   return { update };
+}
+
+/** Return the button that ends a job which waits or runs; whoever sees jobs may cancel them. */
+export function cancelButton(job, cancel, properties = {}) {
+  const button = el(
+    "button",
+    { type: "button", class: "small", ...properties, onclick: () => busy(button, () => cancel(job)) },
+    "Cancel",
+  );
+  return button;
 }
 
 function gainText(job) {
