@@ -2,7 +2,7 @@
 
 BentoML's and Starlette's own form reading is not used: it buffers without a limit on bytes, and answers odd parts and
 more than a thousand files with a 500. Their parser is, for every form that is written in an unusual way. It calls back
-twelve times for each part, which takes up to seven times as long as cutting a usual form (`benchmarks.serving --forms`).
+twelve times for each part, which takes up to seven times as long as cutting a usual form (benchmarks.serving --forms).
 """
 
 import re

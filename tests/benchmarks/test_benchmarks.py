@@ -226,6 +226,7 @@ def test_spoiled_labels_are_wrong_where_they_are_changed(share: float, seed: int
     assert np.array_equal(poisoned[changed], (labels[changed] + 1) % 10)
 
 
+@pytest.mark.slow
 def test_the_guard_benchmark_measures_and_goes_on(
     tiny_base_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

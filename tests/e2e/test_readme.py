@@ -18,6 +18,7 @@ def curl_lines() -> list[str]:
     return [line for line in (ROOT / "README.md").read_text().splitlines() if "curl" in line and ADDRESS in line]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_the_tour_works_as_printed(shipped: Shipped, tmp_path: Path) -> None:
     lines = curl_lines()
