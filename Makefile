@@ -54,7 +54,7 @@ format: $(STAMP) ## format, and mend what ruff can mend
 	@$(BIN)/ruff format
 
 test: $(STAMP) ## tests, without those that take more than a minute
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not reference"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not reference"
 
 test-slow: $(STAMP) ## the rest of the tests
 	@$(BIN)/python -m pytest -q -m slow

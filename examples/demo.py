@@ -20,8 +20,9 @@ from examples.camera import CAMERAS, DEMO_CAMERA
 from examples.performance import perform
 from examples.story import Pictures
 from training.cli import Command, Result, run
-from training.data import balanced_indices, load_digits
+from training.data import balanced_indices
 from training.devices import thread_count
+from training.named_sets import load_digits
 from training.recipe import load_recipe
 from training.train import train
 

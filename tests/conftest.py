@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from training.measure import moments_of
 from training.models import Classifier, create_classifier
 
 BASES = Path(__file__).parents[1] / "bases"
+SHIPPED = ("cifar10", "cifar10-small-ln")  # of them, those that servers in tests serve
 CLASSES = ("cat", "dog", "ship")
 INPUT = InputSpec(height=16, width=16, mean=(0.5, 0.45, 0.4), std=(0.25, 0.25, 0.3))
 THREATS = {
@@ -163,11 +165,21 @@ def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     return lambda name: build_bundle(BASES / name, bundles)
 
 
+class Shipped(NamedTuple):
+    """Base sets of the repository, and their bundles."""
+
+    bases: Path
+    bundles: Path  # a link to it from a home, `bundles`, has a server start at once
+
+
 @pytest.fixture(scope="session")
-def shipped_bundles(shipped_bundle: Callable[[str], Path]) -> Path:
-    """The folder of them all: a link to it from a home, `bundles`, has a server start at once."""
-    (folder,) = {shipped_bundle(path.parent.name).parent for path in BASES.glob("*/manifest.json")}
-    return folder
+def shipped(shipped_bundle: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    """The usual base set and one with LayerNorm. The bundle of `photos` takes more time than all others together."""
+    bases = tmp_path_factory.mktemp("shipped-bases")
+    for name in SHIPPED:
+        (bases / name).symlink_to(BASES / name)
+    (bundles,) = {shipped_bundle(name).parent for name in SHIPPED}
+    return Shipped(bases, bundles)
 
 
 @pytest.fixture(scope="session")

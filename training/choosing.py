@@ -8,10 +8,10 @@ import timm
 import torch
 
 from training.contents import SHOWN, Contents
-from training.data import TEST_FRACTION, VALIDATION_FRACTION
 from training.foreign import load_weights
 from training.manifest import Architecture, InputSpec, Norm
 from training.models import create_classifier
+from training.splits import TEST_FRACTION, VALIDATION_FRACTION
 from training.start import PRETRAINED
 from training.threat import default_threats
 

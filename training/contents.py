@@ -12,10 +12,11 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from training.data import SUFFIXES, ImageFiles, find_parts
+from training.data import SUFFIXES, ImageFiles
 from training.documents import one_line
 from training.folders import is_ignored
 from training.manifest import InputSpec
+from training.splits import find_parts
 
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 SHOWN = 5  # files named in a message

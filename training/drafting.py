@@ -14,10 +14,10 @@ from pydantic import Field
 from training.choosing import ARCH, Plan, choose, spelled
 from training.cli import Command, Result
 from training.contents import Contents, look_at
-from training.data import VALIDATION_FRACTION
 from training.files import replace_file
 from training.manifest import Norm
 from training.recipe import Recipe
+from training.splits import VALIDATION_FRACTION
 from training.start import PRETRAINED
 
 MAX_TESTED = 100  # images that are attacked after training

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.attacks import apgd
 from training.augmentation import batches, to_device
 from training.compute import Compute
-from training.data import load_splits
 from training.devices import seconds_of
 from training.fit import Fit, Place
 from training.models import Classifier, create_classifier
 from training.recipe import IngredientSpec, Recipe
+from training.splits import load_splits
 from training.start import load_start
 from training.threat import DEFAULT_THREATS
 from training.trial import check_network

@@ -13,7 +13,7 @@ from torch import nn
 
 from training.bases import BaseSet, load_base_set
 from training.cli import Command, Result
-from training.data import DataSpec, ImageSet, Splits, balanced_indices, find_test_folder, load_folder, load_splits
+from training.data import ImageSet, balanced_indices, find_test_folder, load_folder
 from training.devices import pick_device
 from training.documents import first_error
 from training.journal import Journal
@@ -31,6 +31,7 @@ from training.robustness import (
     as_input,
     evaluate_classifier,
 )
+from training.splits import DataSpec, Splits, load_splits
 from training.threat import NORMS, Norm, ThreatModel, default_threats
 
 __all__ = ["APGD_LOSSES", "Evaluate", "evaluate_classifier", "evaluation_threats", "load_images"]

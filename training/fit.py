@@ -21,7 +21,6 @@ from training.augmentation import Augmentation, batches, mix, seeded, stream, to
 from training.bases import StateDict
 from training.checkpoint import Progress, load_checkpoint, save_atomically, save_checkpoint
 from training.compute import Compute, part_of, share_statistics
-from training.data import Splits
 from training.manifest import NORMS
 from training.measure import accuracy_of
 from training.models import Classifier
@@ -29,6 +28,7 @@ from training.objectives import OBJECTIVES, Step
 from training.optimisation import MovingAverage, learning_rate, make_optimizer
 from training.recipe import IngredientSpec
 from training.robustness import as_input, evaluate_classifier
+from training.splits import Splits
 
 logger = logging.getLogger(__name__)
 

@@ -9,16 +9,7 @@ from pydantic import Field, TypeAdapter
 from training import import_options
 from training.bases import save_base_set
 from training.cli import Result
-from training.data import (
-    TEST_FRACTION,
-    VALIDATION_FRACTION,
-    DataSpec,
-    Images,
-    balanced_indices,
-    find_files,
-    find_test_folder,
-    load_splits,
-)
+from training.data import Images, balanced_indices, find_files, find_test_folder
 from training.devices import pick_device
 from training.documents import Frozen
 from training.foreign import load_weights
@@ -29,6 +20,7 @@ from training.models import Classifier, create_classifier
 from training.new_head import HeadFit, fit_head
 from training.provenance import provenance
 from training.recipe import EvaluationSpec
+from training.splits import TEST_FRACTION, VALIDATION_FRACTION, DataSpec, load_splits
 from training.threat import default_threats
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import torch
 
 from training.attacks import eval_mode
 from training.bases import BaseSet, StateDict
-from training.data import ImageSet, Splits
+from training.data import ImageSet
 from training.images import to_input
 from training.manifest import Ingredient, Manifest, Metric, MomentsFile
 from training.models import Classifier, create_classifier
@@ -16,6 +16,7 @@ from training.moments import NUM_IMAGES, LayerMoments, measure_moments, movable_
 from training.provenance import provenance
 from training.recipe import EvaluationSpec, Recipe
 from training.robustness import APGD_LOSSES, as_input, evaluate_classifier
+from training.splits import Splits
 
 logger = logging.getLogger(__name__)
 

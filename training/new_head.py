@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.attacks import eval_mode
-from training.data import ImageFiles, Images, ImageSet, Splits
+from training.data import ImageFiles, Images, ImageSet
 from training.documents import Frozen
 from training.images import to_input
 from training.models import Classifier
+from training.splits import Splits
 
 BATCH = 64
 # Weight of the images against the penalty ||W||^2 / 2, weak first; the features have a root mean square of 1.

@@ -8,10 +8,10 @@ import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
 from training.augmentation import Augmentation
-from training.data import DataSpec
 from training.documents import Frozen, first_error
 from training.manifest import Architecture, InputSpec, Name, ThreatModel
 from training.objectives import OBJECTIVES, AttackSpec, Objective
+from training.splits import DataSpec
 from training.start import Start
 from training.threat import default_threats
 

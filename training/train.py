@@ -12,13 +12,14 @@ import torch
 from training.bases import BaseSet, StateDict, load_base_set, save_base_set
 from training.checkpoint import save_atomically
 from training.compute import Compute
-from training.data import Images, Splits, load_splits
+from training.data import Images
 from training.files import replace_file
 from training.fit import CHECKPOINT, LOG, Fit, Place
 from training.manifest import Manifest
 from training.measure import measure, moments_of
 from training.models import create_classifier
 from training.recipe import Recipe
+from training.splits import Splits, load_splits
 from training.start import load_start, start_record
 from training.trial import check_network
 

@@ -16,9 +16,10 @@ from adapt.search.grid import GridKind, lattice
 from adapt.search.surrogate import search_surrogate
 from training.bases import load_base_set, rewrite_manifest
 from training.cli import Command, Result
-from training.data import DataSpec, ImageSet, balanced_indices, find_splits, loaded
+from training.data import ImageSet, balanced_indices, loaded
 from training.devices import pick_device, thread_count
 from training.manifest import Manifest, check_mixable
+from training.splits import DataSpec, find_splits
 
 
 class DefaultCommand(Command):

@@ -18,12 +18,13 @@ from training.augmentation import Augmentation, batches, seeded, to_device
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.compute import Compute
-from training.data import DataSpec, Images, ImageSet, Splits, load_splits
+from training.data import Images, ImageSet
 from training.fit import Fit, Place
 from training.images import to_input
 from training.models import Classifier, create_classifier
 from training.objectives import OBJECTIVES, AttackSpec
 from training.recipe import IngredientSpec
+from training.splits import DataSpec, Splits, load_splits
 from training.threat import DEFAULT_THREATS, Norm, ThreatModel, union
 
 AUGMENTATION = Augmentation(pad=4, flip=True)

@@ -20,6 +20,7 @@ from benchmarks.machine import machine
 from benchmarks.pictures import jpegs, photographs
 from benchmarks.server import serve
 from benchmarks.serving.bare import serve_bare
+from benchmarks.serving.forms import forms_text, measure_forms
 from benchmarks.serving.raw import Raw, start_raw
 from benchmarks.serving.rivals import MAX_BATCH, RIVALS, serve_rival
 from deploy.bundle import build_bundle
@@ -56,6 +57,8 @@ class Serving(Command):
     Example: python -m benchmarks.serving bases/cifar10-small --rounds 5
 
     Photographs: python -m benchmarks.serving --photos --rivals fastapi litserve bentoml --concurrency 1 8
+
+    Forms alone, in a second: python -m benchmarks.serving --forms --rounds 15
     """
 
     name: ClassVar[str] = "serving"
@@ -66,6 +69,9 @@ class Serving(Command):
         default=False,
         description="send JPEGs of 12 and 1.2 megapixels and of 500 pixels, which rivals leave to Pillow; exit code 1 "
         "unless the service answers 4 times as many of the first as the next best, and more of the others",
+    )
+    forms: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+        default=False, description="measure no server, but how long forms of many parts take to be taken apart"
     )
     concurrency: tuple[int, ...] = Field(default=(1, 8, 32), description="kept-alive connections")
     rounds: int = Field(
@@ -81,6 +87,10 @@ class Serving(Command):
 
     def execute(self) -> Result:
         """Measure."""
+        if self.forms:
+            rows = measure_forms(rounds=self.rounds, seed=self.seed)
+            data: dict[str, Any] = {"forms": rows, "rounds": self.rounds, "machine": machine()}
+            return Result(data, f"{forms_text(rows)}\n{data['machine']}")
         if unknown := sorted(set(self.rivals) - set(RIVALS)):
             raise ValueError(f"rivals: expected some of {', '.join(RIVALS)}, got {unknown[0]!r}")
         if ("mlserver" in self.rivals) != (self.mlserver is not None):
@@ -104,7 +114,7 @@ class Serving(Command):
                     with start_raw(base, bundle, files, workers=self.workers) as raw:
                         found = [self._measure(concurrency, ports, files, raw) for concurrency in self.concurrency]
                     rows += [{"pictures": kind} | row for row in found]
-        data: dict[str, Any] = {
+        data = {
             "rows": rows,
             "stage_us": costs,
             "workers": self.workers,

@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.machine import commit, machine
-from benchmarks.shifts.bootstrap import Difference, holm
-from benchmarks.shifts.comparison import SUITE, Comparison
 from benchmarks.shifts.figures import plot_accuracy, plot_composition, plot_fronts, plot_landscapes
+from benchmarks.shifts.gains import gains
 from benchmarks.shifts.results import COSTLY, Accuracies, Found, Results, Settings, contract, spread
-from benchmarks.shifts.rivals.registry import RIVALS
 from benchmarks.shifts.sets import FOLDER_SETS
 from benchmarks.shifts.sources import family_of
 from benchmarks.tables import table
@@ -22,10 +20,7 @@ from training.manifest import NORMS
 
 logger = logging.getLogger(__name__)
 
-OURS = ("ladder", "soup_auto", "soup_grid")  # the first that was run is what the others are compared with
-ENSEMBLES = ("ensemble", "ensemble_weighted")
 SEARCHES = ("ladder", "soup_auto")
-TOLERATED, SIGNIFICANT = -0.003, 0.05  # a shift family counts as lost where the difference is clearly below
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,8 +59,7 @@ def shown_n(settings: Settings) -> int:
 def markdown(results: Results, accuracies: Accuracies) -> str:
     """Return the report."""
     settings = results.settings
-    heads, shown = _heads(settings), shown_n(settings)
-    compared = _compared(results, accuracies)
+    heads, shown = [f"n = {n}" for n in settings.n], shown_n(settings)
     return "\n".join(
         [
             f"# {settings.base_set} on {len(settings.shifts)} shifts",
@@ -77,8 +71,7 @@ def markdown(results: Results, accuracies: Accuracies) -> str:
             *table(["method", *heads], [[name, *_cells(values)] for name, values in accuracies.items()]),
             "",
             *_costly(accuracies, settings),
-            *([] if compared is None else _gains(compared, accuracies, settings)),
-            *([] if compared is None else _by_family(compared, accuracies, settings)),
+            *gains(results, accuracies, heads, shown),
             *_searches(results, heads),
             "## Cost of adapting: pictures through the network, and seconds",
             "",
@@ -164,96 +157,8 @@ def _cell(mean: float, error: float) -> str:
     return f"{100 * mean:.2f}" + ("" if np.isnan(error) else f" +- {100 * error:.2f}")
 
 
-def _heads(settings: Settings) -> list[str]:
-    return [f"n = {n}" for n in settings.n]
-
-
 def _spelled(counts: Sequence[int]) -> str:
     return ",".join(map(str, counts))
-
-
-def _compared(results: Results, accuracies: Accuracies) -> Comparison | None:
-    ours = next((name for name in OURS if name in accuracies), None)
-    return None if ours is None or len(accuracies) < 2 else Comparison(results, accuracies, ours)
-
-
-def _gains(found: Comparison, accuracies: Accuracies, settings: Settings) -> list[str]:
-    """Return a table of how far ours is above every other method, draw by draw."""
-    rows = [
-        [name, *(_signed(found.against(name, n).get(SUITE)) for n in settings.n)]
-        for name in accuracies
-        if name != found.ours
-    ]
-    return [
-        f"## Points by which {found.ours} is above, paired",
-        "",
-        "In brackets the 95 % interval of a bootstrap over unseen pictures and draws; the shifts stay as they are.",
-        "",
-        *table(["method", *_heads(settings)], rows),
-        "",
-    ]
-
-
-def _signed(difference: Difference | None) -> str:
-    if difference is None:
-        return "-"
-    mean = f"{100 * difference.mean:+.2f}"
-    if not len(difference.samples):
-        return mean
-    return f"{mean} [{100 * difference.interval[0]:+.2f}, {100 * difference.interval[1]:+.2f}]"
-
-
-def rivals_in(accuracies: Accuracies) -> list[str]:
-    """Return the methods that a user would take instead."""
-    return [name for name in accuracies if name in RIVALS or name in ENSEMBLES or name.startswith("fixed_")]
-
-
-def _by_family(found: Comparison, accuracies: Accuracies, settings: Settings) -> list[str]:
-    """Return ours against the best rival of each family, and against every rival at one n."""
-    rivals, shown = rivals_in(accuracies), shown_n(settings)
-    if not rivals:
-        return []
-    against_best: dict[str, list[str]] = {family: [family] for family in found.families}
-    for n in settings.n:
-        best = {family: _best_rival(found, rivals, family, n) for family in found.families}
-        adjusted = holm([difference.p_not_below(TOLERATED) for _, difference in best.values()])
-        for (family, (name, difference)), p in zip(best.items(), adjusted, strict=True):
-            lost = f", lost (p = {p:.3f})" if p < SIGNIFICANT else ""
-            against_best[family].append(f"{name} {_signed(difference)}{lost}")
-    rows = []
-    for name in rivals:
-        differences = found.against(name, shown)
-        there = [family for family in found.families if family in differences]
-        adjusted = holm([differences[family].p_value for family in there])
-        p_values = dict(zip(there, adjusted, strict=True))
-        rows.append(
-            [name]
-            + [
-                f"{100 * differences[family].mean:+.2f} ({p_values[family]:.3f})" if family in p_values else "-"
-                for family in found.families
-            ]
-        )
-    return [
-        f"## Points by which {found.ours} is above the best rival of each family of shifts",
-        "",
-        f"The rival is the best one on the very pictures. `lost`: more than {-100 * TOLERATED:.1f} points below, by a "
-        "one-sided bootstrap with p adjusted for the number of families (Holm).",
-        "",
-        *table(["family", *_heads(settings)], list(against_best.values())),
-        "",
-        f"## Points by which {found.ours} is above each rival by family, n = {shown}",
-        "",
-        "In brackets p, two-sided, adjusted for the number of families (Holm).",
-        "",
-        *table(["method", *found.families], rows),
-        "",
-    ]
-
-
-def _best_rival(found: Comparison, rivals: Sequence[str], family: str, n: int) -> tuple[str, Difference]:
-    compared = {name: found.against(name, n) for name in rivals}
-    best = min((name for name in rivals if family in compared[name]), key=lambda name: compared[name][family].mean)
-    return best, compared[best][family]
 
 
 def _mean(values: Floats) -> float:

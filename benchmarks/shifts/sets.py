@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from adapt.images.support import Support, check_disjoint
 from benchmarks.shifts.suite import Family
-from training.data import TEST_FOLDERS, DataSpec, ImageFiles, ImageSet, balanced_indices, find_files, load_splits
+from training.data import TEST_FOLDERS, ImageFiles, ImageSet, balanced_indices, find_files
 from training.folders import class_folders, composed, indices_by_name
 from training.manifest import InputSpec
+from training.splits import DataSpec, load_splits
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ const FAIR =
 const ACTIVE = ["queued", "running"];
 
 export const isActive = (job) => ACTIVE.includes(job.state);
+const isCancelled = (job) => /^cancelled(:| by |$)/.test(job.reason ?? "");
 
-export function createAdapt({ onFinished, serve }) {
+export function createAdapt({ onFinished, serve, cancel }) {
   const root = byId("adapt");
   const staging = createStaging({ onChange: () => (start.disabled = staging.isEmpty()) });
   const promote = el(
@@ -171,6 +172,7 @@ export function createAdapt({ onFinished, serve }) {
         place,
         el("label", { for: "job-progress", class: "progress-text" }),
         el("progress", { id: "job-progress", max: 1 }),
+        cancelButton(job, cancel, { id: "adapt-cancel" }),
       );
     }
     place.querySelector("label").textContent = `${stepText(job)}\u2026 ${percent(job.progress, 0)}`;
@@ -180,6 +182,8 @@ export function createAdapt({ onFinished, serve }) {
   function showResult(job) {
     const isPromoted = job.state === "promoted";
     const title = (job.follows === null ? TITLES : FOLLOW_UP_TITLES)[job.state](job);
+    const heading = el("h3", { tabindex: "-1" }, title);
+    const hadFocus = placeOf(job).contains(document.activeElement);
     const isCandidateNew = job.candidate_version !== null && job.candidate_version !== job.version;
     announce(`${title}. ${job.reason ?? ""}`);
     fill(
@@ -187,7 +191,7 @@ export function createAdapt({ onFinished, serve }) {
       el(
         "div",
         { class: `result ${job.state}` },
-        el("h3", {}, title),
+        heading,
         el("p", {}, sentence(job.reason)),
         job.accuracy && beforeAfter(job.accuracy, ["Before", isPromoted ? "After" : "Candidate"]),
         job.accuracy && el("p", { class: "hint" }, gainText(job)),
@@ -220,6 +224,9 @@ export function createAdapt({ onFinished, serve }) {
         ),
       ),
     );
+    if (hadFocus) {
+      heading.focus({ preventScroll: true }); // what had the focus is gone: go on from here
+    }
   }
 
   return { update };
@@ -228,13 +235,13 @@ export function createAdapt({ onFinished, serve }) {
 const TITLES = {
   promoted: (job) => `Promoted: version ${job.version} is served`,
   kept: () => "Kept what was served",
-  failed: () => "Failed",
+  failed: (job) => (isCancelled(job) ? "Cancelled" : "Failed"),
 };
 
 const FOLLOW_UP_TITLES = {
   promoted: (job) => `Follow-up promoted: version ${job.version} is served`,
   kept: () => "Follow-up kept what was served",
-  failed: (job) => (job.reason.startsWith("cancelled") ? "Follow-up cancelled" : "Follow-up failed"),
+  failed: (job) => (isCancelled(job) ? "Follow-up cancelled" : "Follow-up failed"),
 };
 
 /** Return what a job that waits or runs is doing. */
@@ -243,6 +250,16 @@ function stepText({ follows, state, message }) {
     return state === "queued" ? "Waiting for the adapter" : message || "Starting";
   }
   return state === "queued" ? "The follow-up waits; requests come first" : `Follow-up: ${message || "starting"}`;
+}
+
+/** Return the button that ends a job which waits or runs; whoever sees jobs may cancel them. */
+export function cancelButton(job, cancel, properties = {}) {
+  const button = el(
+    "button",
+    { type: "button", class: "small", ...properties, onclick: () => busy(button, () => cancel(job)) },
+    "Cancel",
+  );
+  return button;
 }
 
 function gainText(job) {

@@ -71,10 +71,12 @@ export function showProblem(node, error, ...more) {
   );
 }
 
-/** Ask before something is done; returns true if it shall be. The safe answer has the focus. */
-export function confirm({ title, body, action, danger = false }) {
+/** Ask before something is done; returns true if it shall be. The safe answer, `otherwise`, has the focus. */
+export function confirm({ title, body, action, otherwise = "Cancel", danger = false }) {
   const dialog = byId("dialog");
   const yes = byId("dialog-yes");
+  const section = document.activeElement.closest("section");
+  byId("dialog-no").textContent = otherwise;
   byId("dialog-title").textContent = title;
   fill(byId("dialog-body"), body);
   yes.textContent = action;
@@ -83,6 +85,7 @@ export function confirm({ title, body, action, danger = false }) {
     const answer = (agreed) => () => {
       byId("dialog-no").onclick = yes.onclick = dialog.oncancel = null;
       dialog.close();
+      goOnFrom(section); // its button may have been drawn again meanwhile
       resolve(agreed);
     };
     byId("dialog-no").onclick = dialog.oncancel = answer(false);
@@ -90,6 +93,15 @@ export function confirm({ title, body, action, danger = false }) {
     dialog.showModal();
     byId("dialog-no").focus();
   });
+}
+
+/** Move the focus to the heading of a section, where what had it in there is gone. */
+export function goOnFrom(section) {
+  if (section !== null && document.activeElement === document.body) {
+    const heading = section.querySelector("h2");
+    heading.tabIndex = -1;
+    heading.focus({ preventScroll: true });
+  }
 }
 
 /** Run an action that a button stands for: it cannot be pressed twice meanwhile, and keeps the focus. */

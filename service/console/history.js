@@ -1,6 +1,6 @@
 // Versions with their evidence and the way back to each; adaptations, promoted or not; what happened.
 
-import { isActive } from "./adapt.js";
+import { cancelButton, isActive } from "./adapt.js";
 import { miniBar } from "./charts.js";
 import { busy, byId, el, fill } from "./dom.js";
 import {
@@ -125,7 +125,7 @@ function imagesText({ n, unlabelled, per_class: perClass }) {
 const floorText = ({ n, accuracy, floor }) =>
   `${percent(accuracy)} on ${plural(n, "trusted reference image")}, where ${percent(floor)} is the least.`;
 
-export function createJobs({ showOnMap }) {
+export function createJobs({ showOnMap, cancel }) {
   const root = byId("jobs");
 
   function update({ jobs, landscapeJob }) {
@@ -152,11 +152,15 @@ export function createJobs({ showOnMap }) {
             el("td", {}, images(job)),
             el("td", {}, job.accuracy ? change(job.accuracy) : "\u2013"),
             el("td", { class: "reason" }, isActive(job) ? job.message : job.reason),
-            el("td", { class: "action" }, onMap(job, landscapeJob)),
+            el("td", { class: "action" }, isActive(job) ? ending(job) : onMap(job, landscapeJob)),
           ),
         ),
       ),
     );
+  }
+
+  function ending(job) {
+    return cancelButton(job, cancel, { "aria-label": `Cancel the adaptation of ${when(job.created_at)}` });
   }
 
   function onMap(job, shown) {

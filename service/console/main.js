@@ -4,7 +4,7 @@ import { ApiError, at, call, forgetKey, get, getKey, list, setKey, whenUnauthori
 import { createAdapt, isActive } from "./adapt.js";
 import { createDeployments, link } from "./deployments.js";
 import { createDial } from "./dial.js";
-import { announce, busy, byId, confirm, el, showProblem } from "./dom.js";
+import { announce, busy, byId, confirm, el, goOnFrom, showProblem } from "./dom.js";
 import { mixture } from "./format.js";
 import { createJobs, createVersions, evidence, updateEvents } from "./history.js";
 import { createMap } from "./map.js";
@@ -26,9 +26,9 @@ let turn = 0; // of the latest load: answers of earlier ones are thrown away
 const deployments = createDeployments({ onMade: select, onDeleted: () => select(DEFAULT) });
 const map = createMap({ onPick: (row) => dial.set(row) });
 const dial = createDial({ onSet: map.markDial, onTurn: map.turned, onServed: reload });
-const adapt = createAdapt({ onFinished: reload, serve });
+const adapt = createAdapt({ onFinished: reload, serve, cancel });
 const versions = createVersions({ serve, loadMore });
-const jobs = createJobs({ showOnMap });
+const jobs = createJobs({ showOnMap, cancel });
 const trial = createTrial();
 
 /** Show a deployment, by its name in the address. */
@@ -133,11 +133,7 @@ function show() {
   trial.update(model);
   updateEvents(model);
   updateWorkers(model);
-  if (section !== null && document.activeElement === document.body) {
-    const heading = section.querySelector("h2"); // what had the focus is gone: go on from here
-    heading.tabIndex = -1;
-    heading.focus({ preventScroll: true });
-  }
+  goOnFrom(section);
 }
 
 function fail(error) {
@@ -224,12 +220,35 @@ async function serve(version) {
     ],
     action: isBack ? "Roll back" : "Promote",
   });
-  if (!agreed) {
-    return;
+  if (agreed) {
+    const json = { version, expected_version: view.version };
+    await change(() => call("PUT", at(view.deployment, "/soup"), { json }), `Version ${version} is served`);
   }
+}
+
+/** Cancel a job that waits or runs. */
+async function cancel(job) {
+  const { version } = model.view;
+  const agreed = await confirm({
+    title: job.state === "queued" ? "Cancel the adaptation that waits?" : "Cancel the adaptation that runs?",
+    body: [
+      el("p", {}, `The search ends without a result, and version ${version} stays served.`),
+      el("p", {}, "Its labelled images are kept. Its images without a label are deleted."),
+    ],
+    action: "Cancel the adaptation",
+    otherwise: "Go on",
+    danger: true,
+  });
+  if (agreed) {
+    await change(() => call("DELETE", `jobs/${job.job}`), "The adaptation is cancelled");
+  }
+}
+
+/** Change something and show what came of it. Who comes too late (409) changes nothing, and hears so. */
+async function change(action, done) {
   try {
-    await call("PUT", at(view.deployment, "/soup"), { json: { version, expected_version: view.version } });
-    announce(`Version ${version} is served`);
+    await action();
+    announce(done);
     await reload();
   } catch (error) {
     const isLate = error.status === 409;
@@ -237,7 +256,7 @@ async function serve(version) {
     showProblem(
       byId("page-problem"),
       error,
-      isLate && el("p", {}, "Nothing was changed. The page now shows what is served."),
+      isLate && el("p", {}, "Nothing was changed. The page now shows how things stand."),
     );
     byId("page-problem").scrollIntoView({ block: "center" });
   }

@@ -14,9 +14,10 @@ from adapt.evidence.policies import Promote
 from adapt.images.archive import Limits
 from adapt.images.support import Support, SupportError, from_archive, from_images
 from service.http.decoding import PixelBudget, Threads, load_in_order, reserve_pixels
+from service.http.forms import Part, too_many_images
 from service.http.inflight import Share, busy
 from service.http.problems import FieldError, Problem, invalid, unavailable
-from service.http.uploads import Part, parse_json, too_many_images
+from service.http.uploads import parse_json
 from service.prediction.predictor import Predictor
 from service.settings import Settings
 from service.store.intake import Intake, Submission, Wanted

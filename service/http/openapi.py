@@ -6,6 +6,7 @@ from pydantic.json_schema import models_json_schema
 from adapt.documents.landscape import Landscape
 from service.http.inference import document, models
 from service.http.openapi_parts import (
+    SCHEMES,
     Json,
     body,
     event_answer,
@@ -17,6 +18,7 @@ from service.http.openapi_parts import (
     problems,
     query,
     reference,
+    secured,
     text_answer,
 )
 from service.http.schemas import (
@@ -37,7 +39,6 @@ from service.http.schemas import (
     SamplesView,
     Soups,
 )
-from service.http.secured import SCHEMES, secured
 from training.version import VERSION
 
 _MODELS: tuple[type[BaseModel], ...] = (
@@ -381,6 +382,8 @@ def openapi_document() -> Json:
             "description": "Image classification by soups of robust ingredients that adapt to distribution shift.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        # Relative to where the document was read, so that paths keep the prefix that a proxy puts before them.
+        "servers": [{"url": "."}],
         "paths": secured({**_images(), **_deployments(), **_service()}),
         "components": {
             "securitySchemes": SCHEMES,

@@ -1,13 +1,23 @@
-"""What the paths of the OpenAPI document are made of: answers, parameters, bodies."""
+"""What the paths of the OpenAPI document are made of: answers, parameters, bodies, the roles that they need."""
 
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel
 
-from service.http.problems import MEDIA_TYPE
+from service.http.problems import MEDIA_TYPE, error_media_type
+from service.http.roles import needed
 from service.http.schemas import PAGES, JobView
 
 Json = dict[str, Any]
+
+SCHEMES: Final[Json] = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, where the operator asks for keys. Operations list the role that they need, of "
+        "predict, adapt and admin; each role may also do what those before it may.",
+    }
+}
 
 
 def reference(model: type[BaseModel]) -> Json:
@@ -84,3 +94,23 @@ def get(summary: str, answer: Json, *more: int, parameters: list[Json] | None = 
 def body(model: type[BaseModel]) -> Json:
     """Return a JSON body that must be sent."""
     return {"required": True, "content": {"application/json": {"schema": reference(model)}}}
+
+
+def secured(paths: Json) -> Json:
+    """Return the paths with the role that each operation needs once there are keys, and how it is refused then."""
+    for path, operations in paths.items():
+        schema = "ProblemDetails" if error_media_type(path) == MEDIA_TYPE else "ProtocolError"
+        content = {error_media_type(path): {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+        refusals = {
+            "401": {"description": "without a known API key", "content": content},
+            "403": {
+                "description": "the role of the API key is too low, or the request is another site's",
+                "content": content,
+            },
+            "429": {"description": "too many requests", "content": content},
+        }
+        for method, operation in operations.items():
+            if (role := needed(method.upper(), path)) != "open":
+                operation["security"] = [{}, {"key": [role]}]
+                operation["responses"] = operation["responses"] | refusals
+    return paths

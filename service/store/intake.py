@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
 from sqlalchemy import select
 
 from service.store.database import UNAVAILABLE, Database
@@ -18,7 +17,7 @@ from service.store.keeping import (
     samples_of,
     select_images,
 )
-from service.store.material import Material, digest_of, pack_selection, summary_of, to_bytes
+from service.store.material import Material, digest_of, pack_selection, summary_of
 from service.store.objects import ObjectStore
 from service.store.packs import Packs
 from service.store.tables import Job, Pack, new_id
@@ -118,8 +117,7 @@ class Intake:
                 packs.append(Written(new_id(), tuple(support.hashes[index] for index in part)))
                 self._packs.write(*packs[-1], support.images[part])
         if unlabelled is not None:
-            hashes = np.asarray(request.material.unlabelled_hashes)
-            self._packs.write_unlabelled(job, to_bytes(images=unlabelled, hashes=hashes))
+            self._packs.write_unlabelled(job, request.material.unlabelled_hashes, unlabelled)
 
     def _record(self, job: str, request: Wanted, manifest: Manifest, packs: list[Written]) -> Submission:
         """Write the rows of images and job in one transaction."""

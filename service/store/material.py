@@ -1,13 +1,11 @@
 """What a job searches on: images with labels, images without, and the list of labelled ones that its row carries."""
 
 import hashlib
-import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,23 +76,3 @@ def unpack_selection(data: bytes) -> list[Selected]:
         Selected(digest.tobytes().hex(), int(label))
         for digest, label in zip(records["hash"], records["label"], strict=True)
     ]
-
-
-def to_bytes(**arrays: npt.NDArray[Any]) -> bytes:
-    """Return arrays as the content of a file, with checksums."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a name for a flag
-    return buffer.getvalue()
-
-
-def from_bytes(data: bytes) -> Mapping[str, npt.NDArray[Any]]:
-    """Return the arrays of a file.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return dict(arrays.items())
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ValueError(f"damaged: {error}") from None

@@ -1,13 +1,17 @@
-"""Objects at rest, by key, wherever fsspec reaches: a local folder, or a bucket of an S3 store."""
+"""Objects at rest, by key, wherever fsspec reaches: a local folder, or a bucket of an S3 store. They hold arrays."""
 
+import io
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
+import numpy as np
+import numpy.typing as npt
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -153,6 +157,26 @@ class ObjectStore:
             raise
         except Exception as error:
             raise StoreError(one_line(error)) from error
+
+
+def to_bytes(**arrays: npt.NDArray[Any]) -> bytes:
+    """Return arrays as the content of an object, with checksums."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a name for a flag
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes) -> Mapping[str, npt.NDArray[Any]]:
+    """Return the arrays of an object.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return dict(arrays.items())
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ValueError(f"damaged: {error}") from None
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -10,6 +10,7 @@ Names of objects begin with the id of the registry that wrote them, and no other
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from sqlalchemy import ColumnElement, delete, func, select, update
@@ -17,8 +18,8 @@ from sqlalchemy.orm import Session
 
 from service.store.database import Database
 from service.store.identity import read_owner, registry_id
-from service.store.material import Images, from_bytes, to_bytes
-from service.store.objects import ObjectStore
+from service.store.material import Images
+from service.store.objects import ObjectStore, from_bytes, to_bytes
 from service.store.tables import ACTIVE_STATES, Deployment, Job, Pack, Sample, new_id
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,13 @@ def _id(key: str) -> str:
     return key.rpartition("/")[2].removesuffix(".npz")
 
 
+class Content(NamedTuple):
+    """What an object holds."""
+
+    hashes: tuple[str, ...]
+    images: Images  # one for each hash
+
+
 class Packs:
     """The objects of an object store that hold images, and the rows about them."""
 
@@ -56,7 +64,7 @@ class Packs:
         Raises:
             OSError: it cannot be written; nothing is left behind.
         """
-        self._objects.write(key_of(FOLDER, pack, self._id()), to_bytes(hashes=np.asarray(hashes), images=images))
+        self._write(key_of(FOLDER, pack, self._id()), hashes, images)
 
     def read(self, packs: Iterable[str]) -> dict[str, dict[str, Images]]:
         """Return the images of those packs that are there and whole, each by its hash.
@@ -79,12 +87,12 @@ class Packs:
     def _read(self, keys: Iterable[str]) -> dict[str, dict[str, Images]]:
         found: dict[str, dict[str, Images]] = {}
         for key, data in self._objects.read(keys).items():
-            try:
-                arrays = from_bytes(data)
-                found[_id(key)] = dict(zip(arrays["hashes"].tolist(), arrays["images"], strict=True))
-            except (ValueError, KeyError) as error:
-                logger.error("%s: %s", key, error)
+            if (content := _unpacked(key, data)) is not None:
+                found[_id(key)] = dict(zip(*content, strict=True))
         return found
+
+    def _write(self, key: str, hashes: Sequence[str], images: Images) -> None:
+        self._objects.write(key, to_bytes(hashes=np.asarray(hashes), images=images))
 
     def delete(self, packs: Iterable[str]) -> None:
         """Delete the objects of packs that were just written and have no row.
@@ -95,23 +103,23 @@ class Packs:
         origin = self._id()
         self._objects.delete(key_of(FOLDER, pack, origin) for pack in packs)
 
-    def write_unlabelled(self, job: str, data: bytes) -> None:
+    def write_unlabelled(self, job: str, hashes: Sequence[str], images: Images) -> None:
         """Write the unlabelled images of a job.
 
         Raises:
             OSError: they cannot be written; nothing is left behind.
         """
-        self._objects.write(key_of(UNLABELLED, job, self._id()), data)
+        self._write(key_of(UNLABELLED, job, self._id()), hashes, images)
 
-    def read_unlabelled(self, job: str) -> bytes | None:
-        """Return the unlabelled images of a job; None if they are not there.
+    def read_unlabelled(self, job: str) -> Content | None:
+        """Return the unlabelled images of a job; None if they are not there, or damaged.
 
         Raises:
             OSError: the store does not answer.
         """
         keys = self._unlabelled_keys(job, self._id())
         found = self._objects.read(keys)
-        return next((found[key] for key in keys if key in found), None)
+        return next((_unpacked(key, found[key]) for key in keys if key in found), None)
 
     def delete_unlabelled(self, jobs: Iterable[str], *, are_new: bool = False) -> None:
         """Delete the unlabelled images of jobs.
@@ -235,6 +243,19 @@ class Packs:
             adopted.add(stray)
             logger.warning("pack %s takes the place of one that the registry names and that is gone", stray)
         return adopted
+
+
+def _unpacked(key: str, data: bytes) -> Content | None:
+    """Return what an object holds; None, and a line in the log, if it is damaged."""
+    try:
+        arrays = from_bytes(data)
+        content = Content(tuple(arrays["hashes"].tolist()), arrays["images"])
+        if len(content.hashes) != len(content.images):
+            raise ValueError(f"damaged: {len(content.hashes)} hashes of {len(content.images)} images")
+    except (ValueError, KeyError) as error:
+        logger.error("%s: %s", key, error)
+        return None
+    return content
 
 
 def _lock_owner(session: Session, pack: Pack) -> None:

@@ -15,8 +15,7 @@ from sqlalchemy.orm import Session
 from adapt.images.support import Reference, Support
 from service.store.database import Database
 from service.store.identity import read_owner, registry_id
-from service.store.material import from_bytes, to_bytes
-from service.store.objects import ObjectStore
+from service.store.objects import ObjectStore, from_bytes, to_bytes
 from service.store.packs import ORPHAN_SECONDS, key_of
 from service.store.tables import Deployment, new_id
 from service.store.transactions import get_deployment

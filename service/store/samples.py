@@ -13,7 +13,7 @@ from adapt.images.support import Support
 from service.store.clock import Now
 from service.store.database import Database, is_text
 from service.store.keeping import packs_of, samples_of
-from service.store.material import Images, Material, Selected, from_bytes, unpack_selection
+from service.store.material import Images, Material, Selected, unpack_selection
 from service.store.objects import ObjectStore
 from service.store.packs import Packs, drop_samples
 from service.store.tables import Event, Job, Pack, Sample
@@ -142,9 +142,12 @@ class Samples:
         with self._database.read() as session:
             selection = session.scalar(select(Job.selection).where(Job.seq == job.seq))
         support = self._support(job.deployment, unpack_selection(selection or b""), manifest)
-        unlabelled, hashes = self._unlabelled(job)
-        if support is None and (selection or unlabelled is None):
+        content = None
+        if job.support.get("unlabelled") and (content := self.packs.read_unlabelled(job.follows or job.id)) is None:
+            raise SamplesGone("the stored images of this job are missing or damaged")
+        if support is None and (selection or content is None):
             raise SamplesGone("the stored images of this job were deleted, or are damaged")
+        hashes, unlabelled = content or ((), None)
         return Material(support, unlabelled, hashes)
 
     def discard(self, job: Job) -> None:
@@ -186,13 +189,3 @@ class Samples:
             if len(found) == len(by_pack):
                 break
         return images
-
-    def _unlabelled(self, job: Job) -> tuple[Images | None, tuple[str, ...]]:
-        if not job.support.get("unlabelled"):
-            return None, ()
-        try:
-            arrays = from_bytes(self.packs.read_unlabelled(job.follows or job.id) or b"")
-            return arrays["images"], tuple(arrays["hashes"].tolist())
-        except (ValueError, KeyError) as error:
-            logger.error("the unlabelled images of job %s: %s", job.id, error)
-            raise SamplesGone("the stored images of this job are missing or damaged") from None

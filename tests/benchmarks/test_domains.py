@@ -136,11 +136,12 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
 ) -> None:
     (tmp_path / "study.json").write_bytes((finished / "study.json").read_bytes())
     lines = (finished / "records.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "records.jsonl").write_text("".join(lines[:20]) + lines[20][:50])
+    done = len(lines) - 25
+    (tmp_path / "records.jsonl").write_text("".join(lines[:done]) + lines[done][:50])
     more = ["--n", "4,12,20", "--draws", "2", "--domains", "drawing,sketch,fog,contrast", "--methods", CHEAP]
     code, out, _ = run(capsys, tiny_base_set, folders, tmp_path, *more, "--json")
     assert code == EXIT_DONE
-    assert (tmp_path / "records.jsonl").read_text().splitlines(keepends=True)[:20] == lines[:20]
+    assert (tmp_path / "records.jsonl").read_text().splitlines(keepends=True)[:done] == lines[:done]
     whole = json.loads((finished / "results.json").read_text())["mean"]
     assert {name: json.loads(out)["mean"][name] for name in CHEAP.split(",")} == {
         name: whole[name] for name in CHEAP.split(",")
@@ -317,8 +318,8 @@ def test_pictures_are_decoded_once(
 
 def test_the_base_sets_own_training_pictures_are_not_corrupted(tmp_path: Path, tiny_base_set: Path) -> None:
     """A recipe that split a folder itself: only the part that it held out comes back."""
-    from training.data import DataSpec, load_splits
     from training.evaluate import load_images
+    from training.splits import DataSpec, load_splits
 
     manifest = load_base_set(tiny_base_set).manifest
     folder = make_domain(tmp_path / "own", 20, seed=3)

@@ -164,13 +164,13 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     (tmp_path / "settings.json").write_bytes((finished / "settings.json").read_bytes())
     results = (finished / "results.jsonl").read_text().splitlines(keepends=True)
     landscapes = (finished / "landscapes.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "results.jsonl").write_text("".join(results[:5]) + results[5][:50])
-    (tmp_path / "landscapes.jsonl").write_text("".join(landscapes[:3]))
+    (tmp_path / "results.jsonl").write_text("".join(results[:9]) + results[9][:50])
+    (tmp_path / "landscapes.jsonl").write_text("".join(landscapes[:5]))
     code, out, _ = run_small(capsys, tiny_base_set, data_folder, tmp_path, "--json")
     assert code == EXIT_DONE
     kept = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
     assert not (tmp_path / "tables").exists()
-    assert kept[:5] == results[:5]
+    assert kept[:9] == results[:9]
     assert len(kept) == len(results)
     assert len((tmp_path / "landscapes.jsonl").read_text().splitlines()) == len(landscapes)
     assert json.loads(out) == json.loads(run_small(capsys, tiny_base_set, data_folder, finished, "--json")[1])

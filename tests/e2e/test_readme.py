@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.server import serve
+from tests.conftest import Shipped
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:3000"
@@ -17,11 +18,12 @@ def curl_lines() -> list[str]:
     return [line for line in (ROOT / "README.md").read_text().splitlines() if "curl" in line and ADDRESS in line]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
-def test_the_tour_works_as_printed(shipped_bundles: Path, tmp_path: Path) -> None:
+def test_the_tour_works_as_printed(shipped: Shipped, tmp_path: Path) -> None:
     lines = curl_lines()
     assert len(lines) == 5
-    with serve(tmp_path, ROOT / "bases", bundles=shipped_bundles) as server:
+    with serve(tmp_path, shipped.bases, bundles=shipped.bundles) as server:
         answers = [_run(line.replace(ADDRESS, server.url)) for line in lines]
     shown, predicted, adapted, dialled, back = answers
     assert (shown["base_set"], shown["version"]) == ("cifar10", 1)

@@ -14,7 +14,7 @@ from examples.drawings import DRAWINGS, PER_CLASS, draw, main
 from examples.performance import _failures
 from examples.picture import draw as draw_story
 from examples.story import Story, table
-from training.data import CIFAR10_CLASSES
+from training.named_sets import CIFAR10_CLASSES
 
 ROOT = Path(__file__).parents[2]
 

@@ -242,13 +242,19 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.empty("empty")
 
 
-@pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    """The URL of an SQLite file with the registry's tables, and nothing in them."""
-    url = f"sqlite:///{tmp_path / 'registry.db'}"
-    with closing(Database(url)) as database:
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with the registry's tables, and nothing in them. Read only: tests copy it."""
+    path = tmp_path_factory.mktemp("migrated") / "registry.db"
+    with closing(Database(f"sqlite:///{path}")) as database:
         upgrade(database)
-    return url
+    return path
+
+
+@pytest.fixture
+def sqlite_url(migrated: Path, tmp_path: Path) -> str:
+    """The URL of such a file of the test's own."""
+    return f"sqlite:///{shutil.copy(migrated, tmp_path / 'registry.db')}"
 
 
 @pytest.fixture

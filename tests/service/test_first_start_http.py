@@ -12,7 +12,7 @@ import pytest
 from deploy.layout import read_info
 from tests.service.conftest import Labelled, Server, as_parts
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

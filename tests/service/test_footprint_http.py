@@ -1,4 +1,4 @@
-"""What the predictors of a real server cost with the bundled base sets: time to start, memory, what they share."""
+"""What the predictors of a real server cost with bundled base sets: time to start, memory, what they share."""
 
 import re
 import sys
@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.conftest import Shipped
 from tests.service.conftest import ROOT, Server, as_parts, encode
 from training.manifest import read_manifest
 
@@ -22,12 +23,12 @@ FILES = [encode(pixels) for pixels in np.random.default_rng(1).integers(0, 256, 
 
 
 @pytest.fixture(scope="module")
-def bundled(shipped_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the base sets of the repository, bundles built; tests here run in order."""
+def bundled(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with base sets of the repository, bundles built; tests here run in order."""
     home = tmp_path_factory.mktemp("bundled") / "home"
     home.mkdir()
-    (home / "bundles").symlink_to(shipped_bundles)
-    server = Server(home, ROOT / "bases", SESSION_CACHE_MB=str(CACHE_MB))
+    (home / "bundles").symlink_to(shipped.bundles)
+    server = Server(home, shipped.bases, SESSION_CACHE_MB=str(CACHE_MB))
     server.start()
     yield server
     assert server.stop() == 0

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from service.http.adaptation import Upload, check_upload, read_upload
+from service.http.forms import Part
 from service.http.problems import Problem
-from service.http.uploads import Part
 from service.settings import Settings
 from service.store.material import Material, digest_of, pack_selection, summary_of, unpack_selection
 from tests.service.conftest import encode

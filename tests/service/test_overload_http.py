@@ -30,11 +30,11 @@ def heavy() -> bytes:
     return saved(Image.new("L", (7000, 7000), 128), "PNG")
 
 
-@pytest.fixture
-def own(prebuilt_bases: Path, tmp_path: Path) -> Iterator[Server]:
-    """A server with one predictor."""
+@pytest.fixture(scope="module")
+def own(prebuilt_bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with one predictor. Tests here run in order and share it; the last one stops it."""
     server = Server(
-        tmp_path / "home",
+        tmp_path_factory.mktemp("overloaded") / "home",
         prebuilt_bases,
         BASE_SET="tiny",
         WORKERS="1",
@@ -74,39 +74,6 @@ def form(parts: dict[str, list[bytes]]) -> tuple[bytes, str]:
     files = [(name, (None, part)) for name, found in parts.items() for part in found]
     request = httpx.Request("POST", "http://x", files=files)
     return request.read(), request.headers["content-type"]
-
-
-def test_uploads_do_not_starve_what_keeps_the_service_together(own: Server, heavy: bytes) -> None:
-    body, kind = form({"images": [heavy] * HEAVY_IMAGES, "labels": [json.dumps([0] * HEAVY_IMAGES).encode()]})
-    connections = [post(own, "/adapt?wait=0", body, kind) for _ in range(8)]
-    silences, waits = [], dict[str, list[float]]({"/livez": [], "/metrics": [], "/predict": []})
-    registry = Registry(Database(f"sqlite:///{own.home / 'registry.db'}"))
-    end = time.monotonic() + 8
-    while time.monotonic() < end:
-        for path, found in waits.items():
-            start = time.monotonic()
-            answer = httpx.request(
-                "POST" if path == "/predict" else "GET",
-                f"{own.url}{path}",
-                timeout=30,
-                **({"files": as_parts([small()])} if path == "/predict" else {}),
-            )
-            assert answer.status_code == 200, answer.text
-            found.append(time.monotonic() - start)
-        silences.append(max(time.time() - worker.heartbeat_at for worker in registry.workers(stale_seconds=1000)))
-    assert max(silences) < STALE_SECONDS
-    assert {path: max(found) for path, found in waits.items() if max(found) > 3} == {}
-    for connection in connections:
-        connection.close()
-    assert len(own.client.get("/deployments/default/jobs").json()["jobs"]) < len(connections)  # few were in time
-    time.sleep(3)  # the pictures at hand are decoded to their ends
-    (worker,) = own.processes("Saucier")
-    before = sum(worker.cpu_times()[:2])
-    time.sleep(2)
-    assert sum(worker.cpu_times()[:2]) - before < 0.7, "it decodes what nobody waits for"
-    start = time.monotonic()
-    assert own.stop() == 0
-    assert time.monotonic() - start < 15
 
 
 def test_heavy_predictions_do_not_hold_up_small_ones(own: Server, heavy: bytes) -> None:
@@ -152,3 +119,36 @@ def test_bodies_beyond_the_budget_are_refused(own: Server, path: str) -> None:
         lambda: httpx.post(f"{own.url}/predict", files=as_parts([small()] * 20)).status_code == 200, "room again", 20
     )
     assert answered
+
+
+def test_uploads_do_not_starve_what_keeps_the_service_together(own: Server, heavy: bytes) -> None:
+    body, kind = form({"images": [heavy] * HEAVY_IMAGES, "labels": [json.dumps([0] * HEAVY_IMAGES).encode()]})
+    connections = [post(own, "/adapt?wait=0", body, kind) for _ in range(8)]
+    silences, waits = [], dict[str, list[float]]({"/livez": [], "/metrics": [], "/predict": []})
+    registry = Registry(Database(f"sqlite:///{own.home / 'registry.db'}"))
+    end = time.monotonic() + 8
+    while time.monotonic() < end:
+        for path, found in waits.items():
+            start = time.monotonic()
+            answer = httpx.request(
+                "POST" if path == "/predict" else "GET",
+                f"{own.url}{path}",
+                timeout=30,
+                **({"files": as_parts([small()])} if path == "/predict" else {}),
+            )
+            assert answer.status_code == 200, answer.text
+            found.append(time.monotonic() - start)
+        silences.append(max(time.time() - worker.heartbeat_at for worker in registry.workers(stale_seconds=1000)))
+    assert max(silences) < STALE_SECONDS
+    assert {path: max(found) for path, found in waits.items() if max(found) > 3} == {}
+    for connection in connections:
+        connection.close()
+    assert len(own.client.get("/deployments/default/jobs").json()["jobs"]) < len(connections)  # few were in time
+    time.sleep(3)  # the pictures at hand are decoded to their ends
+    (worker,) = own.processes("Saucier")
+    before = sum(worker.cpu_times()[:2])
+    time.sleep(2)
+    assert sum(worker.cpu_times()[:2]) - before < 0.7, "it decodes what nobody waits for"
+    start = time.monotonic()
+    assert own.stop() == 0
+    assert time.monotonic() - start < 15

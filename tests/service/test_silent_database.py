@@ -134,6 +134,7 @@ def test_readiness_falls_with_the_age_of_the_registry_and_comes_back(
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_server_goes_on_when_its_connections_fall_silent(
     prebuilt_bases: Path, proxy: Proxy, postgres: Postgres, labelled: Labelled, tmp_path: Path

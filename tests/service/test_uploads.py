@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from service.http.adaptation import Upload, check_upload
+from service.http.forms import Part
 from service.http.problems import Problem
-from service.http.uploads import Part, read_body, read_images, read_json, read_multipart
+from service.http.uploads import read_body, read_images, read_json, read_multipart
 from service.settings import Settings
 from tests.service.conftest import encode
 from training.manifest import read_manifest

@@ -14,16 +14,16 @@ from torch.nn.functional import cross_entropy
 from tests.conftest import CLASSES
 from training.attacks import fgsm
 from training.augmentation import Augmentation, batches, to_device
-from training.data import load_digits
 from training.images import to_input
 from training.manifest import Architecture, InputSpec, ThreatModel
 from training.models import Classifier, create_classifier
+from training.named_sets import load_digits
 
 DIGITS_NET = Architecture(name="saucier_resnet", kwargs={"widths": [16, 32], "depths": [1, 1], "stem_stride": 2})
 
 
 class Trained(NamedTuple):
-    """A classifier in eval mode and 80 test images, float32 (80, 3, 16, 16), with their labels."""
+    """A classifier in eval mode and test images, float32 (N, 3, 16, 16), with their labels."""
 
     model: Classifier
     images: Tensor
@@ -40,10 +40,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def trained() -> Trained:
+def digits_net() -> Classifier:
     """A net that gets most digits right, and a fair part of attacked ones. Do not change its weights."""
     torch.manual_seed(0)
-    train, test = load_digits()
+    train, _ = load_digits()
     model = create_classifier(DIGITS_NET, InputSpec(height=16, width=16, mean=(0.3,) * 3, std=(0.35,) * 3), 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     generator = torch.Generator().manual_seed(0)
@@ -57,8 +57,19 @@ def trained() -> Trained:
             loss.backward()
             optimizer.step()
     model.zero_grad(set_to_none=True)
-    chosen = test.balanced(80, seed=0)
-    return Trained(model.eval(), torch.from_numpy(to_input(chosen.images)), torch.from_numpy(chosen.labels))
+    return model.eval()
+
+
+def with_digits(model: Classifier, count: int) -> Trained:
+    """Return a net with so many test images."""
+    chosen = load_digits()[1].balanced(count, seed=0)
+    return Trained(model, torch.from_numpy(to_input(chosen.images)), torch.from_numpy(chosen.labels))
+
+
+@pytest.fixture(scope="session")
+def trained(digits_net: Classifier) -> Trained:
+    """That net and 40 images."""
+    return with_digits(digits_net, 40)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.conftest import INPUT
 from tests.training.test_data import write_folder
 from training.augmentation import Augmentation, Part, batches, mix, seeded, to_device
-from training.data import ImageFiles, ImageSet, find_files, from_arrays, load_digits
+from training.data import ImageFiles, ImageSet, find_files, from_arrays
+from training.named_sets import load_digits
 
 
 def test_an_epoch_shows_every_image_once_and_augments_within_the_border() -> None:

@@ -16,12 +16,12 @@ from training.ascent import Rules, _adapt_sparsity, _begin, _check_progress, _St
 from training.attacks import apgd
 from training.augmentation import Augmentation, Part, seeded
 from training.compute import Compute
-from training.data import load_splits
 from training.fit import Fit, Place
 from training.manifest import ThreatModel
 from training.models import create_classifier
 from training.objectives import OBJECTIVES, AttackSpec, Step
 from training.split_norm import SplitNorm, split_norms
+from training.splits import load_splits
 from training.threat import STEEPEST
 
 LINF, L1 = ThreatModel(norm="Linf", eps=0.1), ThreatModel(norm="L1", eps=10)

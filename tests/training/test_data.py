@@ -8,18 +8,17 @@ from PIL import Image
 
 from tests.conftest import INPUT
 from training.data import (
-    DataSpec,
     ImageFiles,
     ImageSet,
     balanced_indices,
     find_test_folder,
     find_validation_folder,
     from_arrays,
-    load_digits,
     load_folder,
-    load_splits,
 )
 from training.manifest import InputSpec
+from training.named_sets import load_digits
+from training.splits import DataSpec, load_splits
 
 
 def write_folder(root: Path, counts: dict[str, int], seed: int = 0) -> Path:

@@ -18,11 +18,11 @@ from training.bases import load_base_set
 from training.choosing import choose
 from training.cli import run
 from training.contents import look_at
-from training.data import load_splits
 from training.manifest import Architecture, InputSpec
 from training.models import create_classifier
 from training.optimisation import learning_rate
 from training.recipe import load_recipe
+from training.splits import load_splits
 
 ARCH = "resnet10t"  # the smallest that timm has pretrained weights of
 COUNTS = {"apple": 24, "leaf": 18, "sky": 12}

@@ -9,9 +9,9 @@ import torch
 from tests.conftest import CLASSES
 from tests.training.conftest import Trained
 from training.cli import run
-from training.data import DataSpec, Splits, load_splits
 from training.evaluate import Evaluate, evaluate_classifier, evaluation_threats, load_images
 from training.manifest import Manifest, ThreatModel, read_manifest
+from training.splits import DataSpec, Splits, load_splits
 
 THREATS = (ThreatModel(norm="Linf", eps=0.1), ThreatModel(norm="L2", eps=1.5), ThreatModel(norm="L1", eps=6))
 

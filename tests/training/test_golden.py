@@ -16,9 +16,9 @@ import torch
 from tests.training.test_train import PHASES, tiny_recipe
 from training.augmentation import Augmentation
 from training.compute import Compute
-from training.data import load_splits
 from training.fit import Fit, Place
 from training.models import create_classifier
+from training.splits import load_splits
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "training.json"
 NUM_STEPS = 10

@@ -13,12 +13,12 @@ from training.__main__ import COMMANDS
 from training.bases import load_base_set
 from training.cli import run
 from training.compute import Compute
-from training.data import DataSpec, load_splits
 from training.evaluate import load_images
 from training.images import to_input
 from training.manifest import Architecture
 from training.models import Classifier, create_classifier
 from training.new_head import fit_head
+from training.splits import DataSpec, load_splits
 from training.train import train
 
 CLASSES = {"apple": 20, "leaf": 30, "sky": 24, "sun": 20}

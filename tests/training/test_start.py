@@ -187,7 +187,7 @@ def test_recipes_that_contradict_themselves_are_refused(changes: dict[str, Any],
 
 
 def fit_of(recipe: Recipe, work: Path) -> Fit:
-    from training.data import load_splits
+    from training.splits import load_splits
 
     classifier = create_classifier(recipe.architecture, recipe.input, 10)
     place = Place(CPU.accelerator(), CPU, work)

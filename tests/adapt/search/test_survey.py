@@ -92,13 +92,10 @@ def test_the_current_soup_with_a_patch_is_not_a_plain_one(prepared: PreparedBase
     assert {point.kind for point in points[1:]} == {"plain"}
 
 
-def test_a_large_grid_is_thinned_and_keeps_what_matters(prepared: PreparedBase, support: Support):
-    found = search(
-        prepared,
-        support,
-        SearchConfig(strategy="grid", grid="simplex", step=0.1),
-        current=default_soup(prepared.manifest),
-    )
+def test_a_large_grid_is_thinned_and_keeps_what_matters(prepared: PreparedBase):
+    support = support_for(prepared, 12)
+    config = SearchConfig(strategy="grid", grid="simplex", step=0.1, rungs=("statistics",))
+    found = search(prepared, support, config, current=default_soup(prepared.manifest))
     assert len(found.coefficients) > MAX_POINTS
     landscape = survey(prepared, support, found, current=default_soup(prepared.manifest))
     assert len(landscape.points) == MAX_POINTS
