@@ -32,7 +32,8 @@ class SearchConfig(Frozen):
         "alone",
     )
     effort: Literal["quick", "full"] = Field(
-        default="full", description="quick leaves out the rungs that train weights, which take most of the time"
+        default="quick",
+        description="quick leaves out the rungs that train weights, which take most of the time; full tries all",
     )
     grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
     step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")

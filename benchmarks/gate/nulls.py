@@ -76,7 +76,7 @@ def draw(case: Case, n: int, turn: int, *, seed: int) -> Drawn:
     network = SimulatedNetwork(
         case.num_ingredients, n + NUM_UNSEEN, correlation=case.correlation, seed=(seed, CASES.index(case), n, turn)
     )
-    config = SearchConfig(rungs=case.rungs, seed=turn)
+    config = SearchConfig(effort="full", rungs=case.rungs, seed=turn)
     current = default_soup(network.manifest)
     if case.is_second:
         half = network.support(np.arange(n // 2))
@@ -134,7 +134,7 @@ def look(case: Case, plan: Plan, turn: int, *, seed: int) -> list[Look]:
         support = network.support(np.arange(k * plan.portion))
         fresh = np.arange((k - 1) * plan.portion, k * plan.portion)
         gains = () if candidate is None else _gains(network, candidate, current, fresh)
-        result = search(network, support, SearchConfig(rungs=case.rungs, seed=turn), current=current)
+        result = search(network, support, SearchConfig(effort="full", rungs=case.rungs, seed=turn), current=current)
         assert result.outcome.accuracy is not None, "fresh images can judge"
         found.append(Look(not result.is_current, result.outcome.accuracy.p_value, gains))
         candidate = result.soup

@@ -60,7 +60,7 @@ def ladder(context: Context) -> Answer:
 def ladder_quick(context: Context) -> Answer:
     """Search without the rungs that train weights, as `effort=quick` does; take the candidate."""
     current = default_soup(context.prepared.manifest)
-    found = search(context.prepared, context.support, SearchConfig(effort="quick", seed=context.seed), current=current)
+    found = search(context.prepared, context.support, SearchConfig(seed=context.seed), current=current)
     return _searched(context, found, found.soup)
 
 
@@ -75,7 +75,7 @@ def ladder_stream(context: Context) -> Answer:
     """Search as `ladder` does, with up to 200 unlabelled pictures of the shift as well; take the candidate."""
     current = default_soup(context.prepared.manifest)
     stream = context.stream if context.stream is not None and len(context.stream) else None
-    config = SearchConfig(seed=context.seed)
+    config = SearchConfig(effort="full", seed=context.seed)
     found = search(context.prepared, context.support, config, current=current, unlabelled=stream)
     return _searched(context, found, found.soup)
 
@@ -85,7 +85,7 @@ def ladder_single(context: Context) -> Answer:
     found = search(
         context.prepared,
         context.support,
-        SearchConfig(strategy="grid", grid="simplex", step=1.0, seed=context.seed),  # the corners alone
+        SearchConfig(effort="full", strategy="grid", grid="simplex", step=1.0, seed=context.seed),  # the corners alone
         current=default_soup(context.prepared.manifest),
     )
     return _searched(context, found, found.soup)
@@ -163,7 +163,7 @@ def fit_mixture(log_probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
 
 
 def _climbed(context: Context) -> Search:
-    config, current = SearchConfig(seed=context.seed), default_soup(context.prepared.manifest)
+    config, current = SearchConfig(effort="full", seed=context.seed), default_soup(context.prepared.manifest)
     return context.shared.get("ladder", lambda: search(context.prepared, context.support, config, current=current))
 
 

@@ -30,7 +30,7 @@ def test_a_vision_transformer_learns_digits_and_adapts_to_a_dull_day(tmp_path: P
         for chosen in (pictures.support, pictures.test)
     )
     current = default_soup(base.manifest)
-    found = search(PreparedBase(base), labelled, SearchConfig(), current=current)
+    found = search(PreparedBase(base), labelled, SearchConfig(effort="full"), current=current)
     assert found.outcome.state == "promoted"
     assert "early" not in found.outcome.not_tried
 

@@ -151,7 +151,7 @@ def try_setting(piece: Piece, setup: Setup) -> SettingRecord:
     prepared = prepared_base(setup.base, setup.device, setup.threads)
     started = time.perf_counter()
     with changed(SETTINGS[piece.setting], prepared) as options:
-        config = SearchConfig(seed=piece.draw, **options)
+        config = SearchConfig(**{"effort": "full", "seed": piece.draw, **options})
         found = search(prepared, context.support, config, current=default_soup(prepared.manifest))
     seconds = time.perf_counter() - started
     outcome = found.outcome

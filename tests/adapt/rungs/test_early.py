@@ -34,6 +34,7 @@ from tests.blind import blue_pictures, make_blind
 from training.bases import BaseSet, load_base_set
 
 FIRST: tuple[str, ...] = ("statistics", "early")
+WITH_HEAD = ("statistics", "head", "early")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def pictures(prepared: PreparedBase) -> Support:
 
 @pytest.fixture(scope="module")
 def found(prepared: PreparedBase, pictures: Support) -> Search:
-    return search(prepared, pictures, SearchConfig(rungs=FIRST), current=default_soup(prepared.manifest))
+    return search(prepared, pictures, SearchConfig(effort="full", rungs=FIRST), current=default_soup(prepared.manifest))
 
 
 def accuracy(prepared: PreparedBase, found: Search, unseen: Support) -> float:
@@ -119,7 +120,7 @@ def test_swapped_colours_are_learned_and_what_was_judged_is_what_is_served(
     without = search(
         prepared,
         pictures,
-        SearchConfig(rungs=("statistics",)),
+        SearchConfig(effort="full", rungs=("statistics",)),
         current=default_soup(prepared.manifest),
     )
     unseen = swapped(coloured(400, prepared.manifest.class_names, seed=5))
@@ -155,15 +156,16 @@ def test_a_training_is_repeatable_and_no_worse_on_held_out_images(
     pictures: Support,
 ) -> None:
     current = default_soup(prepared.manifest)
-    again = search(prepared, pictures, SearchConfig(rungs=FIRST), current=current)
+    again = search(prepared, pictures, SearchConfig(effort="full", rungs=FIRST), current=current)
     assert again.soup.patch == found.soup.patch
     assert again.outcome.accuracy == found.outcome.accuracy
-    other = search(prepared, pictures, SearchConfig(rungs=FIRST, seed=1), current=current)
+    other = search(prepared, pictures, SearchConfig(effort="full", rungs=FIRST, seed=1), current=current)
     assert other.soup.patch != found.soup.patch
     clean = coloured(150, prepared.manifest.class_names, seed=2)
     for support in (pictures, clean):
         below, above = (
-            search(prepared, support, SearchConfig(rungs=r), current=current) for r in (("statistics", "head"), RUNGS)
+            search(prepared, support, SearchConfig(effort="full", rungs=r), current=current)
+            for r in (("statistics", "head"), RUNGS)
         )
         assert below.fit is not None
         assert above.fit is not None
@@ -183,10 +185,10 @@ def test_few_images_a_missing_class_and_folded_batchnorm_are_not_trained_on(
         (two, FIRST, "expected labelled images of all 3 classes, got 2"),
         (pictures, ("early",), "BatchNorm is folded"),
     ):
-        found = search(prepared, support, SearchConfig(rungs=rungs), current=current)
+        found = search(prepared, support, SearchConfig(effort="full", rungs=rungs), current=current)
         assert "early" not in found.choice.rungs
         assert found.outcome.not_tried["early"].startswith(why)
-    raw = SearchConfig(rungs=("early",), bn_mode="raw")
+    raw = SearchConfig(effort="full", rungs=("early",), bn_mode="raw")
     assert search(prepared, pictures, raw, current=current).choice.rungs == ("early",)
 
 
@@ -196,7 +198,7 @@ def test_a_quick_search_trains_nothing_and_says_so_where_it_could(prepared: Prep
         (pictures, TOO_SLOW),
         (pictures.subset(np.arange(60)), f"expected at least {MIN_IMAGES} labelled images, got 60"),
     ):
-        found = search(prepared, support, SearchConfig(effort="quick"), current=current)
+        found = search(prepared, support, SearchConfig(rungs=WITH_HEAD), current=current)
         assert found.choice.rungs == ("statistics", "head")
         assert found.outcome.not_tried == {"early": why}
 
@@ -214,10 +216,10 @@ def blue(prepared: PreparedBase, n: int, *, seed: int) -> Support:
 def test_a_full_search_beats_what_a_quick_one_on_the_same_images_found(blind: PreparedBase) -> None:
     """The fault: the version that a quick search had made from the images led, and so nothing was trained."""
     pictures, unseen = blue(blind, 240, seed=0), blue(blind, 600, seed=5)
-    quick = search(blind, pictures, SearchConfig(effort="quick"), current=default_soup(blind.manifest))
+    quick = search(blind, pictures, SearchConfig(rungs=WITH_HEAD), current=default_soup(blind.manifest))
     assert quick.outcome.state == "promoted"
     assert "head" in quick.choice.rungs
-    full = search(blind, pictures, SearchConfig(), current=quick.soup)
+    full = search(blind, pictures, SearchConfig(effort="full", rungs=WITH_HEAD), current=quick.soup)
     assert full.outcome.not_tried == {}
     assert "early" in full.choice.rungs
     assert full.outcome.state == "promoted"
@@ -233,10 +235,10 @@ def test_a_full_search_that_finds_the_version_again_keeps_it(
 ) -> None:
     """The fault: it was promoted over itself, as the temperature it is judged at is fitted to other folds' answers."""
     pictures = blue(blind, 200, seed=3)
-    first = search(blind, pictures, SearchConfig(effort="quick"), current=default_soup(blind.manifest))
+    first = search(blind, pictures, SearchConfig(rungs=WITH_HEAD), current=default_soup(blind.manifest))
     assert first.soup.patch is not None
     monkeypatch.setattr(FirstLayers, "refuse", lambda *_: "not here")
-    again = search(blind, pictures, SearchConfig(), current=first.soup)
+    again = search(blind, pictures, SearchConfig(effort="full", rungs=WITH_HEAD), current=first.soup)
     assert not again.pool.eligible[0]
     assert again.soup.patch == first.soup.patch
     assert again.is_current
@@ -267,7 +269,7 @@ def test_it_stops_when_told_and_says_how_far_it_is(prepared: PreparedBase, pictu
         search,
         prepared,
         pictures,
-        SearchConfig(rungs=FIRST),
+        SearchConfig(effort="full", rungs=FIRST),
         current=default_soup(prepared.manifest),
         progress=lambda done, message: said.append((done, message)),
     )
@@ -286,10 +288,10 @@ def test_a_trained_soup_is_a_current_soup_like_any_other(
     found: Search,
 ) -> None:
     fresh = swapped(coloured(90, prepared.manifest.class_names, seed=3))
-    again = search(prepared, fresh, SearchConfig(rungs=FIRST), current=found.soup)
+    again = search(prepared, fresh, SearchConfig(effort="full", rungs=FIRST), current=found.soup)
     assert again.fit is not None
     assert again.fit.share(again.fit.candidate) >= 0.9 * again.fit.share(again.fit.current)
-    kept = search(prepared, fresh, SearchConfig(rungs=()), current=found.soup)
+    kept = search(prepared, fresh, SearchConfig(effort="full", rungs=()), current=found.soup)
     assert kept.soup.patch == found.soup.patch
     images = swapped(coloured(200, prepared.manifest.class_names, seed=6)).images
     soup, outcome = recalibrate(prepared, images, current=found.soup)
@@ -318,12 +320,14 @@ def test_a_network_without_batchnorm_is_trained_too(
     assert layer_norm.head_key is not None
     assert set(trained.tensors) == set(early_keys(layer_norm.base.model().net, layer_norm.head_key))
     assert all(np.isfinite(array).all() for array in trained.tensors.values())
-    result = search(layer_norm, support, SearchConfig(rungs=FIRST), current=default_soup(layer_norm.manifest))
+    result = search(
+        layer_norm, support, SearchConfig(effort="full", rungs=FIRST), current=default_soup(layer_norm.manifest)
+    )
     assert result.fit is not None
     below = search(
         layer_norm,
         support,
-        SearchConfig(rungs=("statistics",)),
+        SearchConfig(effort="full", rungs=("statistics",)),
         current=default_soup(layer_norm.manifest),
     )
     assert below.fit is not None

@@ -52,7 +52,9 @@ def pictures(prepared: PreparedBase) -> Support:
 
 @pytest.fixture(scope="module")
 def found(prepared: PreparedBase, pictures: Support) -> Search:
-    return search(prepared, pictures, SearchConfig(rungs=("site",)), current=default_soup(prepared.manifest))
+    return search(
+        prepared, pictures, SearchConfig(effort="full", rungs=("site",)), current=default_soup(prepared.manifest)
+    )
 
 
 def accuracy(prepared: PreparedBase, found: Search, unseen: Support) -> float:
@@ -68,7 +70,7 @@ def test_what_was_trained_is_promoted_and_what_was_judged_is_what_is_served(
     prepared: PreparedBase, found: Search, pictures: Support
 ) -> None:
     unseen = swapped(coloured(UNSEEN, prepared.manifest.class_names, seed=5))
-    plain = search(prepared, pictures, SearchConfig(rungs=()), current=default_soup(prepared.manifest))
+    plain = search(prepared, pictures, SearchConfig(effort="full", rungs=()), current=default_soup(prepared.manifest))
     assert found.outcome.state == "promoted"
     assert found.soup.patch is not None
     assert found.soup.patch.rungs == ("site",)
@@ -95,10 +97,10 @@ def test_training_is_repeatable_and_depends_on_the_seed(
     prepared: PreparedBase, found: Search, pictures: Support
 ) -> None:
     current = default_soup(prepared.manifest)
-    again = search(prepared, pictures, SearchConfig(rungs=("site",)), current=current)
+    again = search(prepared, pictures, SearchConfig(effort="full", rungs=("site",)), current=current)
     assert again.soup.patch == found.soup.patch
     assert again.outcome.accuracy == found.outcome.accuracy
-    other = search(prepared, pictures, SearchConfig(rungs=("site",), seed=1), current=current)
+    other = search(prepared, pictures, SearchConfig(effort="full", rungs=("site",), seed=1), current=current)
     assert other.soup.patch != found.soup.patch
 
 
@@ -151,12 +153,32 @@ def test_what_a_fold_is_answered_by_knows_nothing_of_its_labels(
     before = chosen(task, ALL)
     assert all("site" in model.rungs for model in (before.model, *before.without))
     labels = pictures.labels.copy()
-    labels[task.folds == 2] = 0
+    labels[task.folds == 3] = 0
     after = chosen(replace(task, support=replace(pictures, labels=labels)), ALL)
     for fold in range(5):
         held_out = task.held_out_parts()[fold]
         same = torch.equal(before.without[fold].answer(held_out), after.without[fold].answer(held_out))
         assert same == (fold in (2, 3))  # folds 2 and 3 are held out together
+
+
+def test_the_other_folds_decide_for_a_fold(
+    prepared: PreparedBase, pictures: Support, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[np.ndarray] = []
+    own = selection._Trial.chosen
+
+    def chosen_by(trial: selection._Trial, some: np.ndarray) -> int | None:
+        asked.append(some.copy())
+        return own(trial, some)
+
+    monkeypatch.setattr(selection, "HOPELESS", 1e9)
+    monkeypatch.setattr(selection._Trial, "chosen", chosen_by)
+    task = task_for(prepared, pictures, recalibrate=True)
+    chosen(task, ALL)
+    assert len(asked) == 6
+    assert asked[0].all()
+    for some, held_out in zip(asked[1:], task.held_out_parts(), strict=True):
+        np.testing.assert_array_equal(some, ~held_out)
 
 
 def test_random_labels_look_no_better_than_chance(
@@ -179,7 +201,7 @@ def test_few_images_a_missing_class_and_large_networks_are_refused(
     few, two = pictures.subset(np.arange(19)), pictures.subset(np.flatnonzero(pictures.labels != 0))
 
     def not_tried(support: Support, rungs: tuple[str, ...]) -> str:
-        found = search(prepared, support, SearchConfig(rungs=rungs), current=current)
+        found = search(prepared, support, SearchConfig(effort="full", rungs=rungs), current=current)
         assert "site" not in found.choice.rungs
         return found.outcome.not_tried["site"]
 
@@ -199,7 +221,7 @@ def test_it_stops_within_a_step(prepared: PreparedBase, pictures: Support) -> No
         search(
             prepared,
             pictures,
-            SearchConfig(rungs=ALL),
+            SearchConfig(effort="full", rungs=ALL),
             current=default_soup(prepared.manifest),
             progress=lambda _, message: told.append(message),
             should_stop=should_stop,
@@ -210,8 +232,10 @@ def test_it_stops_within_a_step(prepared: PreparedBase, pictures: Support) -> No
 def test_an_adapted_version_is_judged_by_held_out_answers_and_can_be_trained_past(
     prepared: PreparedBase, pictures: Support
 ) -> None:
-    first = search(prepared, pictures, SearchConfig(rungs=("statistics",)), current=default_soup(prepared.manifest))
-    second = search(prepared, pictures, SearchConfig(rungs=ALL), current=first.soup)
+    first = search(
+        prepared, pictures, SearchConfig(effort="full", rungs=("statistics",)), current=default_soup(prepared.manifest)
+    )
+    second = search(prepared, pictures, SearchConfig(effort="full", rungs=ALL), current=first.soup)
     assert second.outcome.accuracy is not None
     assert second.outcome.accuracy.judged is not None
     assert "site" not in second.outcome.not_tried
@@ -232,8 +256,15 @@ def test_statistics_of_unlabelled_images_are_those_of_the_trained_network(
 def test_a_network_without_batchnorm_is_trained_too(ln_base: BaseSet) -> None:
     layer_norm = PreparedBase(ln_base)
     support = coloured(90, layer_norm.manifest.class_names)
-    found = search(layer_norm, support, SearchConfig(rungs=("head", "site")), current=default_soup(layer_norm.manifest))
-    below = search(layer_norm, support, SearchConfig(rungs=("head",)), current=default_soup(layer_norm.manifest))
+    found = search(
+        layer_norm,
+        support,
+        SearchConfig(effort="full", rungs=("head", "site")),
+        current=default_soup(layer_norm.manifest),
+    )
+    below = search(
+        layer_norm, support, SearchConfig(effort="full", rungs=("head",)), current=default_soup(layer_norm.manifest)
+    )
     assert "site" not in found.outcome.not_tried
     assert found.fit is not None
     assert below.fit is not None
