@@ -119,6 +119,7 @@ METHODS: Mapping[str, Method] = {
     "ladder": ladder,
     "ladder_served": ladder_served,
     "ladder_quick": ladder_quick,
+    "ladder_full": ladder,
     "ladder_stream": ladder_stream,
     "ladder_single": ladder_single,
     "soup_grid": soup_grid,
@@ -130,8 +131,9 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+LADDERS = ("ladder", "ladder_served", "ladder_quick", "ladder_full", "ladder_stream", "ladder_single")
+SEARCHES = ("soup_auto", *LADDERS)  # look nothing up
 # Those that look up what soups say and run no network; beside them the ingredients as they are.
-SEARCHES = ("soup_auto", "ladder", "ladder_served", "ladder_quick", "ladder_stream", "ladder_single")  # look nothing up
 TABLED = ("soup_grid", "soup_single", "soup_oracle", "soup_uniform", "picked", "ensemble", "ensemble_weighted")
 
 

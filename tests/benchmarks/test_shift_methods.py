@@ -39,7 +39,7 @@ SMALL = ["--n", "4,12", "--seeds", "2", "--n-test", "40", "--threads", "1", "--c
 FIXED = {"fixed_linf", "fixed_nominal", "fixed_l2", "fixed_l1"}
 SOUPS = {"soup_grid", "soup_auto", "soup_uniform", "picked"} | FIXED  # of folded weights, without a patch
 OURS = {
-    *("ladder", "ladder_served", "ladder_quick", "ladder_stream", "ladder_single"),
+    *("ladder", "ladder_served", "ladder_quick", "ladder_full", "ladder_stream", "ladder_single"),
     *("soup_grid", "soup_auto", "soup_single", "soup_uniform", "soup_oracle"),
 }
 TRAINED = {"finetune", "surgical", "tent"}

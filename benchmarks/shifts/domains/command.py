@@ -24,7 +24,7 @@ from training.manifest import Manifest, check_mixable
 
 logger = logging.getLogger(__name__)
 
-NOT_BY_DEFAULT = ("ladder_quick", "ladder_stream", "ladder_single")  # of the methods for photographs
+NOT_BY_DEFAULT = ("ladder_quick", "ladder_full", "ladder_stream", "ladder_single")  # of the methods for photographs
 NEVER = ("soup_grid", *HINDSIGHT)  # these look the whole grid up, hours of forwards for photographs
 
 

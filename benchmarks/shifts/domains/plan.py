@@ -8,7 +8,7 @@ from benchmarks.shifts.domains.work import Unit, is_free
 from benchmarks.shifts.lines import Lines
 from benchmarks.shifts.rivals.registry import TRAINED
 
-TOGETHER = ("ladder", "ladder_served")  # share a search, so one piece of work has both
+TOGETHER = ("ladder", "ladder_served", "ladder_full")  # share a search, so one piece of work has both
 
 
 class Plan(NamedTuple):

@@ -27,6 +27,8 @@ PLAIN = "finetune_nominal"
 METHODS = {
     "ladder": "our search's candidate, whatever its gate says",
     "ladder_served": "what its gate lets through",
+    "ladder_full": "`ladder`, by the name of its effort",
+    "ladder_quick": "the same search without what trains weights",
     "soup_auto": "the same search over coefficients alone",
     "soup_uniform": "all ingredients in equal parts",
     "picked": "the best ingredient on the labelled pictures; `_bn`: with their BatchNorm statistics; `_head`: with its "
