@@ -21,6 +21,7 @@ let bases = [];
 let model = null; // of the deployment that is shown
 let pinned = null; // the job whose landscape was asked for
 let numVersions = VERSIONS; // of the deployment that is shown, that were asked for
+let hasFailed = false; // the last load, whose problem is shown
 let turn = 0; // of the latest load: answers of earlier ones are thrown away
 
 const deployments = createDeployments({ onMade: select, onDeleted: () => select(DEFAULT) });
@@ -60,6 +61,7 @@ async function load(name) {
       return;
     }
     const isOther = model?.view.deployment !== name;
+    hasFailed ||= isOther; // a problem of another deployment goes, too
     pinned = isOther ? null : pinned;
     const base = bases.find((known) => known.name === view.base_set) ?? null;
     if (!soups.found.some((soup) => soup.version === view.version)) {
@@ -122,7 +124,10 @@ function show() {
   byId("name").textContent = view.deployment;
   byId("delete").hidden = view.deployment === DEFAULT;
   document.title = `${view.deployment} \u2013 Saucier console`;
-  showProblem(byId("page-problem"), null);
+  if (hasFailed) {
+    showProblem(byId("page-problem"), null); // what an action met stays until the next one
+    hasFailed = false;
+  }
   updateSummary(model);
   updateSoup(model);
   map.update(model);
@@ -144,6 +149,7 @@ function fail(error) {
   byId("sign-out").hidden = getKey() === null; // another key may be allowed more
   const isGone = error.status === 404 && wanted() !== DEFAULT;
   byId("deployment").hidden = model === null || isGone;
+  hasFailed = true;
   showProblem(
     byId("page-problem"),
     error,
@@ -246,6 +252,7 @@ async function cancel(job) {
 
 /** Change something and show what came of it. Who comes too late (409) changes nothing, and hears so. */
 async function change(action, done) {
+  showProblem(byId("page-problem"), null);
   try {
     await action();
     announce(done);

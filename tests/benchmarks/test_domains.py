@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from adapt.networks.prepared import PreparedBase
-from adapt.rungs import head, training
+from adapt.rungs import early, head
 from adapt.search.config import SearchConfig
 from benchmarks.pictures import jpegs
 from benchmarks.shifts import tuned
@@ -469,7 +469,7 @@ def test_settings_of_the_ladder_are_compared_and_then_as_before(
 ) -> None:
     args = ["settings", str(tiny_base_set), "--folders", str(folders), "--domains", "sketch,drawing"]
     args += ["--n", "12,20", "--n-test", "30", "--out", str(tmp_path), "--json"]
-    before = head.PENALTIES, head.MIN_IMAGES, training.SHARE
+    before = head.PENALTIES, head.MIN_IMAGES, early.SHARE
     assert main([*args, "--only", "0,3"]) == EXIT_DONE
     found = json.loads(capsys.readouterr().out)["settings"]
     assert {(row["setting"], row["domain"], row["n"]) for row in found} == {
@@ -483,7 +483,7 @@ def test_settings_of_the_ladder_are_compared_and_then_as_before(
     assert len(rows) == 6
     assert "head" not in rows[settings.AS_IT_IS, 20]["rungs"]
     assert "head" in {rung for (name, n), row in rows.items() if "from 20" in name and n == 20 for rung in row["rungs"]}
-    assert before == (head.PENALTIES, head.MIN_IMAGES, training.SHARE)
+    assert before == (head.PENALTIES, head.MIN_IMAGES, early.SHARE)
     assert main([*args[:-1], "--minutes", "1e-9"]) == EXIT_DONE
     assert re.search(r"\| last layer from 20 images on \| [+-][\d.]+ \|", capsys.readouterr().out)
 

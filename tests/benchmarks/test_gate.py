@@ -80,7 +80,7 @@ def test_different_soups_err_on_different_images_as_often_as_the_correlation_say
 def test_a_search_takes_the_simulation_for_a_network(network: SimulatedNetwork):
     assert isinstance(network, Network)
     support = network.support(np.arange(100))
-    config = SearchConfig(rungs=("statistics", "head", Retrained.name))
+    config = SearchConfig(effort="full", rungs=("statistics", "head", Retrained.name))
     found = search(network, support, config, current=default_soup(network.manifest))
     assert found.outcome.support.n == 100
     assert set(found.outcome.not_tried) <= {"statistics"}

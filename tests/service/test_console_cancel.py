@@ -113,3 +113,8 @@ def test_adaptation_that_ended_meanwhile_is_shown_as_it_ended(
         expect(page.locator("#page-problem")).to_contain_text("the job has ended already: kept")
         expect(page.locator("#page-problem")).to_contain_text("Nothing was changed")
         expect(page.locator(f"#jobs tr[data-job='{job}']")).to_contain_text("kept")
+        # The fault: whatever changed next took the message away, unread.
+        dial = {"coefficients": {"linf": 0.5, "nominal": 0.5, "l2": 0.0, "l1": 0.0}}
+        assert server.client.put(f"/deployments/{shop}/soup", json=dial).status_code == 200
+        expect(page.locator("#deployments")).to_contain_text(f"{shop}tiny, version 3")
+        expect(page.locator("#page-problem")).to_contain_text("Nothing was changed")

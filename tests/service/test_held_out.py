@@ -80,7 +80,8 @@ class Site:
             hashes=tuple(self.hashes[number] for number in chosen),
             class_names=self.manifest.class_names,
         )
-        wanted = Wanted("default", Material(images if len(chosen) else None, None, ()), **asked)
+        material = Material(images if len(chosen) else None, None, ())
+        wanted = Wanted("default", material, effort="quick", **asked)  # a follow-up would be one attempt more
         queued = self.intake.submit(wanted, self.manifest).job
         if (job := self.jobs.claim("me", stale_seconds=60)) is not None:
             self.loop._work(self.searcher, job)
