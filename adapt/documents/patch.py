@@ -1,9 +1,9 @@
-"""The patch: the few tensors a soup replaces after mixing: channel statistics, first and last layers. No torch.
+"""The patch: tensors that a soup replaces after mixing: channel statistics, first and last layers, or all. No torch.
 
-A patch is kilobytes. It is applied to the mixed weights by name, whatever the BatchNorm mode: in the raw mode
-recalibrated statistics (without BatchNorm, weights and biases that move and scale channels) take the place of the mixed
-ones, and so do trained first layers, scales and shifts; in every mode a re-fitted last layer takes the place of the
-mixed one.
+A patch is kilobytes, or megabytes where all weights were trained. It is applied to the mixed weights by name, whatever
+the BatchNorm mode: in the raw mode recalibrated statistics (without BatchNorm, weights and biases that move and scale
+channels) take the place of the mixed ones, and so do trained layers; in every mode a re-fitted last layer takes the
+place of the mixed one.
 """
 
 import hashlib

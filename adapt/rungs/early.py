@@ -57,9 +57,8 @@ class FirstLayers:
         """Say so where images are few or lack a class, or where no tensor of the network stands by itself."""
         if self._network is None or self._network.head_key is None:
             return "the network has no linear last layer"
-        if (why := refuse_current(self._library, below)) is not None:
-            return why
-        if (why := refuse_labels(self._task, some, least=MIN_IMAGES)) is not None:
+        why = refuse_labels(self._task, some, least=MIN_IMAGES) or refuse_current(self._library, below)
+        if why is not None:
             return why
         if self._start(below, some) is None:
             return "BatchNorm is folded into the weights that would be trained"

@@ -34,6 +34,8 @@ SAME_LOGITS = 1e-3
 # pretrained features, whose layer gains from fewer images: see EXPERIMENTS.md.
 MIN_IMAGES, LARGE_INPUT, MIN_IMAGES_LARGE = 50, 64, 20
 
+LEADS = "the current version, made from some of these images, leads as it is"
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -128,7 +130,7 @@ def refuse_current(library: Library, below: Model) -> str | None:
     every fold through it.
     """
     if below.candidate == 0 and not library.pool.standing.fresh.all():
-        return "the current version, made from some of these images, leads as it is"
+        return LEADS
     return None
 
 

@@ -11,7 +11,7 @@ Source: Wortsman et al. 2022 (arXiv:2109.01903), weights between the start and t
 (arXiv:2202.10054), a fitted last layer before the others are trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -57,19 +57,20 @@ class Site:
         network = self._network
         if network is None or network.head_key is None:
             return "the network has no linear last layer"
-        why = refuse_current(self._library, below) or refuse_labels(self._task, some, least=MIN_IMAGES)
-        if why is not None:
+        if (why := refuse_labels(self._task, some, least=MIN_IMAGES)) is not None:
             return why
         if (size := _stored_bytes(network)) > MAX_BYTES:
             return f"all weights are {size / 2**20:.0f} MB in half precision, expected at most {MAX_BYTES // 2**20} MB"
-        return None
+        return refuse_current(self._library, below)
 
     def fit(self, below: Model, some: Part) -> Sequence[Model]:
         """Return a model for each of `SHARES`, at each of `TEMPERATURES`."""
         network, start = self._network, self._start(below)
         assert network is not None, "refused otherwise"
-        trained = self._train(network, start, some)
-        mixed = [self._mixed(network, start, trained.tensors, share, some.images) for share in SHARES]
+        net = network_of(network, Start(start.coefficients, start.bn_mode, start.tensors or None, start.temperature))
+        before = {key: parameter.detach().cpu().numpy() for key, parameter in net.named_parameters()}
+        trained = self._train(network, start, some).tensors
+        mixed = [self._mixed(network, start, before, trained, share, some.images) for share in SHARES]
         return [replace(model, temperature=model.temperature * by) for model in mixed for by in TEMPERATURES]
 
     def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
@@ -116,20 +117,22 @@ class Site:
         self._library.image_forwards += trained.image_forwards
         return trained
 
-    def _mixed(self, network: PreparedBase, start: Model, trained: Tensors, share: float, images: Bools) -> Model:
+    def _mixed(
+        self, network: PreparedBase, start: Model, before: Tensors, trained: Tensors, share: float, images: Bools
+    ) -> Model:
         """Return the network a share of the way from the start to the trained weights, with its own statistics."""
         task = self._task
+        weights = Mixed(before, trained, share, {})
         net = network_of(network, Start(start.coefficients, start.bn_mode, start.tensors or None, start.temperature))
-        tensors: dict[str, Floats] = {}
         with torch.no_grad():
             for key, parameter in net.named_parameters():
-                there = torch.from_numpy(trained[key]).to(parameter.device)
-                mixed = torch.lerp(parameter, there, share)
-                parameter.copy_(mixed.half().float() if mixed.dim() > 1 else mixed)
-                tensors[key] = parameter.cpu().contiguous().numpy()
-        statistics, forwards = estimate_statistics(network, net, pooled(task.support.images[images], task.unlabelled))
+                parameter.copy_(torch.from_numpy(weights[key]))
+        statistics, forwards = estimate_statistics(
+            network, net, pooled(task.support.images[images], task.unlabelled), should_stop=task.should_stop
+        )
         self._library.image_forwards += forwards
-        return self._model(start, {**start.tensors, **tensors, **statistics}, int(images.sum()))
+        others = {key: array for key, array in start.tensors.items() if key not in before}
+        return self._model(start, Mixed(before, trained, share, {**others, **statistics}), int(images.sum()))
 
     def _model(self, start: Model, tensors: Tensors, num_images: int) -> Model:
         task, network = self._task, self._task.network
@@ -162,6 +165,32 @@ class Site:
             rungs=(*start.rungs, self.name),
             below=start,
         )
+
+
+class Mixed(Mapping[str, Floats]):
+    """Weights a share of the way between two networks', computed when they are asked for, beside tensors that stay.
+
+    A search keeps five mixtures of every part of the images. As arrays they would take twenty times the network's size.
+    """
+
+    def __init__(self, before: Tensors, trained: Tensors, share: float, others: Tensors) -> None:
+        self._before, self._trained, self._share, self._others = before, trained, np.float32(share), others
+
+    def __getitem__(self, key: str) -> Floats:
+        """Return a float32 array; of the weights, kernels and matrices are rounded to half precision."""
+        if key in self._others:
+            return self._others[key]
+        before = self._before[key]
+        mixed = before + self._share * (self._trained[key] - before)
+        return mixed.astype(np.float16).astype(np.float32) if mixed.ndim > 1 else mixed
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield every name once."""
+        return iter(self._before.keys() | self._others.keys())
+
+    def __len__(self) -> int:
+        """Return how many arrays there are."""
+        return len(self._before.keys() | self._others.keys())
 
 
 def may_mirror(manifest: Manifest) -> bool:

@@ -139,7 +139,7 @@ def train(
             seen += len(batch)
             if progress is not None:
                 progress((step + 1) / plan.steps)
-    statistics, forwards = estimate_statistics(prepared, net, pooled(images, unlabelled))
+    statistics, forwards = estimate_statistics(prepared, net, pooled(images, unlabelled), should_stop=should_stop)
     trained = {key: net.get_parameter(key).detach().cpu().contiguous().numpy() for key in plan.keys}
     return Trained({**trained, **statistics}, FORWARDS * seen + forwards)
 
@@ -200,7 +200,9 @@ def _batch_statistics(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def estimate_statistics(prepared: PreparedBase, net: nn.Module, pool: Pixels) -> tuple[dict[str, Floats], int]:
+def estimate_statistics(
+    prepared: PreparedBase, net: nn.Module, pool: Pixels, *, should_stop: Callable[[], bool] | None = None
+) -> tuple[dict[str, Floats], int]:
     """Give BatchNorm the statistics of these images, the mean over batches as large as memory allows.
 
     Those of training have no part: they belong to other filters.
@@ -216,6 +218,7 @@ def estimate_statistics(prepared: PreparedBase, net: nn.Module, pool: Pixels) ->
         layer.training, layer.momentum = True, None  # None: the mean over all batches
     with exact_floats():
         for part in np.array_split(pool, -(-len(pool) // recalibration_batch(pool))):
+            check_stop(should_stop)
             net(prepared.inputs(part))
     net.eval()
     keys = [f"{name}{part}" for name in layers for part in STATISTICS]

@@ -130,7 +130,7 @@ def search(
     check_soup(current, manifest)
     check_unlabelled(unlabelled, manifest)
     strategy, points = _resolve(config.strategy, config.grid, config.step, len(manifest.ingredients))
-    report = progress or (lambda fraction, message: None)
+    report = _rising(progress)
     with thread_count(config.threads):
         report(0.0, "preparing the base set")
         network = PreparedBase(base, device=pick_device(config.device)) if isinstance(base, BaseSet) else base
@@ -172,6 +172,19 @@ def search(
         with thread_count(config.threads):
             soup, outcome = _bounded(soup, outcome, check_floor(network, soup, reference), config.promote)
     return Search(soup, outcome, pool, selected, comparison, is_current)
+
+
+def _rising(progress: Progress | None) -> Progress:
+    """Return the progress to report to, where a fraction that is lower than an earlier one stays at that one."""
+    highest = 0.0
+
+    def report(fraction: float, message: str) -> None:
+        nonlocal highest
+        highest = max(highest, fraction)
+        if progress is not None:
+            progress(highest, message)
+
+    return report
 
 
 def _task(

@@ -19,13 +19,14 @@ from torch import Tensor
 from adapt.evidence.cross_fit import CrossFit
 from adapt.evidence.scores import TEMPERATURES, Bools, Floats, part
 from adapt.evidence.significance import LARGE
+from adapt.rungs.head import LEADS
 from adapt.rungs.mixture import Mixture
 from adapt.rungs.model import Answers, Model, Rung, judge, total
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Part
 
 MAX_TEMPERATURE = 1000.0  # of the current soup where it is judged; the least is the candidates' least
-HOPELESS = 2.0  # standard errors by which the first folds are behind where a dear rung is given up
+HOPELESS = 2.0  # standard errors by which the first folds are behind where a slow rung is given up
 
 TOO_SLOW = "effort=quick leaves out what trains weights"
 
@@ -85,10 +86,13 @@ def select(library: Library, rungs: Sequence[Rung], *, is_quick: bool = False) -
     for rung in rungs:
         if rung.num_parts is None:
             continue
-        if (why := rung.refuse(climb.select(whole), whole) or (TOO_SLOW if is_quick else None)) is not None:
+        why = rung.refuse(climb.select(whole), whole)
+        if is_quick and why in (None, LEADS):  # a full search does not start from the current version
+            why = TOO_SLOW
+        trial = _Trial(rung, climb, library, folds)
+        if (why := why or trial.refusal()) is not None:
             not_tried[rung.name] = why
             continue
-        trial = _Trial(rung, climb, library, folds)
         if not trial.run():
             continue
         tried += trial.own
@@ -178,9 +182,9 @@ class _Climb:
 class _Trial:
     """Tries a slow rung: fits it once without each part of the images, and answers the part.
 
-    What a rung is put on is what the cheap rungs choose without the part. The decision for a fold, and the choice of a
-    variant, rest on the answers to the other folds. So they, not the model that answers the fold, know of the fold:
-    they rest on models that were fitted on the fold, too. benchmarks/gate measures what that does to the evidence.
+    What a rung is put on is what the cheap rungs choose without the part. The model that answers a fold has not
+    seen it. The decision for a fold, and the choice of a variant, have, indirectly: they rest on answers to the other
+    folds by models that were fitted on the fold. benchmarks/gate measures what that does to the evidence.
     """
 
     def __init__(self, rung: Rung, climb: _Climb, library: Library, folds: list[_Fold]) -> None:
@@ -190,16 +194,27 @@ class _Trial:
         self.own = [_no_answers(len(self._labels)) for _ in range(rung.num_variants)]
         self._fitted: list[Sequence[Model]] = []  # without each fold
 
+    def refusal(self) -> str | None:
+        """Return why the rung cannot be fitted without one of the parts; None if it can be without each.
+
+        Answers that no fit gave would be compared as if they were the rung's.
+        """
+        for folds in self._groups:
+            some = _without(folds)
+            if (why := self._rung.refuse(self._climb.select(some), some)) is not None:
+                return f"without one of the parts that are held out in turn: {why}"
+        return None
+
     def run(self) -> bool:
         """Fit without each part in turn; return False, and stop, once all variants are clearly behind."""
         asked = np.zeros(len(self._labels), dtype=np.bool_)
-        groups = [group.tolist() for group in np.array_split(np.arange(len(self._folds)), self._num_parts)]
-        for number, group in enumerate(groups):
-            folds = [self._folds[position] for position in group]
-            self._fitted += [self._fit(folds)] * len(group)
-            for position in group:
-                self._answer(position)
-                asked |= self._folds[position].held_out
+        for number, folds in enumerate(self._groups):
+            some = _without(folds)
+            fitted = self._rung.fit(self._climb.select(some), some)
+            for fold in folds:
+                self._fitted.append(fitted)
+                self._answer(fold, fitted)
+                asked |= fold.held_out
             if number and all(self._is_behind(own, asked) for own in self.own):
                 return False
         return True
@@ -215,9 +230,11 @@ class _Trial:
         return best if is_better else None
 
     def model(self, whole: Part) -> Model | None:
-        """Return the rung fitted on all images; None where it is not asked for."""
-        variant = self.chosen(whole.images)
-        return None if variant is None else self._rung.fit(self._climb.select(whole), whole)[variant]
+        """Return the rung fitted on all images; None where it is not asked for, or its numbers are not finite."""
+        if (variant := self.chosen(whole.images)) is None:
+            return None
+        found = self._rung.fit(self._climb.select(whole), whole)[variant]
+        return found if all(np.isfinite(array).all() for array in found.tensors.values()) else None
 
     def folds(self) -> list[_Fold]:
         """Return the folds, each with the model that the other folds ask for."""
@@ -228,28 +245,27 @@ class _Trial:
         return found
 
     @property
-    def _num_parts(self) -> int:
-        return min(self._rung.num_parts or 1, len(self._folds))
+    def _groups(self) -> list[list[_Fold]]:
+        """The folds that are held out together."""
+        most = min(self._rung.num_parts or 1, len(self._folds))
+        return [[self._folds[at] for at in group] for group in np.array_split(np.arange(len(self._folds)), most)]
 
-    def _fit(self, folds: list[_Fold]) -> Sequence[Model]:
-        """Return a model for each variant, fitted without some folds; what it is put on where that cannot be done."""
-        some = Part(
-            np.logical_and.reduce([fold.some.images for fold in folds]),
-            np.logical_and.reduce([fold.some.eligible for fold in folds]),
-        )
-        below = self._climb.select(some)
-        if self._rung.refuse(below, some) is not None:
-            return [below] * self._rung.num_variants
-        return self._rung.fit(below, some)
-
-    def _answer(self, position: int) -> None:
-        fold, out = self._folds[position], self._folds[position].held_out
+    def _answer(self, fold: _Fold, fitted: Sequence[Model]) -> None:
+        out = fold.held_out
         self._below.losses[out], self._below.right[out] = judge(fold.model.logits(out), self._labels[out])
-        for own, model in zip(self.own, self._fitted[position], strict=True):
+        for own, model in zip(self.own, fitted, strict=True):
             own.losses[out], own.right[out] = judge(model.logits(out), self._labels[out])
 
     def _is_behind(self, own: Answers, asked: Bools) -> bool:
         return _is_hopeless(self._below.losses[asked], own.losses[asked], part(self._weights, asked))
+
+
+def _without(folds: Sequence[_Fold]) -> Part:
+    """Return the images outside of some folds, and the candidates that none of these folds has a part in."""
+    return Part(
+        np.logical_and.reduce([fold.some.images for fold in folds]),
+        np.logical_and.reduce([fold.some.eligible for fold in folds]),
+    )
 
 
 def _no_answers(n: int) -> Answers:

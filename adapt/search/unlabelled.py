@@ -10,8 +10,9 @@ from adapt.documents.patch import Floats, Tensors, make_patch
 from adapt.documents.soup import Outcome, SearchSummary, Soup, SupportSummary, check_soup, make_soup
 from adapt.networks.network import Network
 from adapt.networks.prepared import PreparedBase
-from adapt.rungs.frequencies import report_uncalibrated
+from adapt.rungs.frequencies import Frequencies, report_uncalibrated
 from adapt.rungs.registry import TRAINING
+from adapt.rungs.site import Site
 from adapt.rungs.statistics import Statistics
 from adapt.rungs.task import Progress, ShouldStop
 from training.bases import BaseSet
@@ -51,7 +52,8 @@ def recalibrate(
     Raises:
         SoupError: the current soup belongs to another base set.
         Cancelled: `should_stop` said so.
-        ValueError: a base set with neither BatchNorm nor moments; no images; another device or size.
+        ValueError: a base set with neither BatchNorm nor moments; no images; another device or size; a current soup
+            without BatchNorm whose weights were all trained.
     """
     started = time.perf_counter()
     check_soup(current, base.manifest)
@@ -62,15 +64,21 @@ def recalibrate(
     kept = current.patch.tensors() if current.patch is not None else {}
     rungs = () if current.patch is None else current.patch.rungs
     is_trained = any(name in TRAINING for name in rungs)
+    has_trained_layer = Site.name in rungs and Frequencies.name not in rungs
     with thread_count(num_threads):
         if progress is not None:
             progress(0.0, "preparing the base set")
         network = PreparedBase(base, device=pick_device(device)) if isinstance(base, BaseSet) else base
+        if Site.name in rungs and not network.has_batchnorm:
+            raise ValueError(
+                "all weights of the current version were trained, and without BatchNorm there are no statistics to "
+                "estimate apart from them: send labelled images, or roll back first"
+            )
         # Statistics belong to filters: with layers that were trained, they are estimated for these.
         found = network.run(
             row,
             unlabelled,
-            patch=_without_layer(kept, network) if is_trained else None,
+            patch=_layers(kept, network, with_last=has_trained_layer) if is_trained else None,
             recalibrate=True,
             should_stop=should_stop,
         )
@@ -97,7 +105,9 @@ def recalibrate(
         classes=report_uncalibrated(
             base.manifest,
             found.logits[0],
-            temperature=current.temperature if _has_own_layer(kept, network) else base.manifest.default_temperature,
+            temperature=current.temperature
+            if has_trained_layer or _has_own_layer(kept, network)
+            else base.manifest.default_temperature,
         ),
     )
     soup = make_soup(
@@ -110,6 +120,10 @@ def recalibrate(
         evidence=outcome,
     )
     return soup, outcome
+
+
+def _layers(tensors: Tensors, network: Network, *, with_last: bool) -> dict[str, Floats]:
+    return dict(tensors) if with_last else _without_layer(tensors, network)
 
 
 def _without_layer(tensors: Tensors, network: Network) -> dict[str, Floats]:

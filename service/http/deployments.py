@@ -61,7 +61,7 @@ async def one(context: Context, request: Request) -> Response:
 
 def _answer(context: Context, name: str, status: int) -> Response:
     found, moved = context.registry.deployment_moved(name)
-    soup = context.registry.soup(name, found.version)
+    soup = context.registry.soup_version(name, found.version)
     workers = context.registry.workers_of(name, found.uid, stale_seconds=context.settings.stale_seconds)
     seen = context.watches.status(name) if found.watch is not None else None
     watched = None if seen is None else watch_view(seen)

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from adapt.documents.soup import Soup, SupportSummary
+from adapt.documents.soup import SupportSummary
 from service.http.schemas import (
     BaseView,
     ConfidenceView,
@@ -69,7 +69,7 @@ def job_view(job: Job) -> JobView:
 def deployment_view(
     found: Deployment,
     moved: int,
-    soup: Soup,
+    row: SoupVersion,
     workers: list[WorkerStatus],
     reservoir: ReservoirView | None,
     watch: WatchView | None,
@@ -79,20 +79,20 @@ def deployment_view(
     Args:
         found: the deployment.
         moved: number of the event that made its version current.
-        soup: of that version.
+        row: of that version.
         workers: that live.
         reservoir: None if it is off.
         watch: None if it is off.
     """
-    info = info_of(found)
+    info, soup = info_of(found), row.soup
     return DeploymentView(
         deployment=found.name,
         base_set=found.base_set,
         version=found.version,
-        coefficients=soup.coefficients,
-        bn_mode=soup.bn_mode,
-        temperature=soup.temperature,
-        patch=None if soup.patch is None else soup.patch.summary,
+        coefficients=soup["coefficients"],
+        bn_mode=soup["bn_mode"],
+        temperature=soup["temperature"],
+        patch=soup.get("patch"),
         reservoir=reservoir,
         watch=watch,
         reference=None if info is None else ReferenceView(n=info.n, per_class=info.per_class, floor=info.floor),

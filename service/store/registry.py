@@ -174,6 +174,15 @@ class Registry:
         with self._database.read() as session:
             return soup_of(get_soup(session, deployment, version), held_out=held_out)
 
+    def soup_version(self, deployment: str, version: int) -> SoupVersion:
+        """Return the row of one soup version, without the bytes beside its document: a patch may have megabytes.
+
+        Raises:
+            UnknownVersion: the deployment has no such version.
+        """
+        with self._database.read() as session:
+            return get_soup(session, deployment, version)
+
     def soups(self, deployment: str, *, limit: int | None = None, before: int | None = None) -> Sequence[SoupVersion]:
         """Return the versions, newest first.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from adapt.documents.patch import make_patch
 from adapt.documents.soup import default_soup
 from adapt.images.support import Support
 from adapt.networks.forward import served_logits
@@ -22,7 +23,7 @@ from adapt.search import selection
 from adapt.search.config import SearchConfig
 from adapt.search.grid import lattice
 from adapt.search.search import Search, search
-from adapt.search.selection import Selected, select
+from adapt.search.selection import TOO_SLOW, Selected, select
 from adapt.search.surrogate import search_surrogate
 from adapt.search.unlabelled import recalibrate
 from tests.adapt.pictures import coloured, swapped
@@ -211,6 +212,42 @@ def test_few_images_a_missing_class_and_large_networks_are_refused(
     assert "in half precision, expected at most" in not_tried(pictures, ALL)
 
 
+def test_a_part_that_lacks_a_class_is_a_reason_not_to_train(prepared: PreparedBase, pictures: Support) -> None:
+    """The fault: models that were not trained answered for that part, and were compared as if they had been."""
+    rare = np.flatnonzero(pictures.labels == 2)[:2]
+    some = pictures.subset(np.sort(np.concatenate([np.flatnonzero(pictures.labels != 2), rare])))
+    found = search(
+        prepared, some, SearchConfig(effort="full", rungs=("site",)), current=default_soup(prepared.manifest)
+    )
+    assert found.outcome.not_tried["site"].startswith("without one of the parts that are held out in turn: expected")
+    assert found.choice.rungs == ()
+
+
+def test_a_quick_search_leaves_training_for_later_also_where_the_current_version_leads(
+    prepared: PreparedBase, pictures: Support
+) -> None:
+    """The fault: no follow-up came once a trained version was served, however many labels were added."""
+    first = search(
+        prepared, pictures, SearchConfig(effort="full", rungs=("site",)), current=default_soup(prepared.manifest)
+    )
+    second = search(prepared, pictures, SearchConfig(rungs=ALL), current=first.soup)
+    assert second.choice.candidate == 0
+    assert second.outcome.not_tried["site"] == TOO_SLOW
+
+
+def test_progress_never_falls(prepared: PreparedBase, pictures: Support) -> None:
+    told: list[float] = []
+    search(
+        prepared,
+        pictures,
+        SearchConfig(effort="full"),
+        current=default_soup(prepared.manifest),
+        progress=lambda done, _: told.append(done),
+    )
+    assert told == sorted(told)
+    assert 0 <= told[0] <= told[-1] <= 1
+
+
 def test_it_stops_within_a_step(prepared: PreparedBase, pictures: Support) -> None:
     told: list[str] = []
 
@@ -251,6 +288,17 @@ def test_statistics_of_unlabelled_images_are_those_of_the_trained_network(
     unseen = swapped(coloured(UNSEEN, prepared.manifest.class_names, seed=7))
     after = (served_logits(prepared, soup, unseen.images).argmax(1).numpy() == unseen.labels).mean()
     assert after > accuracy(prepared, found, unseen) - 0.1
+
+
+def test_statistics_without_batchnorm_are_not_estimated_apart_from_trained_weights(
+    prepared_moments: PreparedBase,
+) -> None:
+    """The fault: moments of the ingredients undid the scales that training had found."""
+    patch = make_patch({"head.bias": np.zeros(3, dtype=np.float32)}, rungs=("site",))
+    current = default_soup(prepared_moments.manifest).model_copy(update={"patch": patch})
+    images = coloured(30, prepared_moments.manifest.class_names).images
+    with pytest.raises(ValueError, match="roll back first"):
+        recalibrate(prepared_moments, images, current=current)
 
 
 def test_a_network_without_batchnorm_is_trained_too(ln_base: BaseSet) -> None:
