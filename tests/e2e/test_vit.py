@@ -18,6 +18,7 @@ from training.images import to_input
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_vision_transformer_learns_digits_and_adapts_to_a_dull_day(tmp_path: Path) -> None:
     folder = train_digits(tmp_path / "digits-vit", recipe="digits-vit", seed=0)
     base = load_base_set(folder)
