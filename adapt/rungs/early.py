@@ -16,9 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from adapt.documents.patch import Tensors
 from adapt.evidence.cross_fit import NUM_FOLDS
-from adapt.evidence.scores import Bools, Floats, part
+from adapt.evidence.scores import Floats, part
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.frequencies import Frequencies
 from adapt.rungs.head import refuse_current, refuse_labels
@@ -26,7 +25,8 @@ from adapt.rungs.model import Answers, Model, total
 from adapt.rungs.pool import Library
 from adapt.rungs.statistics import Statistics
 from adapt.rungs.task import Part
-from adapt.rungs.training import Plan, Start, train
+from adapt.rungs.trained import start_of, trained_model
+from adapt.rungs.training import Plan, train
 
 MIN_IMAGES = 80  # below, what is learned is not worth what is lost: see EXPERIMENTS.md
 # Of the network's weights in matrices and filters, the share that is trained, from the input on; and their most, unless
@@ -73,10 +73,9 @@ class FirstLayers:
         assert network is not None, "refused otherwise"
         teacher = below if below.candidate == start.candidate else start
         done, step = self._num_trained, 1 / len(task.subsets())
-        weights = Start(start.coefficients, start.bn_mode, start.tensors or None, start.temperature)
         trained = train(
             network,
-            weights,
+            start_of(start),
             early_plan(network.model(start.bn_mode).net, f"{network.head_key}", int(images.sum())),
             task.support.images[images],
             task.support.labels[images],
@@ -91,7 +90,7 @@ class FirstLayers:
         )
         self._num_trained += 1
         self._library.image_forwards += trained.image_forwards
-        return [self._model(start, {**start.tensors, **trained.tensors}, int(images.sum()))]
+        return [trained_model(self._library, start, {**start.tensors, **trained.tensors}, self.name, int(images.sum()))]
 
     def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
         """Say whether held-out images have a lower cross-entropy, and no fewer right answers."""
@@ -119,35 +118,6 @@ class FirstLayers:
     def _is_open(self, model: Model) -> bool:
         """Say whether the network is in a layout in which every tensor stands by itself."""
         return not self._task.network.has_batchnorm or model.bn_mode == "raw"
-
-    def _model(self, start: Model, tensors: Tensors, num_images: int) -> Model:
-        task, network = self._task, self._task.network
-
-        def answer(images: Bools) -> Tensor:
-            run = network.run(
-                np.asarray([start.coefficients]),
-                task.support.images[images],
-                bn_mode=start.bn_mode,
-                patch=tensors,
-                should_stop=task.should_stop,
-            )
-            self._library.image_forwards += run.image_forwards
-            return run.logits[0]
-
-        return Model(
-            candidate=start.candidate,
-            coefficients=start.coefficients,
-            bn_mode=start.bn_mode,
-            temperature=start.temperature,
-            answer=answer,
-            features=None,
-            layer=None,
-            frequencies=start.frequencies,
-            tensors=tensors,
-            recalibrated=num_images + task.num_unlabelled if network.has_batchnorm else start.recalibrated,
-            rungs=(*start.rungs, self.name),
-            below=start,
-        )
 
 
 def early_plan(net: nn.Module, head_key: str, num_images: int) -> Plan:

@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from adapt.documents.patch import Tensors
 from adapt.evidence.scores import Bools, Floats, part
@@ -25,7 +24,8 @@ from adapt.rungs.head import refuse_current, refuse_labels
 from adapt.rungs.model import Answers, Model, total
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Part
-from adapt.rungs.training import Plan, Start, Trained, estimate_statistics, network_of, pooled, train
+from adapt.rungs.trained import start_of, trained_model
+from adapt.rungs.training import Plan, Trained, estimate_statistics, network_of, pooled, train
 from training.manifest import Manifest
 
 MIN_IMAGES = 20
@@ -67,7 +67,7 @@ class Site:
         """Return a model for each of `SHARES`, at each of `TEMPERATURES`."""
         network, start = self._network, self._start(below)
         assert network is not None, "refused otherwise"
-        net = network_of(network, Start(start.coefficients, start.bn_mode, start.tensors or None, start.temperature))
+        net = network_of(network, start_of(start))
         before = {key: parameter.detach().cpu().numpy() for key, parameter in net.named_parameters()}
         trained = self._train(network, start, some).tensors
         mixed = [self._mixed(network, start, before, trained, share, some.images) for share in SHARES]
@@ -95,7 +95,7 @@ class Site:
         net = network.model(start.bn_mode).net
         trained = train(
             network,
-            Start(start.coefficients, start.bn_mode, start.tensors or None, start.temperature),
+            start_of(start),
             Plan(
                 keys=[key for key, _ in net.named_parameters()],
                 learning_rate=LEARNING_RATE,
@@ -123,7 +123,7 @@ class Site:
         """Return the network a share of the way from the start to the trained weights, with its own statistics."""
         task = self._task
         weights = Mixed(before, trained, share, {})
-        net = network_of(network, Start(start.coefficients, start.bn_mode, start.tensors or None, start.temperature))
+        net = network_of(network, start_of(start))
         with torch.no_grad():
             for key, parameter in net.named_parameters():
                 parameter.copy_(torch.from_numpy(weights[key]))
@@ -132,39 +132,8 @@ class Site:
         )
         self._library.image_forwards += forwards
         others = {key: array for key, array in start.tensors.items() if key not in before}
-        return self._model(start, Mixed(before, trained, share, {**others, **statistics}), int(images.sum()))
-
-    def _model(self, start: Model, tensors: Tensors, num_images: int) -> Model:
-        task, network = self._task, self._task.network
-
-        known: dict[bytes, Tensor] = {}  # of each part of the images: models of several temperatures share them
-
-        def answer(images: Bools) -> Tensor:
-            if (key := images.tobytes()) in known:
-                return known[key]
-            run = network.run(
-                np.asarray([start.coefficients]),
-                task.support.images[images],
-                bn_mode=start.bn_mode,
-                patch=tensors,
-                should_stop=task.should_stop,
-            )
-            self._library.image_forwards += run.image_forwards
-            return known.setdefault(key, run.logits[0])
-
-        return Model(
-            candidate=start.candidate,
-            coefficients=start.coefficients,
-            bn_mode=start.bn_mode,
-            temperature=start.temperature,
-            answer=answer,
-            features=None,
-            layer=None,
-            tensors=tensors,
-            recalibrated=num_images + task.num_unlabelled if network.has_batchnorm else start.recalibrated,
-            rungs=(*start.rungs, self.name),
-            below=start,
-        )
+        tensors = Mixed(before, trained, share, {**others, **statistics})
+        return trained_model(self._library, start, tensors, self.name, int(images.sum()))
 
 
 class Mixed(Mapping[str, Floats]):

@@ -345,7 +345,7 @@ def _deployments() -> Json:
                 "parameters": [_NAME],
                 "requestBody": body(NewWatch),
                 "responses": {
-                    "200": json_answer(view, "it was on; with other numbers, it starts anew"),
+                    "200": json_answer(view, "it was on; if its numbers changed, it starts from the beginning"),
                     "201": json_answer(view, "it is on"),
                     **problems(400, 403, 404, 413, 415, 422, 503),
                 },

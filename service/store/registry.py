@@ -161,16 +161,7 @@ class Registry:
             return jobs
 
     def soup(self, deployment: str, version: int, *, held_out: bool = False) -> Soup:
-        """Return one soup version.
-
-        Args:
-            deployment: its name.
-            version: of it.
-            held_out: with its held-out answers, which only a search needs.
-
-        Raises:
-            UnknownVersion: the deployment has no such version.
-        """
+        """Return one soup version; UnknownVersion if there is none. Only a search needs its held-out answers."""
         with self._database.read() as session:
             return soup_of(get_soup(session, deployment, version), held_out=held_out)
 

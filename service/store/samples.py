@@ -153,7 +153,7 @@ class Samples:
     def discard(self, job: Job) -> None:
         """Delete the unlabelled images of a job that has ended, but not before its follow-up has.
 
-        What fails now is done by the sweep.
+        If the store fails, the hourly sweep deletes them.
         """
         if job.followed_by is not None:
             return
