@@ -39,11 +39,11 @@ SMALL = ["--n", "4,12", "--seeds", "2", "--n-test", "40", "--threads", "1", "--c
 FIXED = {"fixed_linf", "fixed_nominal", "fixed_l2", "fixed_l1"}
 SOUPS = {"soup_grid", "soup_auto", "soup_uniform", "picked"} | FIXED  # of folded weights, without a patch
 OURS = {
-    *("ladder", "ladder_served", "ladder_quick", "ladder_full", "ladder_stream", "ladder_single"),
+    *("ladder", "ladder_served", "ladder_quick", "ladder_stream", "ladder_single"),
     *("soup_grid", "soup_auto", "soup_single", "soup_uniform", "soup_oracle"),
 }
 TRAINED = {"finetune", "surgical", "tent"}
-LATER = {"probe", "finetune_nominal", "lp_ft", "eata", "sar", "roid", "t3a"}  # of photographs; here on request
+LATER = {"ladder_full", "probe", "finetune_nominal", "lp_ft", "eata", "sar", "roid", "t3a"}  # here on request
 RIVALS = {"picked", "picked_bn", "picked_head", "picked_bn_head", "ensemble", "ensemble_weighted"} | FIXED | TRAINED
 
 

@@ -36,10 +36,10 @@ def own(prebuilt_bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def ask(server: Server, method: str, path: str, **content: object) -> int | None:
-    """Return the status of a request on a connection of its own; None if it is refused."""
+    """Return the status of a request on a connection of its own; None if it is refused or closed unanswered."""
     try:
         return httpx.request(method, f"{server.url}{path}", timeout=10, **content).status_code  # type: ignore[arg-type]
-    except (httpx.ConnectError, httpx.ReadError):
+    except (httpx.NetworkError, httpx.RemoteProtocolError):
         return None
 
 
