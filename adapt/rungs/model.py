@@ -67,6 +67,10 @@ class Answers(NamedTuple):
     losses: Floats  # (n,) cross-entropy; infinite for logits that are not finite
     right: Bools  # (n,)
 
+    def of(self, some: Bools) -> "Answers":
+        """Return the answers to some (n,) of the images."""
+        return Answers(self.losses[some], self.right[some])
+
 
 @runtime_checkable
 class Rung(Protocol):

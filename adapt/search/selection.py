@@ -82,21 +82,22 @@ def select(library: Library, rungs: Sequence[Rung], *, is_quick: bool = False) -
         not_tried |= dict.fromkeys((rung.name for rung in rungs), "nothing can be held out")
         return Selected(model, None, None, (), not_tried)
     folds = [_Fold(out, some, climb.select(some)) for out, some in climb.parts(whole)]
-    tried = climb.tried(whole)
+    tried, trials = climb.tried(whole), list[_Trial]()
     for rung in rungs:
         if rung.num_parts is None:
             continue
-        why = rung.refuse(climb.select(whole), whole)
+        why = rung.refuse(model, whole)
         if is_quick and why in (None, LEADS):  # a full search does not start from the current version
             why = TOO_SLOW
         trial = _Trial(rung, climb, library, folds)
         if (why := why or trial.refusal()) is not None:
             not_tried[rung.name] = why
-            continue
-        if not trial.run():
-            continue
-        tried += trial.own
-        model, folds = trial.model(whole) or model, trial.folds()
+        elif trial.run():
+            tried += trial.own
+            trials.append(trial)
+    if (best := _best(trials, whole.images)) is not None:
+        model = best.trial.model(whole, best.variant) or model
+    folds = [_answered_by(_best(trials, ~fold.held_out), number, fold) for number, fold in enumerate(folds)]
     logits = torch.empty(len(task.support), len(task.support.class_names))
     chosen = np.empty(len(task.support), dtype=np.int64)
     for fold in folds:
@@ -182,17 +183,18 @@ class _Climb:
 class _Trial:
     """Tries a slow rung: fits it once without each part of the images, and answers the part.
 
-    What a rung is put on is what the cheap rungs choose without the part. The model that answers a fold has not
-    seen it. The decision for a fold, and the choice of a variant, have, indirectly: they rest on answers to the other
-    folds by models that were fitted on the fold. benchmarks/gate measures what that does to the evidence.
+    What a rung is put on is what the cheap rungs choose without the part, and that is what its answers are compared
+    with: both lack the same images. The model that answers a fold has not seen it. The decision for a fold, and the
+    choice of a variant, have, indirectly: they rest on answers to the other folds by models that were fitted on the
+    fold. benchmarks/gate measures what that does to the evidence.
     """
 
-    def __init__(self, rung: Rung, climb: _Climb, library: Library, folds: list[_Fold]) -> None:
-        self._rung, self._climb, self._library, self._folds = rung, climb, library, folds
+    def __init__(self, rung: Rung, climb: _Climb, library: Library, folds: Sequence[_Fold]) -> None:
+        self._rung, self._climb, self._folds = rung, climb, folds
         self._labels, self._weights = library.task.support.labels, library.task.weights
         self._below = _no_answers(len(self._labels))
         self.own = [_no_answers(len(self._labels)) for _ in range(rung.num_variants)]
-        self._fitted: list[Sequence[Model]] = []  # without each fold
+        self.fitted: list[Sequence[Model]] = []  # without each fold
 
     def refusal(self) -> str | None:
         """Return why the rung cannot be fitted without one of the parts; None if it can be without each.
@@ -210,39 +212,29 @@ class _Trial:
         asked = np.zeros(len(self._labels), dtype=np.bool_)
         for number, folds in enumerate(self._groups):
             some = _without(folds)
-            fitted = self._rung.fit(self._climb.select(some), some)
+            below = self._climb.select(some)
+            fitted = self._rung.fit(below, some)
             for fold in folds:
-                self._fitted.append(fitted)
-                self._answer(fold, fitted)
+                self.fitted.append(fitted)
+                self._answer(fold.held_out, below, fitted)
                 asked |= fold.held_out
             if number and all(self._is_behind(own, asked) for own in self.own):
                 return False
         return True
 
-    def chosen(self, some: Bools) -> int | None:
+    def best(self, some: Bools) -> "_Choice | None":
         """Return the variant that answers to some of the images ask for; None where they ask for none."""
-        weights = part(self._weights, some)
-        best = int(np.argmin([total(own.losses[some], weights) for own in self.own]))
-        own, below = self.own[best], self._below
-        is_better = self._rung.is_better(
-            Answers(below.losses[some], below.right[some]), Answers(own.losses[some], own.right[some]), weights
-        )
-        return best if is_better else None
-
-    def model(self, whole: Part) -> Model | None:
-        """Return the rung fitted on all images; None where it is not asked for, or its numbers are not finite."""
-        if (variant := self.chosen(whole.images)) is None:
+        weights, below = part(self._weights, some), self._below.of(some)
+        losses = [total(own.losses[some], weights) for own in self.own]
+        variant = int(np.argmin(losses))
+        if not self._rung.is_better(below, self.own[variant].of(some), weights):
             return None
+        return _Choice(self, variant, total(below.losses, weights) - losses[variant])
+
+    def model(self, whole: Part, variant: int) -> Model | None:
+        """Return the rung fitted on all images; None where its numbers are not finite."""
         found = self._rung.fit(self._climb.select(whole), whole)[variant]
         return found if all(np.isfinite(array).all() for array in found.tensors.values()) else None
-
-    def folds(self) -> list[_Fold]:
-        """Return the folds, each with the model that the other folds ask for."""
-        found = []
-        for fold, fitted in zip(self._folds, self._fitted, strict=True):
-            variant = self.chosen(~fold.held_out)
-            found.append(fold if variant is None else fold._replace(model=fitted[variant]))
-        return found
 
     @property
     def _groups(self) -> list[list[_Fold]]:
@@ -250,14 +242,30 @@ class _Trial:
         most = min(self._rung.num_parts or 1, len(self._folds))
         return [[self._folds[at] for at in group] for group in np.array_split(np.arange(len(self._folds)), most)]
 
-    def _answer(self, fold: _Fold, fitted: Sequence[Model]) -> None:
-        out = fold.held_out
-        self._below.losses[out], self._below.right[out] = judge(fold.model.logits(out), self._labels[out])
-        for own, model in zip(self.own, fitted, strict=True):
-            own.losses[out], own.right[out] = judge(model.logits(out), self._labels[out])
+    def _answer(self, out: Bools, below: Model, fitted: Sequence[Model]) -> None:
+        for answers, model in zip((self._below, *self.own), (below, *fitted), strict=True):
+            answers.losses[out], answers.right[out] = judge(model.logits(out), self._labels[out])
 
     def _is_behind(self, own: Answers, asked: Bools) -> bool:
         return _is_hopeless(self._below.losses[asked], own.losses[asked], part(self._weights, asked))
+
+
+class _Choice(NamedTuple):
+    """A variant of a slow rung, and by how much cross-entropy it is ahead of what it was put on."""
+
+    trial: _Trial
+    variant: int
+    ahead: float
+
+
+def _best(trials: Sequence[_Trial], some: Bools) -> _Choice | None:
+    """Return what answers to some of the images ask for; None where the cheap rungs' choice stays."""
+    found = [choice for trial in trials if (choice := trial.best(some)) is not None]
+    return max(found, key=lambda choice: choice.ahead, default=None)
+
+
+def _answered_by(choice: _Choice | None, number: int, fold: _Fold) -> _Fold:
+    return fold if choice is None else fold._replace(model=choice.trial.fitted[number][choice.variant])
 
 
 def _without(folds: Sequence[_Fold]) -> Part:

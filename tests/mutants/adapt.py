@@ -210,8 +210,8 @@ MUTANTS = [
     Mutant(
         name="adapt/slow-rungs-chosen-by-the-fold",
         file="adapt/search/selection.py",
-        old="variant = self.chosen(~fold.held_out)",
-        new="variant = self.chosen(fold.held_out)",
+        old="_best(trials, ~fold.held_out), number, fold",
+        new="_best(trials, fold.held_out), number, fold",
         tests=(f"{RUNGS}/test_site.py::test_the_other_folds_decide_for_a_fold",),
         why="a fold is answered by the variant that its own labels ask for",
     ),

@@ -149,7 +149,7 @@ def test_what_a_fold_is_answered_by_knows_nothing_of_its_labels(
 ) -> None:
     """Whether it is taken, and which variant, may: see `Rung.num_parts`. So one is taken, whatever they say."""
     monkeypatch.setattr(selection, "HOPELESS", 1e9)
-    monkeypatch.setattr(selection._Trial, "chosen", lambda *_: 3)
+    monkeypatch.setattr(selection._Trial, "best", lambda trial, _: selection._Choice(trial, 3, 1.0))
     task = task_for(prepared, pictures, recalibrate=True)
     before = chosen(task, ALL)
     assert all("site" in model.rungs for model in (before.model, *before.without))
@@ -166,14 +166,14 @@ def test_the_other_folds_decide_for_a_fold(
     prepared: PreparedBase, pictures: Support, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[np.ndarray] = []
-    own = selection._Trial.chosen
+    own = selection._Trial.best
 
-    def chosen_by(trial: selection._Trial, some: np.ndarray) -> int | None:
+    def best_by(trial: selection._Trial, some: np.ndarray) -> selection._Choice | None:
         asked.append(some.copy())
         return own(trial, some)
 
     monkeypatch.setattr(selection, "HOPELESS", 1e9)
-    monkeypatch.setattr(selection._Trial, "chosen", chosen_by)
+    monkeypatch.setattr(selection._Trial, "best", best_by)
     task = task_for(prepared, pictures, recalibrate=True)
     chosen(task, ALL)
     assert len(asked) == 6

@@ -9,10 +9,10 @@ import pytest
 from adapt.images.support import Support
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.early import FirstLayers
-from adapt.rungs.model import Model
+from adapt.rungs.model import Answers, Model
 from adapt.rungs.pool import Library, Pool
 from adapt.rungs.registry import LADDER
-from adapt.rungs.task import Task
+from adapt.rungs.task import Part, Task
 from adapt.search import selection
 from adapt.search.grid import lattice
 from adapt.search.selection import Selected, select
@@ -128,3 +128,49 @@ def test_a_dear_rung_far_behind_on_the_first_folds_is_given_up(
     found = chosen(task_for(tinted, pictures, recalibrate=True), "surrogate", ("statistics", "early"))
     assert len(trained) == 2
     assert "early" not in found.model.rungs
+
+
+class Slow:
+    """A slow rung that divides the logits of the model below, and asks to be taken."""
+
+    num_variants = 1
+    num_parts: int | None = 3
+
+    def __init__(self, by: float) -> None:
+        self.name, self._by = f"divided by {by}", by
+        self.compared = list[tuple[Answers, Answers]]()
+
+    def refuse(self, below: Model, part: Part) -> str | None:
+        return None
+
+    def fit(self, below: Model, part: Part) -> Sequence[Model]:
+        return [replace(below, temperature=below.temperature * self._by, rungs=(*below.rungs, self.name))]
+
+    def is_better(self, below: Answers, own: Answers, weights: np.ndarray | None) -> bool:
+        self.compared.append((below, own))
+        return True
+
+
+def test_a_slow_rung_is_compared_with_a_model_that_lacks_the_same_images(
+    tinted: PreparedBase, pictures: Support, task_for: Callable[..., Task]
+) -> None:
+    task, nothing = task_for(tinted, pictures, recalibrate=True), Slow(1.0)
+    library = Library(task, search_surrogate(task, lattice("affine")))
+    select(library, [LADDER["statistics"](library), LADDER["head"](library), nothing])
+    assert len(nothing.compared) == 6  # on all images, and without each fold
+    for below, own in nothing.compared:
+        np.testing.assert_array_equal(below.losses, own.losses)
+        np.testing.assert_array_equal(below.right, own.right)
+
+
+@pytest.mark.parametrize("order", [(3.0, 1.1), (1.1, 3.0)], ids=str)
+def test_of_slow_rungs_the_one_that_is_most_ahead_is_taken(
+    tinted: PreparedBase, pictures: Support, task_for: Callable[..., Task], order: tuple[float, float]
+) -> None:
+    task, rungs = task_for(tinted, pictures, recalibrate=True), [Slow(by) for by in order]
+    library = Library(task, search_surrogate(task, lattice("affine")))
+    found = select(library, [LADDER["statistics"](library), *rungs])
+    best = min(rungs, key=lambda rung: rung.compared[0][1].losses.sum())
+    assert found.model.rungs[-1] == best.name
+    for number, model in enumerate(found.without):
+        assert model.rungs[-1] == min(rungs, key=lambda rung: rung.compared[number + 1][1].losses.sum()).name
