@@ -30,6 +30,7 @@ from benchmarks.load.story import (
     every,
     kill_adapters,
     kill_worker,
+    offer_upgrade,
     restart_database,
     restart_replicas,
     send_heavy,
@@ -125,7 +126,7 @@ class LoadTest(Command):
         data = summary(load, notes) | {"wrong_answers": wrong, "lost_promotions": lost, "jobs": dict(states)}
         data |= {"workers": self.workers, "replicas": self.replicas, "concurrency": self.concurrency}
         data |= {"machine": machine()}
-        faults = ("failed", "wrong_answers", "lost_promotions", "broken_promises", "refused")
+        faults = ("failed", "wrong_answers", "lost_promotions", "broken_promises", "refused", "upgrades_failed")
         text = markdown(data, self._command())
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -176,6 +177,9 @@ class LoadTest(Command):
             asyncio.create_task(every(self.adapt_every, stop, send)),
             asyncio.create_task(every(self.kill_every, stop, partial(in_thread, kill_worker))),
             asyncio.create_task(every(5, stop, lambda _: in_thread(weigh))),
+            asyncio.create_task(
+                every(2, stop, lambda turn: offer_upgrade(replicas, notes, uploads[turn % len(uploads)]))
+            ),
         ]
         plan: list[tuple[float, Callable[[], Any]]] = [
             (0.1, partial(send_heavy, replicas, notes)),

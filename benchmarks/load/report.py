@@ -38,6 +38,8 @@ def summary(load: Load, notes: Notes) -> dict[str, Any]:
         "restarts_s": [[round(seconds, 1) for seconds in pair] for pair in notes.restarts],
         "silences": len(notes.silences),
         "heavy": {str(status): count for status, count in sorted(notes.heavy.items())},
+        "upgrades": notes.upgrades["200"],
+        "upgrades_failed": sum(count for said, count in notes.upgrades.items() if said not in ("200", "503")),
         "outages_s": [round(end - start, 2) for start, end in notes.outages],
         "first_failures": load.failed[:5],
     }
@@ -78,6 +80,8 @@ def markdown(data: Mapping[str, Any], command: str) -> str:
             f"- Services restarted with SIGTERM, one after the other: {restarts}.",
             f"- Heavy uploads (20 grey pictures of 49 megapixels each), answered: {heavy}; given up by the client: "
             f"{data['heavy'].get('0', 0)}.",
+            f"- Requests that offered HTTP/2, with the body in a second packet: {data['upgrades']} got their one "
+            f"answer, {data['upgrades_failed']} did not.",
             f"- Wrong answers: {data['wrong_answers']} (each is compared with its version's network, run apart). "
             f"Failed requests: {data['failed']}; besides, {data['in_flight_in_killed_workers']} were in flight in a "
             "worker when it was killed.",

@@ -2,6 +2,7 @@
 
 import asyncio
 import bisect
+import contextlib
 import io
 import json
 import os
@@ -16,13 +17,14 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 from PIL import Image
 
-from benchmarks.client import multipart
+from benchmarks.client import multipart, post_request
 from benchmarks.load.replicas import Replicas
 from benchmarks.postgres import Postgres
 from benchmarks.server import Server
 
 RETRY_SECONDS = 0.5
 WAIT_SECONDS = 30  # for a job, in the request
+UPGRADE_PAUSE = 0.05  # between the head and the body of a request that offers another protocol
 CONNECTIONS = 8  # to each replica, to meet all of its workers after a promotion
 HEAVY_SIDE, HEAVY_COUNT, HEAVY_REQUESTS = 7000, 20, 4  # grey pictures of 49 megapixels in a body of about a megabyte
 
@@ -61,6 +63,7 @@ class Notes:
     silences: list[float] = field(default_factory=list)  # of the connections to it
     restarts: list[tuple[float, float]] = field(default_factory=list)  # of replicas: seconds to end, to be ready
     heavy: Counter[int] = field(default_factory=Counter)  # statuses of heavy uploads
+    upgrades: Counter[str] = field(default_factory=Counter)  # what offers of HTTP/2 were answered with
     jobs: list[dict[str, Any]] = field(default_factory=list)  # as acknowledged
     refused: list[tuple[float, int]] = field(default_factory=list)  # adaptations that were not: when, status
     rss_mb: list[tuple[float, float]] = field(default_factory=list)  # of all predictors together
@@ -149,6 +152,39 @@ async def send_heavy(replicas: Replicas, notes: Notes) -> None:
             notes.heavy[0] += 1  # gave up, or a worker was killed
 
     await asyncio.gather(*(send(60.0 if number % 2 else 2.0) for number in range(HEAVY_REQUESTS)))
+
+
+async def offer_upgrade(replicas: Replicas, notes: Notes, upload: Upload) -> None:
+    """Ask for a prediction as Java's HTTP client does: with an offer of HTTP/2, the body in a packet of its own.
+
+    One answer is expected, of HTTP/1.1. A second one would mean that the body was taken for a request.
+    """
+    port, killed = replicas.server().port, len(notes.worker_kills)
+    body, media_type = multipart([upload.first])
+    request = post_request("/predict", body, media_type, port)
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n\r\n"
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return  # the service is going down
+    try:
+        writer.write(request[: -len(body) - 2] + offer)
+        await writer.drain()
+        await asyncio.sleep(UPGRADE_PAUSE)
+        writer.write(body)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_SECONDS)
+        length = int(answer.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+        await asyncio.wait_for(reader.readexactly(length), WAIT_SECONDS)
+        status = answer.split(b" ")[1].decode()
+        with contextlib.suppress(TimeoutError):
+            if await asyncio.wait_for(reader.read(1), UPGRADE_PAUSE):
+                status = "two answers"
+        notes.upgrades[status] += 1
+    except (OSError, EOFError, TimeoutError) as error:
+        if len(notes.worker_kills) == killed and replicas.is_ready(port):
+            notes.upgrades[type(error).__name__] += 1
+    finally:
+        writer.close()
 
 
 def _grey(side: int) -> bytes:
