@@ -23,6 +23,7 @@ from benchmarks.serving.bare import serve_bare
 from benchmarks.serving.forms import forms_text, measure_forms
 from benchmarks.serving.raw import Raw, start_raw
 from benchmarks.serving.rivals import MAX_BATCH, RIVALS, serve_rival
+from benchmarks.serving.searching import measure_searching, searching_text
 from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
 from service.http.answers import confidences, predictions_json
@@ -58,6 +59,8 @@ class Serving(Command):
 
     Photographs: python -m benchmarks.serving --photos --rivals fastapi litserve bentoml --concurrency 1 8
 
+    During a search: python -m benchmarks.serving --search --seconds 4
+
     Forms alone, in a second: python -m benchmarks.serving --forms --rounds 15
     """
 
@@ -73,6 +76,10 @@ class Serving(Command):
     forms: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
         default=False, description="measure no server, but how long forms of many parts take to be taken apart"
     )
+    search: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+        default=False, description="measure the service alone, calm and while a search runs"
+    )
+    threads: int = Field(default=2, ge=1, description="of the search, with --search")
     concurrency: tuple[int, ...] = Field(default=(1, 8, 32), description="kept-alive connections")
     rounds: int = Field(
         default=5, ge=1, description="interleaved rounds per concurrency, after one that does not count"
@@ -91,6 +98,18 @@ class Serving(Command):
             rows = measure_forms(rounds=self.rounds, seed=self.seed)
             data: dict[str, Any] = {"forms": rows, "rounds": self.rounds, "machine": machine()}
             return Result(data, f"{forms_text(rows)}\n{data['machine']}")
+        if self.search:
+            base = self.base or Path("bases/cifar10-small")
+            rows = measure_searching(
+                base,
+                workers=self.workers,
+                threads=self.threads,
+                rounds=self.rounds,
+                seconds=self.seconds,
+                seed=self.seed,
+            )
+            data = {"searching": rows, "rounds": self.rounds, "threads": self.threads, "machine": machine()}
+            return Result(data, f"{searching_text(rows)}\n{data['machine']}")
         if unknown := sorted(set(self.rivals) - set(RIVALS)):
             raise ValueError(f"rivals: expected some of {', '.join(RIVALS)}, got {unknown[0]!r}")
         if ("mlserver" in self.rivals) != (self.mlserver is not None):
