@@ -1,11 +1,10 @@
 """Log lines of the service: as text or as JSON, each with the id of the request that it is about."""
 
-import json
 import logging
-import traceback
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any, Literal
+
+from pythonjsonlogger import json
 
 LogFormat = Literal["text", "json"]
 
@@ -34,23 +33,24 @@ def set_up_logging(log_format: LogFormat) -> None:
             handler.addFilter(_note_request)
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object per line: `time`, `level`, `logger`, `process`, `message`; `request_id`, `exception` if any."""
+class JsonFormatter(json.JsonFormatter):
+    """One JSON object per line: `level`, `logger`, `process`, `message`, `time`; `request_id`, `exception` if any.
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "process": record.process,
-            "message": record.getMessage(),
-        }
-        if (request_id := REQUEST_ID.get()) is not None:
-            line["request_id"] = request_id
-        if record.exc_info and record.exc_info[0] is not None:
-            line["exception"] = "".join(traceback.format_exception(*record.exc_info))
-        return json.dumps(line, ensure_ascii=False)
+    What a library attaches to its records beyond that is in the line, too.
+    """
+
+    def __init__(self) -> None:
+        """Take the usual names of these fields for those of Python's records."""
+        super().__init__(
+            ["levelname", "name", "process", "message"],
+            rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
+            timestamp="time",
+            json_ensure_ascii=False,
+        )
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Add the id of the request that is being answered."""
+        return log_data if (request_id := REQUEST_ID.get()) is None else {**log_data, "request_id": request_id}
 
 
 def _note_request(record: logging.LogRecord) -> bool:

@@ -114,6 +114,13 @@ def test_json_line_holds_the_stack_and_no_id_outside_of_requests() -> None:
     assert "request_id" not in found
 
 
+def test_json_line_holds_what_a_library_attached_even_if_json_has_no_such_type() -> None:
+    record = logging.makeLogRecord({"msg": "sent", "levelname": "INFO", "name": "x", "peer": {1}, "size": 3})
+    found = json.loads(JsonFormatter().format(record))
+    assert (found["message"], found["size"]) == ("sent", 3)
+    assert "1" in str(found["peer"])
+
+
 @pytest.mark.usefixtures("loggers")
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_unexpected_error_is_found_by_the_id_that_its_sender_got(
