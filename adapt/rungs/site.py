@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from adapt.documents.patch import Tensors
 from adapt.evidence.scores import Bools, Floats, part
@@ -32,10 +33,8 @@ MIN_IMAGES = 20
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25)  # of the way from the start to the trained weights
 TEMPERATURES = (1.0, 1.5, 2.0)  # by which logits are divided beyond the start's: training makes a network too sure
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.01
-STEPS, STEPS_POWER = (
-    20.0,
-    1 / 3,
-)  # steps of one image, and the power of their number: 54 for 20, 93 for 100, 200 for 1,000
+# Steps of one image, and the power of their number: 54 for 20, 93 for 100, 200 for 1,000.
+STEPS, STEPS_POWER = 20.0, 1 / 3
 BATCH = 32
 NUM_PARTS = 3  # of the images, each held out from a training
 MAX_BYTES = 2**26  # of a stored patch: it is a row of the registry, and every worker reads it
@@ -96,14 +95,7 @@ class Site:
         trained = train(
             network,
             start_of(start),
-            Plan(
-                keys=[key for key, _ in net.named_parameters()],
-                learning_rate=LEARNING_RATE,
-                steps=round(STEPS * images.sum() ** STEPS_POWER),
-                batch=BATCH,
-                weight_decay=WEIGHT_DECAY,
-                mirrored=may_mirror(network.manifest),
-            ),
+            site_plan(net, int(images.sum()), mirrored=may_mirror(network.manifest)),
             task.support.images[images],
             task.support.labels[images],
             weights=part(task.weights, images),
@@ -160,6 +152,18 @@ class Mixed(Mapping[str, Floats]):
     def __len__(self) -> int:
         """Return how many arrays there are."""
         return len(self._before.keys() | self._others.keys())
+
+
+def site_plan(net: nn.Module, num_images: int, *, mirrored: bool) -> Plan:
+    """Return how all weights of a network are trained on so many images."""
+    return Plan(
+        keys=[key for key, _ in net.named_parameters()],
+        learning_rate=LEARNING_RATE,
+        steps=round(STEPS * num_images**STEPS_POWER),
+        batch=BATCH,
+        weight_decay=WEIGHT_DECAY,
+        mirrored=mirrored,
+    )
 
 
 def may_mirror(manifest: Manifest) -> bool:
