@@ -94,7 +94,8 @@ def markdown(data: dict[str, Any], asked: Plans) -> str:
         "# Ways to train all weights",
         "",
         f"Command: `python -m benchmarks.plans {asked.base} --folders {' '.join(map(str, asked.folders))} "
-        f"--n {asked.n} --draws {asked.draws} --n-test {asked.n_test} --seed {asked.seed}`, at commit {data['commit']}.",
+        f"--n {asked.n} --draws {asked.draws} --n-test {asked.n_test} --seed {asked.seed}`, at commit "
+        f"{data['commit']}.",
         "",
         f"{asked.n} labelled pictures; accuracy in percent on {asked.n_test} unseen ones, mean over draws. Every "
         "training starts from what a quick search finds; columns are shares of the way to the trained weights.",
