@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, cross_entropy, grid_sample, one_hot, pad
+from torch.nn.functional import cross_entropy, one_hot, pad
 
 from adapt.documents.patch import STATISTICS, Floats, Tensors
 from adapt.documents.soup import BnMode
@@ -60,8 +60,6 @@ class Plan(NamedTuple):
         batch: images of a step at most; fewer where there are fewer.
         weight_decay: its share of the learning rate.
         mirrored: mirror half of the images left to right.
-        zoom: the least part of a side that a random crop shows; 1 for no crops.
-        mixup: of Beta(mixup, mixup), by which two images and their targets are mixed; 0 for none.
     """
 
     keys: Sequence[str]
@@ -70,8 +68,6 @@ class Plan(NamedTuple):
     batch: int
     weight_decay: float = 0.0
     mirrored: bool = False
-    zoom: float = 1.0
-    mixup: float = 0.0
 
 
 class Trained(NamedTuple):
@@ -122,7 +118,7 @@ def train(
         Cancelled: `should_stop` said so.
     """
     net = network_of(prepared, start)
-    n, generator, shares = len(images), torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    n, generator = len(images), torch.Generator().manual_seed(seed)
     targets = one_hot(torch.from_numpy(labels), len(prepared.manifest.class_names)).float()
     if prior is not None:
         targets = torch.lerp(targets, prior.float(), PRIOR_IMAGES / (PRIOR_IMAGES + n))
@@ -136,10 +132,7 @@ def train(
             check_stop(should_stop)
             optimiser.param_groups[0]["lr"] = plan.learning_rate * _rate((step + 0.5) / plan.steps)
             x = _moved(prepared.inputs(images[batch.numpy()]), generator, mirrored=plan.mirrored)
-            if plan.zoom < 1:
-                x = _zoomed(x, generator, least=plan.zoom)
-            x, wanted = _mixed(x, targets[batch].to(x.device), shares, alpha=plan.mixup)
-            losses = cross_entropy(net(x) / start.temperature, wanted, reduction="none")
+            losses = cross_entropy(net(x) / start.temperature, targets[batch].to(x.device), reduction="none")
             optimiser.zero_grad(set_to_none=True)
             (losses * counts[batch].to(x.device)).mean().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -191,29 +184,6 @@ def _moved(x: Tensor, generator: torch.Generator, *, mirrored: bool) -> Tensor:
     place = (torch.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :])
     moved = wide.permute(0, 2, 3, 1)[tuple(index.to(x.device) for index in place)]  # (B, H, W, 3): channels last
     return moved.permute(0, 3, 1, 2)
-
-
-def _zoomed(x: Tensor, generator: torch.Generator, *, least: float) -> Tensor:
-    """Return images (B, 3, H, W), each a random crop of itself that shows `least` of a side or more, resized."""
-    size = least + (1 - least) * torch.rand(len(x), generator=generator)
-    shift = (1 - size)[:, None] * (2 * torch.rand(len(x), 2, generator=generator) - 1)
-    theta = torch.zeros(len(x), 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = size
-    theta[:, :, 2] = shift
-    grid = affine_grid(theta.to(x.device), list(x.shape), align_corners=False)
-    zoomed = grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-    return zoomed.contiguous(memory_format=torch.channels_last)
-
-
-def _mixed(x: Tensor, targets: Tensor, shares: np.random.Generator, *, alpha: float) -> tuple[Tensor, Tensor]:
-    """Return images and targets mixed with those of the batch in reverse order.
-
-    Source: Zhang et al. 2018 (arXiv:1710.09412).
-    """
-    if not alpha:
-        return x, targets
-    share = float(shares.beta(alpha, alpha))
-    return torch.lerp(x, x.flip(0), share), torch.lerp(targets, targets.flip(0), share)
 
 
 @contextmanager

@@ -20,10 +20,6 @@ from training.data import ImageSet
 # What differs from the plan of the rung.
 VARIANTS: Mapping[str, Callable[[Plan], Plan]] = {
     "as it is": lambda plan: plan,
-    "crops of .7": lambda plan: plan._replace(zoom=0.7),
-    "crops of .5": lambda plan: plan._replace(zoom=0.5),
-    "mixup of .2": lambda plan: plan._replace(mixup=0.2),
-    "crops of .7, mixup of .2": lambda plan: plan._replace(zoom=0.7, mixup=0.2),
     "rate 5e-4": lambda plan: plan._replace(learning_rate=5e-4),
     "rate 1e-3": lambda plan: plan._replace(learning_rate=1e-3),
     "batches of 64": lambda plan: plan._replace(batch=64),

@@ -21,7 +21,7 @@ def test_ways_to_train_are_compared_and_a_run_goes_on(tiny_base_set: Path, tmp_p
     asked = Plans(
         base=tiny_base_set,
         folders=(tmp_path / "drawn",),
-        variants=("as it is", "crops of .7, mixup of .2"),
+        variants=("as it is", "rate 1e-3"),
         n=30,
         n_test=60,
         out=tmp_path / "out",
@@ -30,11 +30,11 @@ def test_ways_to_train_are_compared_and_a_run_goes_on(tiny_base_set: Path, tmp_p
     rows = found["accuracy"]["drawn"]
     assert set(rows) == {QUICK, *asked.variants}
     assert all(set(rows[variant]) == {f"{share:g}" for share in SHARES} for variant in asked.variants)
-    assert rows["as it is"] != rows["crops of .7, mixup of .2"]
+    assert rows["as it is"] != rows["rate 1e-3"]
     assert np.isfinite([value for row in rows.values() for value in row.values()]).all()
     written = (tmp_path / "out" / "plans.jsonl").read_bytes()
     assert asked.execute().data["accuracy"] == found["accuracy"]
     assert (tmp_path / "out" / "plans.jsonl").read_bytes() == written
-    assert "| crops of .7, mixup of .2 |" in (tmp_path / "out" / "REPORT.md").read_text()
+    assert "| rate 1e-3 |" in (tmp_path / "out" / "REPORT.md").read_text()
     with pytest.raises(ValueError, match=r"variants: expected some of as it is, .*; got 'none'"):
         asked.model_copy(update={"variants": ("none",)}).execute()
