@@ -9,6 +9,8 @@ STAMP := .venv/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export BENTOML_DO_NOT_TRACK := True
+# Compiled modules are kept: to compile the modules again, with the checks of shapes, takes each process of tests 15 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := check
 .PHONY: check demo demo-photos serve install postgres prometheus lint format test test-slow test-reference mutants bench clean help
@@ -53,11 +55,14 @@ format: $(STAMP) ## format, and mend what ruff can mend
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+# Tiny networks lose by a second thread, most of all beside other processes of tests.
+test test-slow test-reference: export OMP_NUM_THREADS ?= 1
+
 test: $(STAMP) ## tests, without those that take more than a minute
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not reference"
 
 test-slow: $(STAMP) ## the rest of the tests
-	@$(BIN)/python -m pytest -q -m slow
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m slow
 
 test-reference: $(STAMP) ## attacks against those of other libraries, on digits
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m reference

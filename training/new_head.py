@@ -6,9 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -48,6 +45,10 @@ def fit_head(classifier: Classifier, splits: Splits, *, device: str = "cpu") -> 
     Raises:
         ValueError: the network's last layer is not a single linear one, or logits are not what it returns.
     """
+    from sklearn.exceptions import ConvergenceWarning  # slow to import and needed only here
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
     classifier.to(device)
     layer = _last_layer(classifier)
     features, labels = _features(classifier, layer, splits.train, device), splits.train.labels

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 HARM = 0.02  # loss of accuracy, a fraction, that counts as harm unless told otherwise
 
@@ -48,7 +48,7 @@ def posterior_of_gain(
     """
     weights, means, deviations = (np.asarray(part) for part in zip(*prior, strict=True))
     spread = np.sqrt(deviations**2 + error**2)
-    chances = weights * stats.norm.pdf(gain, means, spread)
+    chances = weights * np.exp(-0.5 * ((gain - means) / spread) ** 2) / spread  # normal densities, but for a factor
     chances = chances / chances.sum() if chances.sum() > 0 else weights / weights.sum()
     shrink = deviations**2 / spread**2
     centres = means + shrink * (gain - means)
@@ -56,5 +56,5 @@ def posterior_of_gain(
     return Posterior(
         mean=float(chances @ centres),
         harm=harm,
-        chance_of_harm=float(chances @ stats.norm.cdf((-harm - centres) / widths)),
+        chance_of_harm=float(chances @ special.ndtr((-harm - centres) / widths)),
     )

@@ -6,7 +6,7 @@ The folds' choices share most of their images, which makes the folds' results al
 import math
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special  # `scipy.stats` has the same functions and takes half a second to import
 
 from adapt.evidence.scores import Bools, Floats, Ints, Scores, temp_ce
 
@@ -89,7 +89,7 @@ def fold_dependence(
     swapped = signs * outcome
     errors = np.maximum(swapped.std(axis=1, ddof=1), 1e-9) / np.sqrt(n)
     extreme = np.quantile(swapped.mean(axis=1) / errors, 1 - TAIL)
-    return max(1.0, float(stats.norm.isf(stats.t.sf(extreme, n - 1)) / stats.norm.isf(TAIL)))
+    return max(1.0, float(special.ndtri(special.stdtr(n - 1, -extreme)) / special.ndtri(TAIL)))
 
 
 def paired_p(gains: Floats, *, dependence: float = 1.0) -> float:
@@ -106,9 +106,9 @@ def paired_p(gains: Floats, *, dependence: float = 1.0) -> float:
     if n < 2 or not gains.any():
         return 1.0
     error = max(float(gains.std(ddof=1, dtype=np.float64)), MIN_SPREAD) / math.sqrt(n)
-    p_value = float(stats.t.sf(gains.mean(dtype=np.float64) / error, n - 1))
+    p_value = float(special.stdtr(n - 1, -gains.mean(dtype=np.float64) / error))
     if p_value < 0.5:
-        p_value = float(stats.norm.sf(stats.norm.isf(p_value) / dependence))
+        p_value = float(special.ndtr(special.ndtri(p_value) / dependence))
     return max(p_value, 2.0**-n)
 
 
@@ -125,8 +125,8 @@ def labels_needed(p_value: float, n: int, *, threshold: float) -> int | None:
     """
     if not p_value < 0.5 or not 0 < threshold < 0.5:
         return None
-    wanted = stats.norm.isf(threshold) + stats.norm.ppf(POWER)
-    needed = n * (wanted / stats.norm.isf(p_value)) ** 2
+    wanted = special.ndtri(POWER) - special.ndtri(threshold)
+    needed = n * (wanted / special.ndtri(p_value)) ** 2
     return math.ceil(needed) if needed <= MAX_NEEDED * n else None
 
 
@@ -147,7 +147,7 @@ def paired_interval(
 
     Source: Tango, Statistics in Medicine 17, 1998, pp. 891-908, eqs. 9-12.
     """
-    z = float(stats.norm.ppf(0.5 + level / 2)) * dependence
+    z = float(special.ndtri(0.5 + level / 2)) * dependence
     gain = (wins - losses) / n
 
     def score(delta: float) -> float:

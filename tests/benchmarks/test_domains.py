@@ -74,7 +74,7 @@ def finished(tiny_base_set: Path, folders: Path, tmp_path_factory: pytest.TempPa
     """The folder of a run. Read only."""
     out = tmp_path_factory.mktemp("run") / "out"
     args = [str(tiny_base_set), "--folders", str(folders), "--data", str(folders / "photo"), "--out", str(out)]
-    args += ["--n-test", "40", "--n", "4,12,20,50", "--draws", "2", "--domains", "drawing,sketch,fog,contrast"]
+    args += ["--n-test", "40", "--n", "4,12,50", "--draws", "2", "--domains", "drawing,sketch,fog,contrast"]
     assert main([*args, "--methods", f"{CHEAP},eata,finetune_nominal", "--costly-n", "12", "--costly-seeds", "1"]) == 0
     return out
 
@@ -92,12 +92,12 @@ def test_a_run_measures_domains_and_prints_the_agreed_object(
     assert set(found["shifts"]) == {"drawing", "sketch", "fog", "contrast", CORRUPTIONS}
     assert (found["seeds"], found["n_test"], found["averaged"]) == (2, 40, ["drawing", "sketch"])
     for method in CHEAP.split(","):
-        assert set(found["mean"][method]) == {"4", "12", "20"}  # 72 pictures leave no room for 50
+        assert set(found["mean"][method]) == {"4", "12"}  # 72 pictures leave no room for 50
         for n, mean in found["mean"][method].items():
             parts = [found["shifts"][name][method][n] for name in ("drawing", "sketch")]
             assert mean == pytest.approx(np.mean(parts), abs=2e-6)
     assert set(found["mean"]["finetune_nominal"]) == {"12"}
-    assert set(found["mean"]["eata"]) == {"4", "12", "20"}
+    assert set(found["mean"]["eata"]) == {"4", "12"}
     assert found["standard_error"]["mean"]["picked"]["12"] >= 0
     assert "finetune_nominal" not in found["standard_error"]["mean"]  # one draw tells no spread
     both = [found["shifts"][name]["picked"]["4"] for name in ("fog", "contrast")]
@@ -112,7 +112,7 @@ def test_the_report_has_tables_costs_and_pictures(finished: Path) -> None:
     assert "; up to 2 draws from seed 0 on" in text
     cost = text.partition("## Cost of adapting")[2].partition("##")[0]
     rows = dict(line.strip("| ").split(" | ", 1) for line in cost.splitlines() if line.startswith("| "))
-    assert re.search(r"^\d+ \| - \| [\d.]+ s, [\d,]+ \|", rows["finetune_nominal"])
+    assert re.search(r"^\d+ \| - \| [\d.]+ s, [\d,]+$", rows["finetune_nominal"])
     assert "## Accuracy in percent by corruption, n = 50" not in text
     assert "Machine: " in text
     assert "--domains FOLDERS/drawing,FOLDERS/sketch,fog,contrast" in text
@@ -138,7 +138,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     lines = (finished / "records.jsonl").read_text().splitlines(keepends=True)
     done = len(lines) - 25
     (tmp_path / "records.jsonl").write_text("".join(lines[:done]) + lines[done][:50])
-    more = ["--n", "4,12,20", "--draws", "2", "--domains", "drawing,sketch,fog,contrast", "--methods", CHEAP]
+    more = ["--n", "4,12", "--draws", "2", "--domains", "drawing,sketch,fog,contrast", "--methods", CHEAP]
     code, out, _ = run(capsys, tiny_base_set, folders, tmp_path, *more, "--json")
     assert code == EXIT_DONE
     assert (tmp_path / "records.jsonl").read_text().splitlines(keepends=True)[:done] == lines[:done]

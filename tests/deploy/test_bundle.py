@@ -182,6 +182,7 @@ def test_corrupt_bundle_is_replaced(tiny_base_set: Path, tiny_bundle_folder: Pat
     assert np.array_equal(still_open.mix(still_open.info.default_coefficients), before)
 
 
+@pytest.mark.slow  # the test of builders that take turns below has all of it but the race for the lock
 def test_two_processes_may_build_at_once(tiny_base_set: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deploy", "bundle", str(tiny_base_set), "--out", str(tmp_path)]
     builders = [

@@ -18,7 +18,7 @@ from tests.service.console import console, shown
 pytestmark = pytest.mark.e2e
 
 CLASSES = ("cat", "dog", "ship")
-MANY = 600  # images, whose training takes some seconds
+MANY = 450  # images, whose training takes some seconds
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_a_follow_up_whose_adapter_is_killed_is_done_by_the_next_one(own: Server
 
 
 def test_unlabelled_images_stay_until_the_follow_up_has_ended(own: Server, name: str) -> None:
-    content = pictures(300, seed=7)
+    content = pictures(180, seed=7)
     more = [encode(image) for image in blue_pictures(20, seed=8)[0]]
     content["files"] += as_parts(more, "unlabelled")
     first = adapt(own, name, content)
@@ -192,12 +192,12 @@ def test_unlabelled_images_stay_until_the_follow_up_has_ended(own: Server, name:
     later = until(own, first["followed_by"], is_over)
     assert later["state"] == "promoted"
     assert later["support"]["unlabelled"] == 20
-    assert later["patch"]["recalibrated"] == 320
+    assert later["patch"]["recalibrated"] == 200
     own.wait_for(lambda: not any(path.exists() for path in unlabelled), "deletion", 10)
 
 
 def test_one_job_does_it_all_where_that_is_asked_for(own: Server, name: str) -> None:
-    full = adapt(own, name, pictures(300, seed=0), effort="full")
+    full = adapt(own, name, pictures(180, seed=0), effort="full")
     assert (full["state"], full["effort"], full["followed_by"], set(full["not_tried"])) == (
         "promoted",
         "full",
@@ -243,7 +243,7 @@ def test_the_console_shows_the_answer_and_below_it_the_follow_up(
 ) -> None:
     with console(browser, own, at=f"#/{name}") as page:
         shown(page, name)
-        page.set_input_files("#pick-folder", write_pictures(tmp_path / "site", 300))
+        page.set_input_files("#pick-folder", write_pictures(tmp_path / "site", 180))
         expect(page.get_by_label("Effort")).to_have_value("auto")
         page.click("#adapt-start")
         expect(page.locator(".result h3").first).to_have_text("Promoted: version 2 is served")

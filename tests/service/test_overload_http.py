@@ -97,7 +97,7 @@ def test_heavy_predictions_do_not_hold_up_small_ones(own: Server, heavy: bytes) 
 
 @pytest.mark.parametrize("path", ["/predict", "/adapt", "/v2/models/default/infer"])
 def test_bodies_beyond_the_budget_are_refused(own: Server, path: str) -> None:
-    """Three bodies that never end: two of them fit."""
+    """Two bodies fit that never end, and there is no room for a third."""
     connections = []
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     for _ in range(3):
@@ -105,6 +105,7 @@ def test_bodies_beyond_the_budget_are_refused(own: Server, path: str) -> None:
         connection.sendall(f"{head}Content-Length: 6000000\r\n\r\n".encode() + b"y" * 4_900_000)
         connections.append(connection)
         time.sleep(0.3)
+    connections[2].sendall(b"y" * 1_100_000)  # all of it: the server hears out a client, for 5 s at most
     connections[2].settimeout(20)
     answer = connections[2].recv(4096)
     assert answer.startswith(b"HTTP/1.1 503 "), answer

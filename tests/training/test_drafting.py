@@ -77,7 +77,7 @@ def test_the_recipe_says_what_was_chosen_and_passes_a_dry_run(
     epochs = {spec["name"]: spec["epochs"] for spec in recipe["ingredients"]}
     assert epochs["nominal"] == epochs["linf"] + epochs["l2"], "no ingredient is trained longer than another"
     (folder.parent / "mine.yaml").unlink()
-    written(capsys, folder, weights, "--size", 32)  # quicker to try
+    written(capsys, folder, weights, "--size", 16)  # quicker to try
     args = ["run", str(folder.parent / "mine.yaml"), "--dry-run", "--device", "cpu", "--json"]
     assert run(COMMANDS, prog="training", description="", args=args) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -102,7 +102,7 @@ def test_robustness_begins_at_a_nominal_network_with_a_slow_rise_and_a_fast_fall
 
 
 def test_the_recipe_trains_to_a_base_set(folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written(capsys, folder, weights, "--size", 32)
+    written(capsys, folder, weights, "--size", 16)
     args = ["run", str(folder.parent / "mine.yaml"), "--out", str(folder.parent / "base"), "--epochs-scale", "0.01"]
     assert run(COMMANDS, prog="training", description="", args=[*args, "--device", "cpu"]) == 0
     manifest = load_base_set(folder.parent / "base").manifest

@@ -6,7 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 import training.fit
@@ -187,14 +188,18 @@ def test_micro_batches_sum_up_to_the_batch(tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, abs=2e-4)
 
 
+@pytest.fixture
+def own_accelerate() -> Iterator[None]:
+    """accelerate keeps the precision of a process once it is set: forget it before and after a test."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("own_accelerate")
 def test_bf16_trains_close_to_fp32(tmp_path: Path) -> None:
-    script = f"""
-import json, sys
-from pathlib import Path
-from tests.training.test_fit import *
-train(short(), Path({str(tmp_path)!r}) / "bf16", compute=Compute(device="cpu", precision="bf16", threads=1))
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, capture_output=True)
+    train(short(), tmp_path / "bf16", compute=Compute(device="cpu", precision="bf16", threads=1))
+    AcceleratorState._reset_state(reset_partial_state=True)
     train(short(), tmp_path / "fp32", compute=CPU)
     ours, theirs = (rows(tmp_path / name)[0]["loss"] for name in ("bf16", "fp32"))
     assert ours != theirs
@@ -395,7 +400,7 @@ def test_recipes_of_the_papers_pass_a_dry_run(name: str, tmp_path: Path) -> None
         raw["architecture"] = (
             {"name": "vit_base_patch16_224", "kwargs": {"drop_path_rate": 0.1} | narrow}
             if "vit" in name
-            else {"name": "resnet10t", "kwargs": {"drop_path_rate": 0.1}}
+            else {"name": "resnet10t", "kwargs": {"drop_path_rate": 0.1, "channels": [16, 32, 48, 64]}}
         )
     plan = estimate(Recipe.model_validate(raw), data_path=write_imagenet(tmp_path), compute=CPU)
     assert plan.num_images == 40

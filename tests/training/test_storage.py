@@ -1,8 +1,5 @@
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from adapt import __main__ as adapt
 from tests.training.test_bases import resign
 from training.__main__ import COMMANDS
 from training.bases import BaseSet, load_base_set, rewrite_manifest, save_base_set
@@ -280,10 +278,9 @@ def test_bad_options_get_one_line(
     assert "already exists" in err
 
 
-def test_a_compressed_base_set_is_searched(compressed: Path, image_folder: Path) -> None:
-    command = [sys.executable, "-m", "adapt", "search", str(compressed), str(image_folder), "--json"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["search"]["candidates"] > 4
+def test_a_compressed_base_set_is_searched(
+    compressed: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["search", str(compressed), str(image_folder), "--json"]
+    assert adapt.main(args) == 0
+    assert json.loads(capsys.readouterr().out)["search"]["candidates"] > 4

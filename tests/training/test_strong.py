@@ -38,9 +38,9 @@ class Counting(nn.Module):
         return self.model(x)
 
 
-def strong(model: nn.Module, trained: Trained, journal: Journal | None = None) -> Evaluation:
+def strong(model: nn.Module, trained: Trained, journal: Journal | None = None, *, num: int = NUM) -> Evaluation:
     return evaluate_classifier(
-        model, trained.images[:NUM], trained.labels[:NUM], THREATS, num_steps=3, num_restarts=2, losses=STRONG_LOSSES,
+        model, trained.images[:num], trained.labels[:num], THREATS, num_steps=2, num_restarts=2, losses=STRONG_LOSSES,
         batch_size=16, seed=3, journal=journal,
     )  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_every_restart_tries_every_target() -> None:
 
 def test_strong_is_no_weaker_than_quick(trained: Trained, finished: Finished) -> None:
     quick = evaluate_classifier(
-        trained.model, trained.images[:NUM], trained.labels[:NUM], THREATS, num_steps=3, batch_size=16, seed=3
+        trained.model, trained.images[:NUM], trained.labels[:NUM], THREATS, num_steps=2, batch_size=16, seed=3
     ).accuracies()
     found = finished.found.accuracies()
     for name, hits in found.items():
@@ -125,7 +125,7 @@ def test_the_state_of_the_model_is_left_alone(trained: Trained) -> None:
         parameters[0].grad = torch.ones_like(parameters[0])
         parameters[1].requires_grad_(False)
         modes = [part.training for part in parts]
-        strong(model, trained)
+        strong(model, trained, num=4)
         assert [part.training for part in parts] == modes
         assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
         assert torch.equal(parameters[0].grad, torch.ones_like(parameters[0]))
