@@ -18,7 +18,7 @@ from benchmarks.machine import commit
 from benchmarks.shifts.context import STREAM, Context, Method, Predict, Unseen
 from benchmarks.shifts.methods import HINDSIGHT, SEARCHES, TABLED, methods_of
 from benchmarks.shifts.results import Found, LandscapeRow, Results, Row, Settings, packed
-from benchmarks.shifts.sets import as_support, draw_positions
+from benchmarks.shifts.sets import as_support, draw_positions, others
 from benchmarks.shifts.sources import Sources, family_of
 from benchmarks.shifts.table import Positions, Soups, Table, empty_table, read_table, soups_of, tabulate, write_table
 from training.data import ImageSet, balanced_indices
@@ -129,17 +129,11 @@ def _run_draw(
             continue
         support = as_support(data.subset(positions))
         check_disjoint(support, test.hashes)
-        stream = data.images[_others(draw.pool, positions, seed=draw.seed)]
+        stream = data.images[others(draw.pool, positions, most=STREAM, seed=draw.seed)]
         context = Context(prepared, support, family_of(shift), draw.seed, table.at(positions), stream=stream)
         unseen_pictures = Unseen(test.images, tested.logits)
         found = dict(answers(context, unseen_pictures, test.labels, {name: methods[name] for name in missing}))
         results.rows.add(Row(shift=shift, n=n, seed=draw.seed, methods=found, commit=checkout))
-
-
-def _others(pool: Positions, labelled: Positions, *, seed: int) -> Positions:
-    """Return some of the pool that are not labelled; none where all are."""
-    others = np.setdiff1d(pool, labelled)
-    return np.random.default_rng(seed).permutation(others)[:STREAM]
 
 
 def answers(

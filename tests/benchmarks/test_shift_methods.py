@@ -19,11 +19,11 @@ from benchmarks.pictures import jpegs
 from benchmarks.shifts.__main__ import main
 from benchmarks.shifts.command import FULL, QUICK
 from benchmarks.shifts.context import STREAM, Context, Shared, Unseen
-from benchmarks.shifts.harness import _others, draw_pictures, known_methods
+from benchmarks.shifts.harness import draw_pictures, known_methods
 from benchmarks.shifts.lines import Lines
 from benchmarks.shifts.methods import Landscape, fit_mixture, methods_of, soup_oracle, soup_single
 from benchmarks.shifts.results import LandscapeRow, Row, Settings
-from benchmarks.shifts.sets import as_support, clean_images
+from benchmarks.shifts.sets import as_support, clean_images, others
 from benchmarks.shifts.suite import FAMILIES, SUITE, find_shift
 from benchmarks.shifts.table import Table, soups_of, tabulate
 from tests.conftest import CLASSES
@@ -450,9 +450,10 @@ def test_the_stream_is_what_neither_was_labelled_nor_is_tested(
 @settings(max_examples=10)
 def test_unlabelled_pictures_come_from_the_rest_of_the_pool(labelled: int) -> None:
     pool = np.random.default_rng(1).permutation(300)[:40]
-    others = _others(pool, pool[:labelled], seed=0)
-    assert set(others.tolist()) == set(pool[labelled:].tolist())
-    assert len(_others(np.arange(1000), pool[:1], seed=0)) == STREAM
+    rest = others(pool, pool[:labelled], most=STREAM, seed=0)
+    assert set(rest.tolist()) == set(pool[labelled:].tolist())
+    more = others(np.arange(1000), pool[:1], most=500, seed=0)
+    assert more[:STREAM].tolist() == others(np.arange(1000), pool[:1], most=STREAM, seed=0).tolist()
 
 
 def test_the_weighted_ensemble_is_no_worse_than_any_other_on_its_labels() -> None:
