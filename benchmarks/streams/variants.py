@@ -7,13 +7,13 @@ from typing import NamedTuple
 SHIFTED, MEDIANS, PICKED = "feature shift", "channel medians", "balanced pick"
 LABELS = "labels"  # of ideas that also learn from the labelled pictures
 SHARES = (0.5, 1.0)
-STEPS = (16, 64)
+STEPS = (16, 32)
 # Learning rates: of SGD with momentum for EATA, of Adam for the others.
 RATES = {
     "eata": (5e-3, 2e-2),
-    f"eata + {LABELS}": (5e-3, 2e-2),
+    f"eata + {LABELS}": (5e-3,),
     "roid": (1e-3, 3e-3),
-    f"roid + {LABELS}": (1e-3, 3e-3),
+    f"roid + {LABELS}": (1e-3,),
     LABELS: (1e-3,),
 }
 
