@@ -76,7 +76,7 @@ def train(
 
 
 class Guard:
-    """Watches answers for collapse: all of them sure, or most of one class."""
+    """Watches answers for collapse: all of them sure, most of one class, or no numbers."""
 
     def __init__(self) -> None:
         """Begin before the first batch."""
@@ -93,8 +93,8 @@ class Guard:
         self._entropy = KEPT * self._entropy + (1 - KEPT) * entropy
         self._mean = KEPT * self._mean + (1 - KEPT) * mean
         most = float(torch.tensor(float(len(mean))).log())
-        if self._entropy < COLLAPSED * most or _entropy(self._mean) < LEAST_SPREAD * self._first:
-            self.has_collapsed = True
+        is_open = self._entropy >= COLLAPSED * most and _entropy(self._mean) >= LEAST_SPREAD * self._first
+        self.has_collapsed |= not is_open  # so it is where they are no numbers
 
 
 def _entropy(probabilities: Tensor) -> float:
