@@ -21,7 +21,7 @@ from benchmarks.streams.measure import Record, measure
 from benchmarks.streams.report import markdown, summary, tune, winners
 from benchmarks.streams.robust import MedianBase
 from benchmarks.streams.start import NUM_SOURCE, draw_pictures
-from benchmarks.streams.variants import VARIANTS, Variant
+from benchmarks.streams.variants import TUNED, Variant
 from training.bases import BaseSet, load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.data import ImageSet
@@ -85,9 +85,8 @@ class Streams(Command):
         out.mkdir(parents=True, exist_ok=True)
         with thread_count(self.threads):
             bench = _Bench(self, base, sources, Lines(out / "records.jsonl", Record))
-            tuning = bench.measure(self._cases(tuned_on, self.tune_draws), dict.fromkeys(self._counts(), VARIANTS))
-            chosen = {m: tuple(ideas.values()) for m, ideas in tune(tuning).items()}
-            reported = bench.measure(self._cases(shifts, self.draws), chosen)
+            tuning = bench.measure(self._cases(tuned_on, self._counts()[-1:], self.tune_draws), TUNED)
+            reported = bench.measure(self._cases(shifts, self._counts(), self.draws), tuple(tune(tuning).values()))
         data = summary(tuning, reported) | {"machine": machine(), "commit": commit()}
         holds = bool(winners(data))
         text = markdown(
@@ -107,12 +106,11 @@ class Streams(Command):
     def _most(self) -> int:
         return max(counts_of("n", self.n)) + max(self._counts())
 
-    def _cases(self, shifts: Sequence[str], draws: int) -> list[Case]:
+    def _cases(self, shifts: Sequence[str], counts: Sequence[int], draws: int) -> list[Case]:
         """Return the draws of these shifts, whole rounds first: what is there of a long run is even."""
         numbers = range(self.seed, self.seed + draws)
         return [
-            Case(shift, n, m, draw)
-            for draw, shift, m, n in product(numbers, shifts, self._counts(), counts_of("n", self.n))
+            Case(shift, n, m, draw) for draw, shift, m, n in product(numbers, shifts, counts, counts_of("n", self.n))
         ]
 
     def _command(self, base_set: str) -> str:
@@ -133,11 +131,11 @@ class _Bench:
         self._shifted: tuple[str, ImageSet] | None = None
         self._started = time.monotonic()
 
-    def measure(self, cases: Sequence[Case], wanted: dict[int, tuple[Variant, ...]]) -> list[Record]:
-        """Return the records of the cases that there was time for, with the variants wanted for their m."""
+    def measure(self, cases: Sequence[Case], wanted: Sequence[Variant]) -> list[Record]:
+        """Return the records of the cases that there was time for, with the variants wanted."""
         found = []
         for number, case in enumerate(cases, 1):
-            missing = self._missing(case, wanted.get(case.m, ()))
+            missing = self._missing(case, wanted)
             if missing and self._is_late():
                 logger.warning("time is up: %d of %d draws", number - 1, len(cases))
                 break

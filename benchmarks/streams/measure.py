@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.documents.patch import Tensors
-from adapt.networks.forward import served_logits
 from adapt.networks.prepared import PreparedBase
+from adapt.rungs.statistics import Statistics
 from benchmarks.shifts.lines import Keyed
 from benchmarks.streams.affines import train
-from benchmarks.streams.robust import MedianBase, balanced, feature_shift
+from benchmarks.streams.robust import MedianBase, balanced, feature_shift, restated
 from benchmarks.streams.start import Chosen, Pictures, climb
 from benchmarks.streams.variants import MEDIANS, PICKED, SHIFTED, Variant
 from training.data import ImageSet
@@ -63,18 +63,19 @@ def measure(
         shift: name, for the record.
         draw: number of the draw, and seed.
     """
-    found = climb(prepared, pictures, stream=pictures.stream, seed=draw)
-    chosen = Chosen.of(prepared, found)
+    found = climb(prepared, pictures, seed=draw)
+    chosen = Chosen.of(prepared, found, pictures.labelled.labels)
     own = chosen.run(pictures.unseen.images).logits[0]
     accuracy = _trained(chosen.opened(pictures), pictures, wanted, seed=draw)
     ideas = {variant.idea for variant in wanted}
+    is_recalibrated = Statistics.name in found.choice.rungs  # else there are no statistics to take the place of
     if MEDIANS in ideas:
-        soup = climb(medians, pictures, stream=pictures.stream, seed=draw).soup
-        accuracy[MEDIANS] = _accuracy(served_logits(prepared, soup, pictures.unseen.images), pictures.unseen)
+        logits = restated(chosen, pictures, medians, pictures.stream) if is_recalibrated else own
+        accuracy[MEDIANS] = _accuracy(logits, pictures.unseen)
     if PICKED in ideas:
         stream = balanced(pictures.stream, chosen.run(pictures.stream).logits[0])
-        soup = climb(prepared, pictures, stream=stream, seed=draw).soup
-        accuracy[PICKED] = _accuracy(served_logits(prepared, soup, pictures.unseen.images), pictures.unseen)
+        logits = restated(chosen, pictures, prepared, stream) if is_recalibrated else own
+        accuracy[PICKED] = _accuracy(logits, pictures.unseen)
     if SHIFTED in ideas:
         moved = feature_shift(chosen, pictures)
         accuracy |= {

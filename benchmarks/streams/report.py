@@ -12,22 +12,24 @@ from benchmarks.tables import table
 WANTED = 0.005  # mean gain that a rung is worth
 BORNE = 0.005  # mean loss on a shift that is borne
 
-Tuned = Mapping[int, Mapping[str, Variant]]  # by unlabelled pictures and idea
+Tuned = Mapping[str, Variant]  # by idea
 
 
-def tune(found: Sequence[Record]) -> dict[int, dict[str, Variant]]:
-    """Return the setting of greatest mean gain of every idea, for each number of unlabelled pictures.
+def tune(found: Sequence[Record]) -> dict[str, Variant]:
+    """Return the setting of greatest mean gain of every idea.
 
-    Only records that have all settings of an idea count for it; an idea that no record has is left out.
+    Only records that have all settings of an idea count for it. An idea that has one setting only is never tuned; one
+    that no record has is left out.
     """
-    chosen: dict[int, dict[str, Variant]] = {}
-    for m in sorted({record.m for record in found}):
-        for idea in IDEAS:
-            names = [variant.name for variant in of_idea(idea)]
-            whole = [record for record in found if record.m == m and record.accuracy.keys() >= set(names)]
-            if whole:
-                means = [np.mean([record.gain(variant) for record in whole]) for variant in of_idea(idea)]
-                chosen.setdefault(m, {})[idea] = of_idea(idea)[int(np.argmax(means))]
+    chosen: dict[str, Variant] = {}
+    for idea in IDEAS:
+        settings = of_idea(idea)
+        whole = [record for record in found if record.accuracy.keys() >= {variant.name for variant in settings}]
+        if len(settings) == 1:
+            chosen[idea] = settings[0]
+        elif whole:
+            means = [np.mean([record.gain(variant) for record in whole]) for variant in settings]
+            chosen[idea] = settings[int(np.argmax(means))]
     return chosen
 
 
@@ -35,9 +37,7 @@ def summary(tuning: Sequence[Record], reported: Sequence[Record]) -> dict[str, A
     """Return settings, gains with standard errors, and gains by shift."""
     tuned = tune(tuning)
     return {
-        "settings": {
-            str(m): {idea: variant.setting for idea, variant in chosen.items()} for m, chosen in tuned.items()
-        },
+        "settings": {idea: variant.setting for idea, variant in tuned.items()},
         "tuning": _gains(tuning, tuned),
         "gains": _gains(reported, tuned),
         "shifts": {
@@ -57,8 +57,8 @@ def winners(data: Mapping[str, Any]) -> list[str]:
     """Return ideas and numbers of unlabelled pictures with a clear gain in the mean, and no shift clearly worse."""
     return [
         f"{idea}, {m} unlabelled"
-        for m, ideas in data["settings"].items()
-        for idea in ideas
+        for m in sorted({size.split(", ")[1] for size in data["gains"]}, key=int)
+        for idea in data["settings"]
         if (gain := data["gains"].get(f"any, {m}", {}).get(idea)) is not None
         and gain["mean"] >= WANTED
         and min(shift[f"any, {m}"][idea]["mean"] for shift in data["shifts"].values()) >= -BORNE
@@ -68,10 +68,10 @@ def winners(data: Mapping[str, Any]) -> list[str]:
 def _gains(found: Sequence[Record], tuned: Tuned) -> dict[str, dict[str, dict[str, float]]]:
     """Return mean gain and standard error by numbers of pictures ("any" for all labelled ones) and idea."""
     gains: dict[str, dict[str, dict[str, float]]] = {}
-    for m, ideas in tuned.items():
+    for m in sorted({record.m for record in found}):
         some = [record for record in found if record.m == m]
         for n in (*sorted({record.n for record in some}), "any"):
-            for idea, variant in ideas.items():
+            for idea, variant in tuned.items():
                 values = [
                     record.gain(variant)
                     for record in some
@@ -117,8 +117,9 @@ def markdown(data: Mapping[str, Any], *, command: str, base_set: str, tuned_on: 
         "",
         f"`{base_set}`. What the quick ladder chooses with the unlabelled pictures is the base line; every idea is put",
         "on top of it. Points of accuracy above the base line on unseen pictures, mean and standard error over draws",
-        f"and shifts. Settings were chosen on {tuned_on} ({data['draws']['tuning']} draws), separately for each number",
-        f"of unlabelled pictures; the gains are of other shifts: {shifts} ({data['draws']['reported']} draws).",
+        f"and shifts. Settings were chosen on {tuned_on} with the most unlabelled pictures ({data['draws']['tuning']}",
+        f"draws); the gains are of other shifts: {shifts} ({data['draws']['reported']} draws). A draw here is one of a",
+        "shift, a number of labelled and a number of unlabelled pictures.",
         "",
         f"Machine: {data['machine']}",
         "",
@@ -149,7 +150,8 @@ def _gain_table(data: Mapping[str, Any]) -> list[str]:
 
 
 def _shift_table(data: Mapping[str, Any]) -> list[str]:
-    columns = [(shift, m) for m in data["settings"] for shift in data["shifts"]]
+    sizes = sorted({size.split(", ")[1] for size in data["gains"]}, key=int)
+    columns = [(shift, m) for m in sizes for shift in data["shifts"]]
     head = ["idea", *(f"{shift}, {m}" for shift, m in columns)]
     gains = data["shifts"]
     rows = [[idea, *(_spelled(gains[shift].get(f"any, {m}", {}).get(idea)) for shift, m in columns)] for idea in IDEAS]
@@ -157,11 +159,11 @@ def _shift_table(data: Mapping[str, Any]) -> list[str]:
 
 
 def _setting_table(data: Mapping[str, Any]) -> list[str]:
-    head = ["idea", *(f"{m} unlabelled" for m in data["settings"]), "worst", "gain of the worst"]
+    head = ["idea", "setting", "worst", "gain of the worst"]
     rows = [
         [
             idea,
-            *(data["settings"][m].get(idea, "") for m in data["settings"]),
+            data["settings"].get(idea, ""),
             data["worst"][idea]["setting"],
             f"{100 * data['worst'][idea]['mean']:+.1f}",
         ]

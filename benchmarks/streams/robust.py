@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adapt.networks.prepared import PreparedBase
 from adapt.networks.recalibration import Recalibrator
+from adapt.rungs.head import fit_heads
 from benchmarks.streams.start import Chosen, Pictures, Pixels
 from training.moments import Moments
 
@@ -47,6 +48,30 @@ def balanced(stream: Pixels, logits: Tensor) -> Pixels:
     order = torch.argsort(surest, descending=True).numpy()
     kept = [order[answers.numpy()[order] == label][:most] for label in range(logits.shape[1])]
     return np.asarray(stream[np.sort(np.concatenate(kept))])
+
+
+def restated(chosen: Chosen, pictures: Pictures, network: PreparedBase, stream: Pixels) -> Tensor:
+    """Return logits on the unseen pictures with other statistics, the last layer fitted to them as the ladder did.
+
+    Coefficients and the strength of the pull stay as they are.
+
+    Args:
+        chosen: with statistics of labelled pictures and stream.
+        pictures: of the trial.
+        network: measures the statistics.
+        stream: pictures for them beside the labelled ones.
+    """
+    row, labelled = np.asarray([chosen.coefficients]), pictures.labelled
+    found = network.run(row, labelled.images, recalibrate=True, unlabelled=stream)
+    statistics, features = found.statistics[0], found.features[0]
+    assert statistics is not None, "recalibration was asked for"
+    unseen = network.run(row, pictures.unseen.images, bn_mode="raw", patch=statistics)
+    if chosen.own is None or chosen.penalty is None:
+        return unseen.logits[0]
+    seen = unseen.features[0]
+    assert features is not None, "the last layer is linear"
+    assert seen is not None, "the last layer is linear"
+    return fit_heads(features, labelled.labels, chosen.own)[chosen.penalty](seen)
 
 
 def feature_shift(chosen: Chosen, pictures: Pictures) -> Tensor:

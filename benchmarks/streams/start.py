@@ -1,6 +1,6 @@
 """The pictures of a draw, and the model that the quick ladder makes of them: what every idea is put on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from adapt.images.support import Support, check_disjoint
 from adapt.networks.last_layer import Head
 from adapt.networks.network import Run
 from adapt.networks.prepared import PreparedBase
+from adapt.rungs.head import LastLayer, fit_heads
 from adapt.rungs.training import Start
 from adapt.search.config import SearchConfig
 from adapt.search.search import Search, search
@@ -66,10 +67,10 @@ def draw_pictures(data: ImageSet, clean: ImageSet, *, n: int, m: int, most: int,
     return Pictures(support, data.images[stream], unseen, clean.images[source])
 
 
-def climb(prepared: PreparedBase, pictures: Pictures, *, stream: Pixels, seed: int) -> Search:
-    """Search with the quick rungs and pictures without labels."""
-    current = default_soup(prepared.manifest)
-    return search(prepared, pictures.labelled, SearchConfig(seed=seed), current=current, unlabelled=stream)
+def climb(prepared: PreparedBase, pictures: Pictures, *, seed: int) -> Search:
+    """Search with the quick rungs, on labelled pictures and stream."""
+    current, config = default_soup(prepared.manifest), SearchConfig(seed=seed)
+    return search(prepared, pictures.labelled, config, current=current, unlabelled=pictures.stream)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Chosen:
         tensors: in the place of mixed ones.
         temperature: divides the logits.
         layer: the last layer in place.
+        own: the soup's own last layer, divided by its temperature; None where that is in place.
+        penalty: which of the strengths of the pull to it was chosen; None likewise.
     """
 
     prepared: PreparedBase
@@ -91,14 +94,23 @@ class Chosen:
     tensors: Tensors
     temperature: float
     layer: Head
+    own: Head | None = None
+    penalty: int | None = None
 
     @classmethod
-    def of(cls, prepared: PreparedBase, found: Search) -> "Chosen":
-        """Return what a search chose; ValueError if its last layer is not linear."""
+    def of(cls, prepared: PreparedBase, found: Search, labels: npt.NDArray[np.int64]) -> "Chosen":
+        """Return what a search on images with these labels chose; ValueError if its last layer is not linear."""
         model = found.choice
         if model.layer is None:
             raise ValueError("expected a base set with a linear last layer")
-        return cls(prepared, model.coefficients, model.bn_mode, model.tensors, model.temperature, model.layer)
+        chosen = cls(prepared, model.coefficients, model.bn_mode, model.tensors, model.temperature, model.layer)
+        below = model.below
+        if LastLayer.name not in model.rungs or below is None or below.layer is None or below.features is None:
+            return chosen
+        own = below.layer.divided(below.temperature)
+        heads = fit_heads(below.features, labels, own)
+        far = [float((head.weight - model.layer.weight).abs().max()) for head in heads]
+        return replace(chosen, own=own, penalty=int(np.argmin(far)))
 
     def run(self, images: Pixels, tensors: Tensors | None = None) -> Run:
         """Return what the network says about pictures, with these tensors beside its own."""
@@ -114,7 +126,7 @@ class Chosen:
         if not self.prepared.has_batchnorm or self.bn_mode == "raw":
             return self
         found = self.statistics(pictures, {})
-        return Chosen(self.prepared, self.coefficients, "raw", {**self.tensors, **found}, self.temperature, self.layer)
+        return replace(self, bn_mode="raw", tensors={**self.tensors, **found})
 
     def statistics(self, pictures: Pictures, tensors: Tensors) -> Tensors:
         """Return new BatchNorm statistics with these tensors in place, of labelled pictures and stream."""

@@ -51,7 +51,8 @@ TRAINED = tuple(
     for idea, rates in RATES.items()
     for lr, steps, share in product(rates, STEPS, SHARES)
 )
-VARIANTS = (*TRAINED, *(Variant(SHIFTED, share=share) for share in SHARES), Variant(MEDIANS), Variant(PICKED))
+TUNED = (*TRAINED, *(Variant(SHIFTED, share=share) for share in SHARES))  # ideas with several settings
+VARIANTS = (*TUNED, Variant(MEDIANS), Variant(PICKED))
 IDEAS = tuple(dict.fromkeys(variant.idea for variant in VARIANTS))
 
 

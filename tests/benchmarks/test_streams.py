@@ -14,9 +14,9 @@ from benchmarks.streams.__main__ import Streams
 from benchmarks.streams.affines import Guard, train
 from benchmarks.streams.measure import Record, measure
 from benchmarks.streams.report import summary, tune, winners
-from benchmarks.streams.robust import MedianBase, balanced, feature_shift, median_moments
+from benchmarks.streams.robust import MedianBase, balanced, feature_shift, median_moments, restated
 from benchmarks.streams.start import Chosen, Pictures, climb, draw_pictures
-from benchmarks.streams.variants import IDEAS, LABELS, MEDIANS, VARIANTS, Variant
+from benchmarks.streams.variants import IDEAS, LABELS, MEDIANS, PICKED, VARIANTS, Variant
 from tests.adapt.pictures import coloured
 from tests.conftest import CLASSES
 from training.bases import load_base_set
@@ -43,7 +43,7 @@ def prepared(request: pytest.FixtureRequest) -> PreparedBase:
 
 @pytest.fixture
 def chosen(prepared: PreparedBase, pictures: Pictures) -> Chosen:
-    return Chosen.of(prepared, climb(prepared, pictures, stream=pictures.stream, seed=0)).opened(pictures)
+    return Chosen.of(prepared, climb(prepared, pictures, seed=0), pictures.labelled.labels).opened(pictures)
 
 
 # The pictures.
@@ -181,17 +181,29 @@ def record(shift: str, m: int, accuracy: dict[str, float]) -> Record:
 def test_settings_are_the_best_on_the_shifts_they_are_tuned_on_and_winners_those_of_the_others() -> None:
     low, high = Variant(LABELS, 1e-3, 16, 0.5), Variant(LABELS, 1e-3, 32, 1.0)
     every = {variant.name: 0.5 for variant in VARIANTS}
-    tuning = [record("fog", m, every | {(low if m == 200 else high).name: 0.6}) for m in (200, 1000)]
+    tuning = [record("fog", 200, every | {high.name: 0.6}), record("haze", 200, {LABELS: 0.9})]
     chosen = tune(tuning)
-    assert (chosen[200][LABELS], chosen[1000][LABELS]) == (low, high)
-    assert set(chosen[200]) == set(IDEAS)
+    assert chosen[LABELS] == high
+    assert set(chosen) == set(IDEAS)
+    assert set(tune([])) == {MEDIANS, PICKED}, "they have one setting"
     reported = [
-        record("snow", 200, {low.name: 0.52, high.name: 0.9, MEDIANS: 0.4}),
-        record("frost", 200, {low.name: 0.51, high.name: 0.9, MEDIANS: 0.7}),
+        record("snow", 200, {low.name: 0.9, high.name: 0.52, MEDIANS: 0.4}),
+        record("frost", 200, {low.name: 0.9, high.name: 0.51, MEDIANS: 0.7}),
     ]
     data = summary(tuning, reported)
     assert data["gains"]["any, 200"][LABELS]["mean"] == pytest.approx(0.015)
     assert winners(data) == [f"{LABELS}, 200 unlabelled"], "medians lose 10 points on snow"
+
+
+def test_the_same_statistics_again_are_what_the_ladder_chose(prepared: PreparedBase, pictures: Pictures) -> None:
+    more = pictures._replace(labelled=coloured(60, CLASSES))
+    found = climb(prepared, more, seed=0)
+    chosen = Chosen.of(prepared, found, more.labelled.labels)
+    if "statistics" not in found.choice.rungs:
+        pytest.skip("the ladder chose none")
+    again = restated(chosen, more, prepared, more.stream)
+    own = chosen.run(more.unseen.images).logits[0]
+    assert (again.argmax(dim=1) == own.argmax(dim=1)).float().mean() > 0.98
 
 
 def test_only_what_is_wanted_is_measured(prepared: PreparedBase, pictures: Pictures) -> None:
