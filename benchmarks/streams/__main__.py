@@ -21,7 +21,7 @@ from benchmarks.streams.measure import Record, measure
 from benchmarks.streams.report import markdown, summary, tune, winners
 from benchmarks.streams.robust import MedianBase
 from benchmarks.streams.start import NUM_SOURCE, draw_pictures
-from benchmarks.streams.variants import TUNED, Variant
+from benchmarks.streams.variants import GATED, TUNED, Variant
 from training.bases import BaseSet, load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.data import ImageSet
@@ -63,6 +63,9 @@ class Streams(Command):
     tune_draws: int = Field(default=1, ge=1, description="of each shift that is tuned on, from --seed on")
     draws: int = Field(default=2, ge=1, description="of each shift that is reported")
     n_test: int = Field(default=1000, ge=10, description="unseen pictures")
+    gated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+        default=False, description="also search with the rung of adapt, which held-out labels decide about"
+    )
     minutes: float | None = Field(default=None, gt=0, description="begin no draw after this time")
     out: Path | None = Field(
         default=None, description="folder of results and REPORT.md, below runs/ if not given; a run there goes on"
@@ -86,7 +89,8 @@ class Streams(Command):
         with thread_count(self.threads):
             bench = _Bench(self, base, sources, Lines(out / "records.jsonl", Record))
             tuning = bench.measure(self._cases(tuned_on, self._counts()[-1:], self.tune_draws), TUNED)
-            reported = bench.measure(self._cases(shifts, self._counts(), self.draws), tuple(tune(tuning).values()))
+            chosen = [variant for idea, variant in tune(tuning).items() if idea != GATED or self.gated]
+            reported = bench.measure(self._cases(shifts, self._counts(), self.draws), chosen)
         data = summary(tuning, reported) | {"machine": machine(), "commit": commit()}
         holds = bool(winners(data))
         text = markdown(
@@ -115,10 +119,11 @@ class Streams(Command):
 
     def _command(self, base_set: str) -> str:
         """Return the command line that measures this."""
+        gated = " --gated" if self.gated else ""
         return (
             f"python -m benchmarks.streams bases/{base_set} --tuned-on {','.join(self.tuned_on)} --shifts "
             f"{','.join(self.shifts)} --n {','.join(self.n)} --unlabelled {','.join(self.unlabelled)} --tune-draws "
-            f"{self.tune_draws} --draws {self.draws} --n-test {self.n_test} --seed {self.seed}"
+            f"{self.tune_draws} --draws {self.draws} --n-test {self.n_test} --seed {self.seed}{gated}"
         )
 
 

@@ -12,19 +12,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from adapt.documents.patch import Floats, Tensors
+from adapt.rungs.certainty import Guard
 from adapt.rungs.training import network_of
 from benchmarks.shifts.finetuning import affines_of, augmented, batch_statistics, train_only
 from benchmarks.shifts.options import Eata, Roid
 from benchmarks.shifts.rivals import eata, roid
-from benchmarks.shifts.rivals.online import KEPT, Learn, entropies
-from benchmarks.shifts.rivals.sar import COLLAPSED
+from benchmarks.shifts.rivals.online import Learn
 from benchmarks.streams.start import Chosen, Pictures
 from benchmarks.streams.variants import LABELS
 
 BATCH = 64
 SIMILARITY = 0.4  # of EATA, as for ten classes in its paper
 LABELS_RATE = 1e-3  # of the steps on labelled pictures, beside those on others
-LEAST_SPREAD = 0.5  # of the entropy that the mean answer has at first: below, a few classes take over
 
 Make = Callable[[nn.Module, list[nn.Parameter], float, int], Learn]
 LEARNERS: Mapping[str, Make] = {
@@ -73,32 +72,6 @@ def train(
             for share in shares:
                 way = 0.0 if guard.has_collapsed else share
                 yield step, share, _between(names, before, parameters, way)
-
-
-class Guard:
-    """Watches answers for collapse: all of them sure, most of one class, or no numbers."""
-
-    def __init__(self) -> None:
-        """Begin before the first batch."""
-        self.has_collapsed = False
-        self._entropy: float | None = None  # running mean of the answers' entropies
-        self._mean: Tensor | None = None  # running mean of the answers, (K,)
-        self._first = 0.0  # entropy of the first batch's mean answer
-
-    def see(self, logits: Tensor) -> None:
-        """Take in a batch of answers (B, K)."""
-        entropy, mean = float(entropies(logits).mean()), logits.softmax(dim=1).mean(dim=0)
-        if self._entropy is None or self._mean is None:
-            self._entropy, self._mean, self._first = entropy, mean, _entropy(mean)
-        self._entropy = KEPT * self._entropy + (1 - KEPT) * entropy
-        self._mean = KEPT * self._mean + (1 - KEPT) * mean
-        most = float(torch.tensor(float(len(mean))).log())
-        is_open = self._entropy >= COLLAPSED * most and _entropy(self._mean) >= LEAST_SPREAD * self._first
-        self.has_collapsed |= not is_open  # so it is where they are no numbers
-
-
-def _entropy(probabilities: Tensor) -> float:
-    return float(torch.special.entr(probabilities).sum())
 
 
 def _opened_network(chosen: Chosen) -> tuple[nn.Module, list[nn.Parameter], list[str]]:

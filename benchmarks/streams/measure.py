@@ -7,13 +7,15 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.documents.patch import Tensors
+from adapt.networks.forward import served_logits
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.statistics import Statistics
+from adapt.rungs.stream import Stream
 from benchmarks.shifts.lines import Keyed
 from benchmarks.streams.affines import train
 from benchmarks.streams.robust import MedianBase, balanced, feature_shift, restated
 from benchmarks.streams.start import Chosen, Pictures, climb
-from benchmarks.streams.variants import MEDIANS, PICKED, SHIFTED, Variant
+from benchmarks.streams.variants import GATED, MEDIANS, PICKED, SHIFTED, Variant
 from training.data import ImageSet
 
 
@@ -29,6 +31,7 @@ class Record(Keyed):
     ladder: float = Field(description="of what the quick ladder chose with the stream")
     rungs: tuple[str, ...] = Field(description="of what it chose")
     accuracy: dict[str, float] = Field(description="by variant")
+    is_taken: bool | None = Field(default=None, description="the rung was taken; null: not tried")
 
     @property
     def key(self) -> tuple[str, str, int, int, int, int]:
@@ -37,7 +40,8 @@ class Record(Keyed):
 
     def joined(self, later: "Record") -> "Record":
         """Return all variants of both."""
-        return later.model_copy(update={"accuracy": {**self.accuracy, **later.accuracy}})
+        taken = self.is_taken if later.is_taken is None else later.is_taken
+        return later.model_copy(update={"accuracy": {**self.accuracy, **later.accuracy}, "is_taken": taken})
 
     def gain(self, variant: Variant) -> float:
         """Return what a variant adds to the ladder's accuracy."""
@@ -67,7 +71,7 @@ def measure(
     chosen = Chosen.of(prepared, found, pictures.labelled.labels)
     own = chosen.run(pictures.unseen.images).logits[0]
     accuracy = _trained(chosen.opened(pictures), pictures, wanted, seed=draw)
-    ideas = {variant.idea for variant in wanted}
+    ideas, taken = {variant.idea for variant in wanted}, None
     is_recalibrated = Statistics.name in found.choice.rungs  # else there are no statistics to take the place of
     if MEDIANS in ideas:
         logits = restated(chosen, pictures, medians, pictures.stream) if is_recalibrated else own
@@ -83,6 +87,10 @@ def measure(
             for variant in wanted
             if variant.idea == SHIFTED
         }
+    if GATED in ideas:
+        soup = climb(prepared, pictures, seed=draw, with_stream=True).soup
+        accuracy[GATED] = _accuracy(served_logits(prepared, soup, pictures.unseen.images), pictures.unseen)
+        taken = soup.patch is not None and Stream.name in soup.patch.rungs
     return Record(
         base_digest=prepared.manifest.digest,
         shift=shift,
@@ -93,6 +101,7 @@ def measure(
         ladder=_accuracy(own, pictures.unseen),
         rungs=found.choice.rungs,
         accuracy=accuracy,
+        is_taken=taken,
     )
 
 

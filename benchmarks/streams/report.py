@@ -50,6 +50,7 @@ def summary(tuning: Sequence[Record], reported: Sequence[Record]) -> dict[str, A
         },
         "draws": {"tuning": len(tuning), "reported": len(reported)},
         "worst": _worst(tuning),
+        "taken": _taken(reported),
     }
 
 
@@ -58,11 +59,15 @@ def winners(data: Mapping[str, Any]) -> list[str]:
     return [
         f"{idea}, {m} unlabelled"
         for m in sorted({size.split(", ")[1] for size in data["gains"]}, key=int)
-        for idea in data["settings"]
-        if (gain := data["gains"].get(f"any, {m}", {}).get(idea)) is not None
-        and gain["mean"] >= WANTED
-        and min(shift[f"any, {m}"][idea]["mean"] for shift in data["shifts"].values()) >= -BORNE
+        for idea, gain in data["gains"][f"any, {m}"].items()
+        if gain["mean"] >= WANTED and _least(data["shifts"], idea, m) >= -BORNE
     ]
+
+
+def _least(shifts: Mapping[str, Any], idea: str, m: str) -> float:
+    """Return the least mean gain of an idea on a shift that it was measured on."""
+    sizes = [gains.get(f"any, {m}", {}) for gains in shifts.values()]
+    return min(float(found[idea]["mean"]) for found in sizes if idea in found)
 
 
 def _gains(found: Sequence[Record], tuned: Tuned) -> dict[str, dict[str, dict[str, float]]]:
@@ -82,6 +87,15 @@ def _gains(found: Sequence[Record], tuned: Tuned) -> dict[str, dict[str, dict[st
                     row = {"mean": float(np.mean(values)), "error": error, "draws": len(values)}
                     gains.setdefault(f"{n}, {m}", {})[idea] = row
     return gains
+
+
+def _taken(found: Sequence[Record]) -> dict[str, float]:
+    """Return the share of draws in which the rung was taken, by shift."""
+    tried = [record for record in found if record.is_taken is not None]
+    return {
+        shift: float(np.mean([record.is_taken for record in tried if record.shift == shift]))
+        for shift in dict.fromkeys(record.shift for record in tried)
+    }
 
 
 def _worst(found: Sequence[Record]) -> dict[str, dict[str, Any]]:
@@ -132,6 +146,7 @@ def markdown(data: Mapping[str, Any], *, command: str, base_set: str, tuned_on: 
         "",
         *_shift_table(data),
         "",
+        *_taken_line(data),
         "Settings, and what the worst setting of the grid does on the shifts that were tuned on:",
         "",
         *_setting_table(data),
@@ -156,6 +171,13 @@ def _shift_table(data: Mapping[str, Any]) -> list[str]:
     gains = data["shifts"]
     rows = [[idea, *(_spelled(gains[shift].get(f"any, {m}", {}).get(idea)) for shift, m in columns)] for idea in IDEAS]
     return table(head, rows)
+
+
+def _taken_line(data: Mapping[str, Any]) -> list[str]:
+    if not data["taken"]:
+        return []
+    shares = ", ".join(f"{shift} {100 * share:.0f} %" for shift, share in data["taken"].items())
+    return [f"Held-out labels took the rung in {shares} of the draws that tried it.", ""]
 
 
 def _setting_table(data: Mapping[str, Any]) -> list[str]:

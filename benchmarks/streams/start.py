@@ -13,6 +13,8 @@ from adapt.networks.last_layer import Head
 from adapt.networks.network import Run
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.head import LastLayer, fit_heads
+from adapt.rungs.registry import LADDER, TRAINING
+from adapt.rungs.stream import Stream
 from adapt.rungs.training import Start
 from adapt.search.config import SearchConfig
 from adapt.search.search import Search, search
@@ -20,6 +22,8 @@ from benchmarks.shifts.sets import as_support, draw_positions, others
 from training.data import ImageSet, balanced_indices
 
 Pixels = npt.NDArray[np.uint8]
+
+QUICK = tuple(name for name in LADDER if name not in TRAINING)
 
 NUM_SOURCE = 500  # clean pictures that the mean features of training are estimated on
 
@@ -67,9 +71,12 @@ def draw_pictures(data: ImageSet, clean: ImageSet, *, n: int, m: int, most: int,
     return Pictures(support, data.images[stream], unseen, clean.images[source])
 
 
-def climb(prepared: PreparedBase, pictures: Pictures, *, seed: int) -> Search:
-    """Search with the quick rungs, on labelled pictures and stream."""
-    current, config = default_soup(prepared.manifest), SearchConfig(seed=seed)
+def climb(prepared: PreparedBase, pictures: Pictures, *, seed: int, with_stream: bool = False) -> Search:
+    """Search with the quick rungs, on labelled pictures and stream; if asked for with the rung `stream` as well."""
+    config = SearchConfig(seed=seed)
+    if with_stream:
+        config = SearchConfig(seed=seed, effort="full", rungs=(*QUICK, Stream.name))
+    current = default_soup(prepared.manifest)
     return search(prepared, pictures.labelled, config, current=current, unlabelled=pictures.stream)
 
 

@@ -5,6 +5,7 @@ from itertools import product
 from typing import NamedTuple
 
 SHIFTED, MEDIANS, PICKED = "feature shift", "channel medians", "balanced pick"
+GATED = "the rung, gated"  # `adapt.rungs.stream`, where held-out labels ask for it
 LABELS = "labels"  # of ideas that also learn from the labelled pictures
 SHARES = (0.5, 1.0)
 STEPS = (16, 32)
@@ -52,7 +53,7 @@ TRAINED = tuple(
     for lr, steps, share in product(rates, STEPS, SHARES)
 )
 TUNED = (*TRAINED, *(Variant(SHIFTED, share=share) for share in SHARES))  # ideas with several settings
-VARIANTS = (*TUNED, Variant(MEDIANS), Variant(PICKED))
+VARIANTS = (*TUNED, Variant(MEDIANS), Variant(PICKED), Variant(GATED))
 IDEAS = tuple(dict.fromkeys(variant.idea for variant in VARIANTS))
 
 

@@ -11,12 +11,12 @@ from PIL import Image
 from adapt.networks.prepared import PreparedBase
 from adapt.networks.recalibration import Recalibrator
 from benchmarks.streams.__main__ import Streams
-from benchmarks.streams.affines import Guard, train
+from benchmarks.streams.affines import train
 from benchmarks.streams.measure import Record, measure
 from benchmarks.streams.report import summary, tune, winners
 from benchmarks.streams.robust import MedianBase, balanced, feature_shift, median_moments, restated
 from benchmarks.streams.start import Chosen, Pictures, climb, draw_pictures
-from benchmarks.streams.variants import IDEAS, LABELS, MEDIANS, PICKED, VARIANTS, Variant
+from benchmarks.streams.variants import GATED, IDEAS, LABELS, MEDIANS, PICKED, VARIANTS, Variant
 from tests.adapt.pictures import coloured
 from tests.conftest import CLASSES
 from training.bases import load_base_set
@@ -94,26 +94,6 @@ def test_what_collapses_is_the_start_again(chosen: Chosen, pictures: Pictures) -
         np.testing.assert_array_equal(last[name], start[name])
 
 
-def test_the_guard_minds_sure_answers_one_class_and_what_is_no_number() -> None:
-    guard = Guard()
-    even = torch.eye(4).repeat(16, 1)
-    for _ in range(20):
-        guard.see(2 * even)
-    assert not guard.has_collapsed
-    sure = Guard()
-    for _ in range(60):
-        sure.see(100 * even)
-    assert sure.has_collapsed, "all answers are sure"
-    one = Guard()
-    one.see(2 * even)
-    for _ in range(60):
-        one.see(torch.tensor([[5.0, 0, 0, 0]]).repeat(64, 1))
-    assert one.has_collapsed, "one class has taken over"
-    broken = Guard()
-    broken.see(torch.full((64, 4), torch.nan))
-    assert broken.has_collapsed
-
-
 # Statistics and features.
 
 
@@ -185,7 +165,7 @@ def test_settings_are_the_best_on_the_shifts_they_are_tuned_on_and_winners_those
     chosen = tune(tuning)
     assert chosen[LABELS] == high
     assert set(chosen) == set(IDEAS)
-    assert set(tune([])) == {MEDIANS, PICKED}, "they have one setting"
+    assert set(tune([])) == {MEDIANS, PICKED, GATED}, "they have one setting"
     reported = [
         record("snow", 200, {low.name: 0.9, high.name: 0.52, MEDIANS: 0.4}),
         record("frost", 200, {low.name: 0.9, high.name: 0.51, MEDIANS: 0.7}),
@@ -235,6 +215,7 @@ def test_the_benchmark_measures_reports_and_goes_on(tiny_base_set: Path, data: P
         unlabelled=("40",),
         draws=1,
         n_test=60,
+        gated=True,
         out=tmp_path / "out",
     )
     found = asked.execute().data
