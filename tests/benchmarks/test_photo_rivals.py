@@ -324,7 +324,7 @@ def test_roid_leaves_out_what_is_like_the_mean_answer_and_pulls_back(monkeypatch
     monkeypatch.setattr(roid, "augmented", lambda x, generator: x)
     net = Answers()
     learner = roid.Learner(net, net.learnable(), Roid(lr=0.05), seed=0)
-    weights = learner._weights(torch.cat([UNSURE, SURE[:2]]))
+    weights = certainty.weigh(torch.cat([UNSURE, SURE[:2]]), None).weights
     assert (weights[:3] == 0).all()
     assert (weights[3:] > 1).all()
     with torch.no_grad():
