@@ -90,8 +90,9 @@ class Streams(Command):
             bench = _Bench(self, base, sources, Lines(out / "records.jsonl", Record))
             tuning = bench.measure(self._cases(tuned_on, self._counts()[-1:], self.tune_draws), TUNED)
             chosen = [variant for idea, variant in tune(tuning).items() if idea != GATED or self.gated]
-            reported = bench.measure(self._cases(shifts, self._counts(), self.draws), chosen)
-        data = summary(tuning, reported) | {"machine": machine(), "commit": commit()}
+            cases = self._cases(shifts, self._counts(), self.draws)
+            reported = bench.measure(cases, chosen)
+        data = summary(tuning, reported, planned=len(cases)) | {"machine": machine(), "commit": commit()}
         holds = bool(winners(data))
         text = markdown(
             data,
@@ -137,18 +138,17 @@ class _Bench:
         self._started = time.monotonic()
 
     def measure(self, cases: Sequence[Case], wanted: Sequence[Variant]) -> list[Record]:
-        """Return the records of the cases that there was time for, with the variants wanted."""
+        """Return what is on record of the cases, with the variants wanted as far as there was time."""
         found = []
         for number, case in enumerate(cases, 1):
             missing = self._missing(case, wanted)
-            if missing and self._is_late():
-                logger.warning("time is up: %d of %d draws", number - 1, len(cases))
-                break
-            if missing:
+            if missing and not self._is_late():
                 self._add(case, missing)
                 logger.info("%s, n = %d, m = %d, draw %d; %d of %d", *case, number, len(cases))
             if (record := self._lines.records.get(self._key(case))) is not None:
                 found.append(record)
+        if left := sum(bool(self._missing(case, wanted)) for case in cases):
+            logger.warning("time is up: %d of %d draws are left; the same command goes on", left, len(cases))
         return found
 
     def _missing(self, case: Case, wanted: Sequence[Variant]) -> list[Variant]:

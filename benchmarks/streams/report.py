@@ -33,8 +33,8 @@ def tune(found: Sequence[Record]) -> dict[str, Variant]:
     return chosen
 
 
-def summary(tuning: Sequence[Record], reported: Sequence[Record]) -> dict[str, Any]:
-    """Return settings, gains with standard errors, and gains by shift."""
+def summary(tuning: Sequence[Record], reported: Sequence[Record], *, planned: int) -> dict[str, Any]:
+    """Return settings, gains with standard errors, and gains by shift; `planned` draws were to be reported."""
     tuned = tune(tuning)
     return {
         "settings": {idea: variant.setting for idea, variant in tuned.items()},
@@ -48,7 +48,7 @@ def summary(tuning: Sequence[Record], reported: Sequence[Record]) -> dict[str, A
             f"{n}, {m}": float(np.mean([record.ladder for record in reported if (record.n, record.m) == (n, m)]))
             for n, m in _sizes(reported)
         },
-        "draws": {"tuning": len(tuning), "reported": len(reported)},
+        "draws": {"tuning": len(tuning), "reported": len(reported), "planned": planned},
         "worst": _worst(tuning),
         "taken": _taken(reported),
     }
@@ -134,6 +134,7 @@ def markdown(data: Mapping[str, Any], *, command: str, base_set: str, tuned_on: 
         f"and shifts. Settings were chosen on {tuned_on} with the most unlabelled pictures ({data['draws']['tuning']}",
         f"draws); the gains are of other shifts: {shifts} ({data['draws']['reported']} draws). A draw here is one of a",
         "shift, a number of labelled and a number of unlabelled pictures.",
+        *_unfinished(data["draws"]),
         "",
         f"Machine: {data['machine']}",
         "",
@@ -153,6 +154,12 @@ def markdown(data: Mapping[str, Any], *, command: str, base_set: str, tuned_on: 
         "",
     ]
     return "\n".join(lines)
+
+
+def _unfinished(draws: Mapping[str, int]) -> list[str]:
+    if draws["reported"] >= draws["planned"]:
+        return []
+    return [f"**Not finished: {draws['reported']} of {draws['planned']} draws.** The same command goes on."]
 
 
 def _gain_table(data: Mapping[str, Any]) -> list[str]:

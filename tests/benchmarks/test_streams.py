@@ -170,7 +170,7 @@ def test_settings_are_the_best_on_the_shifts_they_are_tuned_on_and_winners_those
         record("snow", 200, {low.name: 0.9, high.name: 0.52, MEDIANS: 0.4}),
         record("frost", 200, {low.name: 0.9, high.name: 0.51, MEDIANS: 0.7}),
     ]
-    data = summary(tuning, reported)
+    data = summary(tuning, reported, planned=2)
     assert data["gains"]["any, 200"][LABELS]["mean"] == pytest.approx(0.015)
     assert winners(data) == [f"{LABELS}, 200 unlabelled"], "medians lose 10 points on snow"
 
