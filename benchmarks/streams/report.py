@@ -10,6 +10,8 @@ from benchmarks.streams.variants import IDEAS, VARIANTS, Variant, of_idea
 from benchmarks.tables import table
 
 WANTED = 0.005  # mean gain that a rung is worth
+ERRORS = 2.0  # standard errors that it must be above nothing
+DRAWS = 4  # that it must have been measured on
 BORNE = 0.005  # mean loss on a shift that is borne
 
 Tuned = Mapping[str, Variant]  # by idea
@@ -60,7 +62,9 @@ def winners(data: Mapping[str, Any]) -> list[str]:
         f"{idea}, {m} unlabelled"
         for m in sorted({size.split(", ")[1] for size in data["gains"]}, key=int)
         for idea, gain in data["gains"][f"any, {m}"].items()
-        if gain["mean"] >= WANTED and _least(data["shifts"], idea, m) >= -BORNE
+        if gain["mean"] >= max(WANTED, ERRORS * gain["error"])
+        and gain["draws"] >= DRAWS
+        and _least(data["shifts"], idea, m) >= -BORNE
     ]
 
 
@@ -138,8 +142,9 @@ def markdown(data: Mapping[str, Any], *, command: str, base_set: str, tuned_on: 
         "",
         f"Machine: {data['machine']}",
         "",
-        f"- {verdict} (Wanted: {100 * WANTED:.1f} points in the mean over all numbers of labelled pictures, and on no",
-        f"  shift a loss of more than {100 * BORNE:.1f}.)",
+        f"- {verdict} (Wanted: {100 * WANTED:.1f} points in the mean over all numbers of labelled pictures and "
+        f"{ERRORS:.0f} standard errors, on {DRAWS} draws or more, and on no shift a loss of more than "
+        f"{100 * BORNE:.1f}.)",
         "",
         *_gain_table(data),
         "",

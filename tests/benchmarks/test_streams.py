@@ -167,12 +167,13 @@ def test_settings_are_the_best_on_the_shifts_they_are_tuned_on_and_winners_those
     assert set(chosen) == set(IDEAS)
     assert set(tune([])) == {MEDIANS, PICKED, GATED}, "they have one setting"
     reported = [
-        record("snow", 200, {low.name: 0.9, high.name: 0.52, MEDIANS: 0.4}),
-        record("frost", 200, {low.name: 0.9, high.name: 0.51, MEDIANS: 0.7}),
+        record(shift, 200, {low.name: 0.9, high.name: 0.51 + 0.01 * (shift == "snow"), MEDIANS: medians})
+        for shift, medians in (("snow", 0.4), ("frost", 0.8), ("rain", 0.8), ("hail", 0.8))
     ]
-    data = summary(tuning, reported, planned=2)
-    assert data["gains"]["any, 200"][LABELS]["mean"] == pytest.approx(0.015)
+    data = summary(tuning, reported, planned=4)
+    assert data["gains"]["any, 200"][LABELS]["mean"] == pytest.approx(0.0125)
     assert winners(data) == [f"{LABELS}, 200 unlabelled"], "medians lose 10 points on snow"
+    assert winners(summary(tuning, reported[:3], planned=4)) == [], "of three draws"
 
 
 def test_the_same_statistics_again_are_what_the_ladder_chose(prepared: PreparedBase, pictures: Pictures) -> None:
