@@ -23,11 +23,12 @@ from adapt.networks.forward import run_soups
 from adapt.networks.last_layer import Head
 from adapt.networks.mixing import FlatModel
 from adapt.networks.network import Run
-from adapt.networks.recalibration import PRIOR_IMAGES, Recalibrator
+from adapt.networks.recalibration import PRIOR_IMAGES, Measure, Recalibrator
 from training.bases import BaseSet
 from training.devices import exact_floats
 from training.images import to_input
 from training.manifest import Manifest
+from training.moments import channel_moments
 
 
 class PreparedBase:
@@ -91,12 +92,14 @@ class PreparedBase:
         Raises:
             ValueError: not `can_recalibrate`.
         """
-        return self.recalibrator_with(PRIOR_IMAGES)
+        return self.recalibrator_with()
 
-    def recalibrator_with(self, prior_images: tuple[float, float]) -> Recalibrator:
-        """Return one with other prior strengths; otherwise as `recalibrator`."""
+    def recalibrator_with(
+        self, prior_images: tuple[float, float] = PRIOR_IMAGES, *, measure: Measure = channel_moments
+    ) -> Recalibrator:
+        """Return one with other prior strengths, or another way to measure channels; otherwise as `recalibrator`."""
         moments = None if self.base.moments is None else list(self.base.moments.values())
-        return Recalibrator(self.model("raw"), moments=moments, prior_images=prior_images)
+        return Recalibrator(self.model("raw"), moments=moments, prior_images=prior_images, measure=measure)
 
     def canonical(self, bn_mode: BnMode) -> BnMode:
         """Return the mode; always "folded" for a network without BatchNorm, where both are the same."""

@@ -12,7 +12,7 @@ that can move and scale their channels.
 Source: Schneider et al. 2020 (arXiv:2006.16971), sec. 3, for BatchNorm with one prior strength in all layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,7 @@ PRIOR_IMAGES = (1.0, 32.0)
 EPS = 1e-5  # added to variances before they are divided; where both are tiny, a channel is left alone
 
 Floats = npt.NDArray[np.float32]
+Measure = Callable[[Tensor], Moments]  # (B, C, ...) -> of each channel
 
 
 class Recalibrator:
@@ -44,6 +45,7 @@ class Recalibrator:
         *,
         moments: Sequence[LayerMoments] | None = None,
         prior_images: tuple[float, float] = PRIOR_IMAGES,
+        measure: Measure = channel_moments,
     ) -> None:
         """Find the layers.
 
@@ -52,13 +54,14 @@ class Recalibrator:
             moments: of each of the M ingredients; only for a network without BatchNorm.
             prior_images: how many images the statistics of training count as, in the first and in the last layer; the
                 layers between lie on a geometric line.
+            measure: finds mean and variance of a batch's channels.
 
         Raises:
             ValueError: neither BatchNorm with running statistics nor moments, or a prior that is not positive.
         """
         if min(prior_images) <= 0:
             raise ValueError(f"expected a positive number of prior images, got {prior_images}")
-        self._model, self._moments = model, moments
+        self._model, self._moments, self._measure = model, moments, measure
         names = list(batchnorms(model.net)) if moments is None else list(moments[0])
         if not names:
             raise ValueError("the network has no BatchNorm statistics to recalibrate, and its base set no moments")
@@ -116,8 +119,9 @@ class Recalibrator:
     def _estimate(self, name: str, coefficients: Sequence[float], share: float) -> "_Statistics | _Affine":
         layer: Any = self._layers[name]
         if self._moments is None:
-            return _Statistics(layer, share)
-        return _Affine(layer, _mixed([of[name] for of in self._moments], coefficients), share)
+            return _Statistics(layer, share, self._measure)
+        moments = _mixed([of[name] for of in self._moments], coefficients)
+        return _Affine(layer, moments, share, self._measure)
 
 
 def _mixed(moments: Sequence[Moments], coefficients: Sequence[float]) -> Moments:
@@ -129,13 +133,13 @@ def _mixed(moments: Sequence[Moments], coefficients: Sequence[float]) -> Moments
 class _Blend:
     """Moments of training and of the images, together: (N prior + n batch) / (N + n)."""
 
-    def __init__(self, prior: Moments, share: float) -> None:
-        self.prior, self._share = prior, share
+    def __init__(self, prior: Moments, share: float, measure: Measure) -> None:
+        self.prior, self._share, self._measure = prior, share, measure
         self._found = RunningMoments()
 
     def add(self, x: Tensor) -> Moments:
         """Return the blend with a batch (B, C, ...), and keep its moments for the total."""
-        found = channel_moments(x)
+        found = self._measure(x)
         self._found.add(found, len(x))
         return self._with(found)
 
@@ -150,11 +154,11 @@ class _Blend:
 class _Statistics:
     """Running statistics of a BatchNorm layer: each batch is normalised with what it leads to."""
 
-    def __init__(self, layer: _BatchNorm, share: float) -> None:
+    def __init__(self, layer: _BatchNorm, share: float, measure: Measure) -> None:
         assert layer.running_mean is not None
         assert layer.running_var is not None
         self._targets = Moments(layer.running_mean, layer.running_var)
-        self._blend = _Blend(Moments(*(target.clone() for target in self._targets)), share)
+        self._blend = _Blend(Moments(*(target.clone() for target in self._targets)), share, measure)
 
     def attach(self, layer: nn.Module) -> RemovableHandle:
         """Watch the layer."""
@@ -176,10 +180,10 @@ class _Statistics:
 class _Affine:
     """Weight and bias of a layer: the channels of each batch are moved and scaled to look as they did in training."""
 
-    def __init__(self, layer: nn.Module, prior: Moments, share: float) -> None:
+    def __init__(self, layer: nn.Module, prior: Moments, share: float, measure: Measure) -> None:
         self._layer = layer
         device = next(layer.parameters()).device
-        self._blend = _Blend(Moments(*(part.to(device) for part in prior)), share)
+        self._blend = _Blend(Moments(*(part.to(device) for part in prior)), share, measure)
 
     def attach(self, layer: nn.Module) -> RemovableHandle:
         """Watch the layer."""

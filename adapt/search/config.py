@@ -28,8 +28,8 @@ class SearchConfig(Frozen):
     rungs: tuple[str, ...] = Field(
         default=RUNGS,
         description="tried beside the coefficients: channel statistics of the images, a last layer (head) fitted to "
-        "them, class frequencies (with draw=fair), first layers (early) or all weights (site) "
-        "trained on them; give none for coefficients alone",
+        "them, class frequencies (with draw=fair), scales and shifts trained on them and on unlabelled ones (stream), "
+        "first layers (early) or all weights (site) trained on them; give none for coefficients alone",
     )
     effort: Literal["quick", "full"] = Field(
         default="quick",

@@ -101,10 +101,10 @@ def search(
     """Evaluate soups on the support images, choose one, and judge it on images it was not chosen on.
 
     The current soup and every ingredient alone are always among the candidates. The soup of least tempCE is taken;
-    each rung (statistics, last layer, frequencies, first layers, all weights) is put on it where answers to held-out
-    images are better with it. Accuracy, interval and p-value come from cross-fitting the whole selection. Where the
-    current soup was itself made from some of the images, its own held-out answers stand for it there. Deterministic
-    for a seed on one machine.
+    each rung (statistics, last layer, frequencies, scales and shifts, first layers, all weights) is put on it where
+    answers to held-out images are better with it. Accuracy, interval and p-value come from cross-fitting the whole
+    selection. Where the current soup was itself made from some of the images, its own held-out answers stand for it
+    there. Deterministic for a seed on one machine.
 
     Args:
         base: the base set; a `PreparedBase` saves folding it again (its own device is used then).

@@ -14,6 +14,7 @@ from adapt.rungs.frequencies import Frequencies, report_uncalibrated
 from adapt.rungs.registry import TRAINING
 from adapt.rungs.site import Site
 from adapt.rungs.statistics import Statistics
+from adapt.rungs.stream import Stream
 from adapt.rungs.task import Progress, ShouldStop
 from training.bases import BaseSet
 from training.devices import pick_device, thread_count
@@ -53,7 +54,7 @@ def recalibrate(
         SoupError: the current soup belongs to another base set.
         Cancelled: `should_stop` said so.
         ValueError: a base set with neither BatchNorm nor moments; no images; another device or size; a current soup
-            without BatchNorm whose weights were all trained.
+            without BatchNorm whose scales and shifts were trained.
     """
     started = time.perf_counter()
     check_soup(current, base.manifest)
@@ -69,10 +70,10 @@ def recalibrate(
         if progress is not None:
             progress(0.0, "preparing the base set")
         network = PreparedBase(base, device=pick_device(device)) if isinstance(base, BaseSet) else base
-        if Site.name in rungs and not network.has_batchnorm:
+        if {Site.name, Stream.name} & set(rungs) and not network.has_batchnorm:
             raise ValueError(
-                "all weights of the current version were trained, and without BatchNorm there are no statistics to "
-                "estimate apart from them: send labelled images, or roll back first"
+                "scales and shifts of the current version were trained, and without BatchNorm there are no statistics "
+                "to estimate apart from them: send labelled images, or roll back first"
             )
         # Statistics belong to filters: with layers that were trained, they are estimated for these.
         found = network.run(

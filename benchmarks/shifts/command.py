@@ -8,6 +8,7 @@ import tyro
 from pydantic import Field
 
 from adapt.networks.prepared import PreparedBase
+from benchmarks.shifts.context import STREAM
 from benchmarks.shifts.domains.command import Request, photo_methods, run_domains
 from benchmarks.shifts.domains.report import reopened
 from benchmarks.shifts.harness import known_methods, run_methods
@@ -142,7 +143,9 @@ class Shifts(Command):
         methods = known_names("methods", self.methods or [name for name in known if name not in ON_REQUEST], known)
         plan = self._plan()
         size = max(plan.n) + plan.n_test
-        sources = find_sources(self.data or CIFAR10, self.folders, base.manifest, size=size, seed=self.seed)
+        sources = find_sources(
+            self.data or CIFAR10, self.folders, base.manifest, size=size, seed=self.seed, spare=STREAM
+        )
         wanted = self.shifts or (tuple(AT_SEVERITIES) if self.severities else (*plan.shifts, *sources.folders))
         plan = plan._replace(shifts=known_names("shifts", wanted, (*sources.names, *AT_SEVERITIES)))
         settings = Settings(

@@ -16,7 +16,10 @@ from benchmarks.shifts.table import Table
 
 T = TypeVar("T")
 
-STREAM = 200  # pictures without labels that a service could have kept: as many as TENT sees at a time
+# Pictures without labels that a service could have kept, by the method that is given so many of them: as many as TENT
+# sees at a time, and as many as most reports have unseen ones.
+STREAMS: Mapping[str, int] = {"ladder_stream": 200, "ladder_stream_1000": 1000}
+STREAM = max(STREAMS.values())
 
 
 class Shared:
@@ -60,7 +63,7 @@ class Context:
         table: the logits and scores of many soups on the labelled pictures.
         shared: work in common with other methods on the same pictures.
         stream: uint8 (m, H, W, 3), m <= `STREAM`, other pictures of the shift that nobody labelled; not the unseen
-            ones.
+            ones. Methods of `STREAMS` take the first of them.
         source: uint8 (s, H, W, 3), pictures of the kind that the base set was trained on, without labels.
         given: hyper-parameters by method, in the place of those chosen.
     """
@@ -100,6 +103,7 @@ class Evidence(NamedTuple):
     has_head: bool  # the last layer was fitted again
     has_early: bool  # first layers were trained
     is_promoted: bool
+    unlabelled: int  # pictures without labels that it was given
 
 
 Predict = Callable[[Unseen], Tensor]

@@ -15,10 +15,10 @@ import torch
 from adapt.images.support import check_disjoint
 from adapt.networks.prepared import PreparedBase
 from benchmarks.machine import commit
-from benchmarks.shifts.context import STREAM, Context, Method, Predict, Unseen
+from benchmarks.shifts.context import STREAM, STREAMS, Context, Method, Predict, Unseen
 from benchmarks.shifts.methods import HINDSIGHT, SEARCHES, TABLED, methods_of
 from benchmarks.shifts.results import Found, LandscapeRow, Results, Row, Settings, packed
-from benchmarks.shifts.sets import as_support, draw_positions
+from benchmarks.shifts.sets import as_support, draw_positions, others
 from benchmarks.shifts.sources import Sources, family_of
 from benchmarks.shifts.table import Positions, Soups, Table, empty_table, read_table, soups_of, tabulate, write_table
 from training.data import ImageSet, balanced_indices
@@ -64,7 +64,9 @@ def run_methods(prepared: PreparedBase, sources: Sources, results: Results) -> N
             table = _table(results.folder / "tables" / f"{name}.npz", prepared, soups, data)
         else:
             table = empty_table(soups, data, len(prepared.manifest.class_names))
-        _run_draw(prepared, name, data, table, draw_pictures(data, settings, seed), methods, results, checkout)
+        spare = sources.load_spare(name, seed=settings.seed) if STREAMS.keys() & methods.keys() else None
+        draw = draw_pictures(data, settings, seed)
+        _run_draw(prepared, name, data, spare, table, draw, methods, results, checkout)
         seconds = time.perf_counter() - started
         logger.info("%s, draw %d: %.0f s, %d of %d", name, seed, seconds, number, total)
     shutil.rmtree(results.folder / "tables", ignore_errors=True)
@@ -105,6 +107,7 @@ def _run_draw(
     prepared: PreparedBase,
     shift: str,
     data: ImageSet,
+    spare: ImageSet | None,
     table: Table,
     draw: Draw,
     methods: dict[str, Method],
@@ -129,17 +132,20 @@ def _run_draw(
             continue
         support = as_support(data.subset(positions))
         check_disjoint(support, test.hashes)
-        stream = data.images[_others(draw.pool, positions, seed=draw.seed)]
+        stream = _stream(data, spare, draw, positions)
         context = Context(prepared, support, family_of(shift), draw.seed, table.at(positions), stream=stream)
         unseen_pictures = Unseen(test.images, tested.logits)
         found = dict(answers(context, unseen_pictures, test.labels, {name: methods[name] for name in missing}))
         results.rows.add(Row(shift=shift, n=n, seed=draw.seed, methods=found, commit=checkout))
 
 
-def _others(pool: Positions, labelled: Positions, *, seed: int) -> Positions:
-    """Return some of the pool that are not labelled; none where all are."""
-    others = np.setdiff1d(pool, labelled)
-    return np.random.default_rng(seed).permutation(others)[:STREAM]
+def _stream(data: ImageSet, spare: ImageSet | None, draw: Draw, labelled: Positions) -> npt.NDArray[np.uint8]:
+    """Return up to `STREAM` pictures that are neither labelled nor unseen: of the pool first, then spare ones."""
+    found = data.images[others(draw.pool, labelled, most=STREAM, seed=draw.seed)]
+    if spare is None:
+        return found
+    more = np.random.default_rng(draw.seed).permutation(len(spare))[: STREAM - len(found)]
+    return np.concatenate([found, spare.images[more]])
 
 
 def answers(

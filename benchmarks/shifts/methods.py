@@ -21,7 +21,7 @@ from adapt.rungs.early import FirstLayers
 from adapt.rungs.head import LastLayer
 from adapt.search.config import SearchConfig
 from adapt.search.search import Search, search
-from benchmarks.shifts.context import Answer, Context, Evidence, Method, Unseen
+from benchmarks.shifts.context import STREAMS, Answer, Context, Evidence, Method, Unseen
 from benchmarks.shifts.rivals.registry import RIVALS
 from benchmarks.shifts.table import Soups
 from training.manifest import Manifest
@@ -71,10 +71,10 @@ def ladder_served(context: Context) -> Answer:
     return _searched(context, found, found.soup if promoted else default_soup(context.prepared.manifest))
 
 
-def ladder_stream(context: Context) -> Answer:
-    """Search as `ladder` does, with up to 200 unlabelled pictures of the shift as well; take the candidate."""
+def ladder_stream(context: Context, *, most: int) -> Answer:
+    """Search as `ladder` does, with up to `most` unlabelled pictures of the shift as well; take the candidate."""
     current = default_soup(context.prepared.manifest)
-    stream = context.stream if context.stream is not None and len(context.stream) else None
+    stream = context.stream[:most] if context.stream is not None and len(context.stream) else None
     config = SearchConfig(effort="full", seed=context.seed)
     found = search(context.prepared, context.support, config, current=current, unlabelled=stream)
     return _searched(context, found, found.soup)
@@ -120,7 +120,7 @@ METHODS: Mapping[str, Method] = {
     "ladder_served": ladder_served,
     "ladder_quick": ladder_quick,
     "ladder_full": ladder,
-    "ladder_stream": ladder_stream,
+    **{name: partial(ladder_stream, most=most) for name, most in STREAMS.items()},
     "ladder_single": ladder_single,
     "soup_grid": soup_grid,
     "soup_auto": soup_auto,
@@ -131,7 +131,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-LADDERS = ("ladder", "ladder_served", "ladder_quick", "ladder_full", "ladder_stream", "ladder_single")
+LADDERS = ("ladder", "ladder_served", "ladder_quick", "ladder_full", *STREAMS, "ladder_single")
 SEARCHES = ("soup_auto", *LADDERS)  # look nothing up
 # Those that look up what soups say and run no network; beside them the ingredients as they are.
 TABLED = ("soup_grid", "soup_single", "soup_oracle", "soup_uniform", "picked", "ensemble", "ensemble_weighted")
@@ -194,6 +194,7 @@ def _evidence(found: Search) -> Evidence:
         has_head=LastLayer.name in rungs,
         has_early=FirstLayers.name in rungs,
         is_promoted=found.outcome.state == "promoted",
+        unlabelled=found.outcome.support.unlabelled,
     )
 
 

@@ -134,14 +134,15 @@ def _description(settings: Settings, commits: Sequence[str]) -> list[str]:
         "",
         "`ladder` is what the search finds: coefficients and all rungs. `ladder_served` is what its gate lets through. "
         "`ladder_quick` trains no weights. `ladder_stream` is also given up to 200 other pictures of the shift without "
-        "labels; "
+        "labels, `ladder_stream_1000` up to 1,000, which are neither labelled nor unseen; "
         "`ladder_single` climbs with one ingredient at a time. `soup_auto` searches coefficients alone, `soup_grid` "
         "all of the grid; `soup_single` is one soup for all shifts, the best on other families; `soup_oracle` is the "
         "best on the unseen pictures themselves. `picked` is the best ingredient on the labelled pictures; with `_bn` "
         "its BatchNorm statistics are estimated on them (a network without BatchNorm stays as it is), with `_head` its "
         "last layer is fitted again. `finetune` trains all weights, `surgical` one part of the network. `tent` answers "
-        "200 unseen pictures at a time, with their own statistics. `fixed_` is an ingredient as it is. `ensemble` runs "
-        "all ingredients.",
+        "200 unseen pictures at a time, with their own statistics, and so do `eata`, `sar` and `roid`: what these "
+        "rivals learn from without labels is the unseen pictures, all of them in the end, and not those of "
+        "`ladder_stream`. `fixed_` is an ingredient as it is. `ensemble` runs all ingredients.",
         "",
         f"Machine: {machine()}",
     ]

@@ -66,6 +66,9 @@ class Found(Frozen):
     has_head: bool | None = Field(default=None, description="the last layer was fitted again; null: no search")
     has_early: bool | None = Field(default=None, description="first layers were trained; null: no search")
     is_promoted: bool | None = Field(default=None, description="the gate's decision; null: no search")
+    unlabelled: int | None = Field(
+        default=None, description="pictures without labels that a search was given; null: no search, or not kept"
+    )
     runners_up: tuple[float, ...] = Field(default=(), description="accuracy of the second and third choice")
     hits: str | None = Field(default=None, description="which unseen pictures were right: bits, in base64")
 

@@ -154,6 +154,16 @@ def draw_stratified(labels: npt.NDArray[np.int64], hashes: Sequence[str], *, n_t
     return Positions(np.setdiff1d(order, test).astype(np.int64), np.sort(test))
 
 
+def others(
+    pool: npt.NDArray[np.int64], labelled: npt.NDArray[np.int64], *, most: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """Return up to `most` of the pool that are not labelled, in random order; none where all are.
+
+    The first of them are the same whatever `most` is.
+    """
+    return np.random.default_rng(seed).permutation(np.setdiff1d(pool, labelled))[:most]
+
+
 def as_support(data: ImageSet) -> Support:
     """Return the set as an adaptation takes it."""
     return Support(data.images, data.labels, data.hashes, data.class_names)

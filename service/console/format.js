@@ -72,6 +72,7 @@ export function patchText(patch) {
     statistics: `channel statistics of ${plural(patch.recalibrated, "image")}`,
     head: "a fitted last layer",
     frequencies: "class frequencies",
+    stream: "scales and shifts trained on unlabelled images, too",
     early: "trained first layers",
   };
   return patch.rungs.map((rung) => known[rung] ?? rung).join(", ");

@@ -398,6 +398,21 @@ def test_the_plan_goes_draw_by_draw_and_keeps_training_to_fewer(tmp_path: Path) 
     assert list(missing(plan, records, {"art": 1000, "fog": 100})) == []
 
 
+def test_a_ladder_with_a_stream_is_run_where_half_of_the_stream_is_there(tmp_path: Path) -> None:
+    records = Lines(tmp_path / "records.jsonl", Record)
+    methods = ("ladder", "ladder_stream", "ladder_stream_1000")
+    pools = {"large": 700, "small": 250, "tiny": 110}
+    plan = Plan(tuple(pools), methods, (20, 100), (0,), (), (), pools)
+    found = [(unit.domain, unit.n, unit.methods) for unit in missing(plan, records, dict.fromkeys(pools, 100))]
+    assert {domain for domain, _, names in found if names == ("ladder",)} == set(pools)
+    assert [(domain, n) for domain, n, names in found if names == ("ladder_stream_1000",)] == [
+        ("large", (20,)),
+        ("large", (100,)),
+    ]
+    streams = [(domain, n) for domain, n, names in found if names == ("ladder_stream",)]
+    assert streams == [("large", (20,)), ("large", (100,)), ("small", (20,)), ("small", (100,))]
+
+
 # Choosing hyper-parameters on the other domains.
 
 
@@ -508,7 +523,7 @@ def test_default_methods_need_no_grid(tiny_base_set: Path) -> None:
     manifest = load_base_set(tiny_base_set).manifest
     default, known = set(default_methods(manifest)), set(photo_methods(manifest))
     assert not known & {"soup_grid", "soup_single", "soup_oracle"}
-    assert known - default == {"ladder_quick", "ladder_full", "ladder_stream", "ladder_single"}
+    assert known - default == {"ladder_quick", "ladder_full", "ladder_single"}
     assert {"ladder", "ladder_served", "probe", "lp_ft", "eata", "roid", "sar", "t3a", "finetune_nominal"} <= default
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adapt.networks.forward import soup_logits
 from adapt.networks.last_layer import Head
 from adapt.networks.prepared import PreparedBase
+from adapt.rungs import certainty
 from benchmarks.shifts.context import Context, Unseen
 from benchmarks.shifts.finetuning import estimate_statistics, inputs_of, logits_of, network
 from benchmarks.shifts.nominal import features_of, nominal_features, nominal_head, nominal_of
@@ -306,7 +307,7 @@ def test_sar_leaves_the_last_layers_alone(prepared: PreparedBase, given: tuple[C
 def test_sure_answers_have_no_likelihood_ratio_to_gain() -> None:
     for size, is_flat in ((20.0, True), (2.0, False)):
         logits = (torch.eye(3) * size).requires_grad_()
-        roid.soft_likelihood_ratio(logits).sum().backward()  # type: ignore[no-untyped-call]
+        certainty.soft_likelihood_ratio(logits).sum().backward()  # type: ignore[no-untyped-call]
         assert logits.grad is not None
         assert (float(logits.grad.abs().max()) < 1e-3) == is_flat
 
@@ -323,7 +324,7 @@ def test_roid_leaves_out_what_is_like_the_mean_answer_and_pulls_back(monkeypatch
     monkeypatch.setattr(roid, "augmented", lambda x, generator: x)
     net = Answers()
     learner = roid.Learner(net, net.learnable(), Roid(lr=0.05), seed=0)
-    weights = learner._weights(torch.cat([UNSURE, SURE[:2]]))
+    weights = certainty.weigh(torch.cat([UNSURE, SURE[:2]]), None).weights
     assert (weights[:3] == 0).all()
     assert (weights[3:] > 1).all()
     with torch.no_grad():
@@ -336,7 +337,7 @@ def test_roid_leaves_out_what_is_like_the_mean_answer_and_pulls_back(monkeypatch
 
 
 def test_two_equal_views_cross_at_their_entropy() -> None:
-    torch.testing.assert_close(roid.symmetric_cross_entropy(SURE, SURE).mean(), torch.tensor(entropy(SURE)))
+    torch.testing.assert_close(certainty.symmetric_cross_entropy(SURE, SURE).mean(), torch.tensor(entropy(SURE)))
 
 
 # T3A.

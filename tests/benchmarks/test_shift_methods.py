@@ -18,12 +18,13 @@ from adapt.search.search import search
 from benchmarks.pictures import jpegs
 from benchmarks.shifts.__main__ import main
 from benchmarks.shifts.command import FULL, QUICK
-from benchmarks.shifts.context import STREAM, Context, Shared, Unseen
-from benchmarks.shifts.harness import _others, draw_pictures, known_methods
+from benchmarks.shifts.context import STREAM, STREAMS, Context, Shared, Unseen
+from benchmarks.shifts.harness import draw_pictures, known_methods
 from benchmarks.shifts.lines import Lines
 from benchmarks.shifts.methods import Landscape, fit_mixture, methods_of, soup_oracle, soup_single
 from benchmarks.shifts.results import LandscapeRow, Row, Settings
-from benchmarks.shifts.sets import as_support, clean_images
+from benchmarks.shifts.sets import as_support, clean_images, others
+from benchmarks.shifts.sources import find_sources
 from benchmarks.shifts.suite import FAMILIES, SUITE, find_shift
 from benchmarks.shifts.table import Table, soups_of, tabulate
 from tests.conftest import CLASSES
@@ -39,7 +40,7 @@ SMALL = ["--n", "4,12", "--seeds", "2", "--n-test", "40", "--threads", "1", "--c
 FIXED = {"fixed_linf", "fixed_nominal", "fixed_l2", "fixed_l1"}
 SOUPS = {"soup_grid", "soup_auto", "soup_uniform", "picked"} | FIXED  # of folded weights, without a patch
 OURS = {
-    *("ladder", "ladder_served", "ladder_quick", "ladder_stream", "ladder_single"),
+    *("ladder", "ladder_served", "ladder_quick", "ladder_stream", "ladder_stream_1000", "ladder_single"),
     *("soup_grid", "soup_auto", "soup_single", "soup_uniform", "soup_oracle"),
 }
 TRAINED = {"finetune", "surgical", "tent"}
@@ -441,18 +442,45 @@ def test_the_stream_is_what_neither_was_labelled_nor_is_tested(
     assert methods["ladder_stream"](bare).forwards == methods["ladder"](bare).forwards
     with_stream = methods["ladder_stream"](replace(bare, shared=Shared(), stream=stream))
     assert with_stream.forwards > methods["ladder"](bare).forwards
+    assert with_stream.evidence is not None
+    assert with_stream.evidence.unlabelled == 20
     single = methods["ladder_single"](bare)
     assert single.coefficients is not None
     assert sorted(single.coefficients) == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("method", "most"), STREAMS.items())
+def test_each_ladder_with_a_stream_is_given_no_more_than_its_number(
+    prepared: PreparedBase, shifted: ImageSet, table: Table, method: str, most: int
+) -> None:
+    bare = context_at(prepared, shifted, table, 12, 0)
+    stream = np.tile(shifted.images, (20, 1, 1, 1))
+    answer = methods_of(prepared.manifest)[method](replace(bare, shared=Shared(), stream=stream))
+    assert answer.evidence is not None
+    assert answer.evidence.unlabelled == most
+
+
+def test_spare_pictures_are_none_of_those_that_are_labelled_or_tested(data_folder: Path, tiny_base_set: Path) -> None:
+    manifest = load_base_set(tiny_base_set).manifest
+    bare = find_sources(data_folder, None, manifest, size=50, seed=0)
+    sources = find_sources(data_folder, None, manifest, size=50, seed=0, spare=1000)
+    assert sources.digests(["fog"]) == bare.digests(["fog"])
+    assert bare.load_spare("fog", seed=0) is None
+    spare = sources.load_spare("fog", seed=0)
+    assert spare is not None
+    assert len(spare) == PER_CLASS * len(CLASSES) - 50
+    assert not set(spare.hashes) & set(sources.clean.hashes)
+    assert np.array_equal(spare.images, find_shift("fog").of(sources.spare["clean"], seed=0).images)
 
 
 @given(labelled=st.integers(1, 40))
 @settings(max_examples=10)
 def test_unlabelled_pictures_come_from_the_rest_of_the_pool(labelled: int) -> None:
     pool = np.random.default_rng(1).permutation(300)[:40]
-    others = _others(pool, pool[:labelled], seed=0)
-    assert set(others.tolist()) == set(pool[labelled:].tolist())
-    assert len(_others(np.arange(1000), pool[:1], seed=0)) == STREAM
+    rest = others(pool, pool[:labelled], most=STREAM, seed=0)
+    assert set(rest.tolist()) == set(pool[labelled:].tolist())
+    more = others(np.arange(1000), pool[:1], most=500, seed=0)
+    assert more[:200].tolist() == others(np.arange(1000), pool[:1], most=200, seed=0).tolist()
 
 
 def test_the_weighted_ensemble_is_no_worse_than_any_other_on_its_labels() -> None:

@@ -101,7 +101,7 @@ def test_the_answer_comes_soon_and_the_follow_up_promotes_what_training_finds(ow
     later = told[-1]
     assert (later["state"], later["previous_version"], later["version"]) == ("promoted", 2, 3)
     assert (later["effort"], later["follows"], later["followed_by"]) == ("full", first["job"], None)
-    assert (later["attempt"], set(later["not_tried"])) == (1, {"frequencies"})
+    assert (later["attempt"], set(later["not_tried"])) == (1, {"frequencies", "stream"})
     assert first["search"]["image_forwards"] < 0.3 * later["search"]["image_forwards"]
     assert later["accuracy"]["judged"] == {"fresh": 0, "held_out": 300, "left_out": 0}
     assert later["accuracy"]["p_value"] < later["level"]
@@ -202,7 +202,7 @@ def test_one_job_does_it_all_where_that_is_asked_for(own: Server, name: str) -> 
         "promoted",
         "full",
         None,
-        {"frequencies"},
+        {"frequencies", "stream"},
     )
     assert full["patch"]["rungs"][-1] in ("early", "site")
 

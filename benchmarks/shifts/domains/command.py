@@ -13,7 +13,7 @@ from benchmarks.shifts.domains.pictures import Domain, Store, find_domains, keep
 from benchmarks.shifts.domains.plan import Plan, missing
 from benchmarks.shifts.domains.processes import spread
 from benchmarks.shifts.domains.report import reported
-from benchmarks.shifts.domains.study import Record, Study, most_labelled, open_study
+from benchmarks.shifts.domains.study import Record, Study, draw_domain, most_labelled, open_study
 from benchmarks.shifts.domains.work import Setup, needs_table, run_unit, tabulate_domain
 from benchmarks.shifts.lines import Lines
 from benchmarks.shifts.methods import HINDSIGHT, methods_of
@@ -24,7 +24,7 @@ from training.manifest import Manifest, check_mixable
 
 logger = logging.getLogger(__name__)
 
-NOT_BY_DEFAULT = ("ladder_quick", "ladder_full", "ladder_stream", "ladder_single")  # of the methods for photographs
+NOT_BY_DEFAULT = ("ladder_quick", "ladder_full", "ladder_single")  # of the methods for photographs
 NEVER = ("soup_grid", *HINDSIGHT)  # these look the whole grid up, hours of forwards for photographs
 
 
@@ -96,6 +96,7 @@ def run_domains(request: Request) -> Result:
         draws=_seeds(request.seed, request.draws),
         costly_n=request.costly_n,
         costly_draws=_seeds(request.seed, min(request.draws, request.costly_draws)),
+        pools=pool_sizes(store, domains, n_test=request.n_test),
     )
     if min(request.n) > max(most.values()):
         raise ValueError(f"n: expected at most {max(most.values())}, as unseen pictures must be left, got {request.n}")
@@ -156,6 +157,15 @@ def prepare(
         kept = store.load(domain.name)
         most[domain.name] = most_labelled(domain.name, kept.labels, kept.hashes, n_test=n_test)
     return domains, store, study, most
+
+
+def pool_sizes(store: Store, domains: Sequence[Domain], *, n_test: int) -> dict[str, int]:
+    """Return how many different pictures of each domain are not unseen ones of a draw."""
+    found = {}
+    for name in (domain.name for domain in domains):
+        kept = store.load(name)
+        found[name] = len(draw_domain(name, kept.labels, kept.hashes, n_test=n_test, seed=0).pool)
+    return found
 
 
 def setup_of(base: Path, out: Path, n_test: int, *, seed: int, device: str, threads: int) -> Setup:

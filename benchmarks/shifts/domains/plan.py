@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from benchmarks.shifts.context import STREAMS
 from benchmarks.shifts.domains.study import Record
 from benchmarks.shifts.domains.work import Unit, is_free
 from benchmarks.shifts.lines import Lines
 from benchmarks.shifts.rivals.registry import TRAINED
 
+LEAST_STREAM = 0.5  # of the pictures without labels that a method is to be given: with fewer it is not run
 TOGETHER = ("ladder", "ladder_served", "ladder_full")  # share a search, so one piece of work has both
 
 
@@ -20,6 +22,7 @@ class Plan(NamedTuple):
     draws: tuple[int, ...]  # their seeds
     costly_n: tuple[int, ...]  # for methods that train
     costly_draws: tuple[int, ...]
+    pools: Mapping[str, int] = {}  # pictures of each domain that are not unseen ones; without, there are enough
 
 
 def missing(plan: Plan, records: Lines[Record], most: Mapping[str, int]) -> Iterator[Unit]:
@@ -34,7 +37,7 @@ def missing(plan: Plan, records: Lines[Record], most: Mapping[str, int]) -> Iter
         for domain in plan.domains:
             counts = tuple(n for n in plan.n if n <= most[domain])
             for methods in _pieces(plan.methods):
-                wanted = tuple(n for n in counts if _is_wanted(plan, methods[0], n, draw))
+                wanted = tuple(n for n in counts if _is_wanted(plan, methods[0], domain, n, draw))
                 if is_free(methods[0]):
                     yield from _unit(domain, draw, wanted, methods, records)
                 else:
@@ -56,13 +59,15 @@ def _unit(
         yield Unit(domain, draw, lacking, left)
 
 
-def _is_wanted(plan: Plan, method: str, n: int, draw: int) -> bool:
+def _is_wanted(plan: Plan, method: str, domain: str, n: int, draw: int) -> bool:
+    if method in STREAMS and domain in plan.pools and plan.pools[domain] - n < LEAST_STREAM * STREAMS[method]:
+        return False
     return method not in TRAINED or (draw in plan.costly_draws and (n in plan.costly_n or is_free(method)))
 
 
 def _pieces(methods: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield methods that are one piece of work: those that look answers up, ours, and each that trains alone."""
-    alone = [method for method in methods if method in TRAINED]
+    """Yield methods that are one piece of work: those that look answers up, ours, each slow one alone."""
+    alone = [method for method in methods if method in TRAINED or method in STREAMS]
     free = tuple(method for method in methods if is_free(method) and method not in alone)
     ours = tuple(method for method in methods if method in TOGETHER)
     others = tuple(method for method in methods if method not in (*alone, *free, *ours))

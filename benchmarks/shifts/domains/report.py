@@ -29,6 +29,8 @@ METHODS = {
     "ladder_served": "what its gate lets through",
     "ladder_full": "`ladder`, by the name of its effort",
     "ladder_quick": "the same search without what trains weights",
+    "ladder_stream": "`ladder`, with 200 more pictures of the domain without labels that are not unseen ones; "
+    "`ladder_stream_1000`: with up to 1,000; neither is run where there is not half of that",
     "soup_auto": "the same search over coefficients alone",
     "soup_uniform": "all ingredients in equal parts",
     "picked": "the best ingredient on the labelled pictures; `_bn`: with their BatchNorm statistics; `_head`: with its "
@@ -37,9 +39,11 @@ METHODS = {
     "finetune": "all weights of what `picked_bn` picks; `finetune_nominal`: of the nominal ingredient",
     "lp_ft": "`finetune_nominal` after a probe",
     "surgical": "one part of what `picked_bn` picks",
-    "tent": "entropy minimisation; like `eata`, `sar` and `roid` it answers unseen pictures batch by batch with their "
-    "own statistics",
-    "t3a": "prototypes from unseen pictures",
+    "tent": "entropy minimisation; like `eata`, `sar` and `roid` it answers the unseen pictures batch by batch, 64 at "
+    "a time (200 of small ones), with their own statistics. These rivals learn from the unseen pictures, all of them "
+    "in the end, and not from the stream that `ladder_stream` is given; `tent` may learn from the labelled ones "
+    "instead, and `eata` sees up to 200 clean pictures",
+    "t3a": "prototypes from the unseen pictures as they pass",
     "ensemble": "all ingredients' probabilities; `_weighted`: with weights fitted to the labels",
 }
 

@@ -19,7 +19,7 @@ from benchmarks.shifts.harness import answers
 from benchmarks.shifts.methods import TABLED, methods_of
 from benchmarks.shifts.options import Options
 from benchmarks.shifts.rivals.registry import WITHOUT_LABELS
-from benchmarks.shifts.sets import as_support
+from benchmarks.shifts.sets import as_support, others
 from benchmarks.shifts.table import Soups, Table, empty_table
 from benchmarks.shifts.tuning import accuracy_of, answer_with
 from training.bases import load_base_set
@@ -120,14 +120,14 @@ def given(domain: str, seed: int, n: int, methods: Sequence[str], setup: Setup) 
     check_disjoint(support, test.hashes)
     table = _table(store, domain, prepared, data, methods)
     tested = table.at(draw.test)
-    others = np.random.default_rng(seed).permutation(np.setdiff1d(draw.pool, labelled))[:STREAM]
+    stream = others(draw.pool, labelled, most=STREAM, seed=seed)
     context = Context(
         prepared,
         support,
         family_of(domain),
         seed,
         table.at(labelled),
-        stream=data.images[others],
+        stream=data.images[stream],
         source=_source(store, domain, draw, seed=seed),
     )
     return context, Unseen(test.images, tested.logits, tested.features), test

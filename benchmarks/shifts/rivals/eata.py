@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from adapt.rungs.certainty import KEPT, entropies
 from benchmarks.shifts.context import Answer, Context
 from benchmarks.shifts.finetuning import BACKWARD, inputs_of
 from benchmarks.shifts.options import Eata
-from benchmarks.shifts.rivals.online import KEPT, MOMENTUM, Learn, batch_size, entropies, most_entropy, online
+from benchmarks.shifts.rivals.online import MOMENTUM, Learn, batch_size, most_entropy, online
 from benchmarks.shifts.tuned import chosen
 
 

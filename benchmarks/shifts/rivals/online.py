@@ -13,7 +13,6 @@ from benchmarks.shifts.nominal import nominal_of
 SMALL, SMALL_BATCH, LARGE_BATCH = 64, 200, 64  # pictures of up to 64 pixels come 200 at a time, larger ones 64
 ENTROPY_SHARE = 0.4  # of the largest entropy: EATA and SAR learn from answers below it
 MOMENTUM = 0.9  # of their SGD
-KEPT = 0.9  # of a running mean when a batch comes
 
 Learn = Callable[[Tensor], Tensor]  # inputs of a batch (B, 3, H, W) -> its logits (B, K)
 Start = Callable[[nn.Module, list[nn.Parameter]], Learn]
@@ -61,12 +60,6 @@ def stream(x: Tensor, learn: Learn, generator: torch.Generator) -> Tensor:
 def batch_size(x: Tensor) -> int:
     """Return how many inputs (n, 3, H, W) of this size come at a time, as in the papers' small and large pictures."""
     return SMALL_BATCH if max(x.shape[2:]) <= SMALL else LARGE_BATCH
-
-
-def entropies(logits: Tensor) -> Tensor:
-    """Return the entropy of each answer in nats, (n,)."""
-    logs = logits.log_softmax(dim=1)
-    return -(logs.exp() * logs).sum(dim=1)
 
 
 def most_entropy(logits: Tensor) -> float:

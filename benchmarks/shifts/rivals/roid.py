@@ -8,18 +8,15 @@ Adam with a tuned rate, and class frequencies multiply probabilities, as in the 
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 
+from adapt.rungs.certainty import soft_likelihood_ratio, symmetric_cross_entropy, weigh
 from benchmarks.shifts.context import Answer, Context
 from benchmarks.shifts.finetuning import BACKWARD, augmented
 from benchmarks.shifts.options import Roid
-from benchmarks.shifts.rivals.online import KEPT, Learn, entropies, online
+from benchmarks.shifts.rivals.online import Learn, online
 from benchmarks.shifts.tuned import chosen
 
-MOST = 0.99  # probability above which the likelihood ratio no longer grows
-SHARPNESS = 3.0  # of the weights: 1 / their temperature
 PULL = 0.01  # share of the way back to the start after each step
-TINY = 1e-5
 
 
 def roid(context: Context) -> Answer:
@@ -46,7 +43,7 @@ class Learner:
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits (B, K) of a batch, corrected by its class frequencies, then learn."""
         logits: Tensor = self._net(x)
-        weights = self._weights(logits.detach())
+        weights, self._mean = weigh(logits, self._mean)
         kept = weights > 0
         loss = (weights * soft_likelihood_ratio(logits))[kept].sum()
         if kept.any():
@@ -58,32 +55,10 @@ class Learner:
         self._pull_back()
         return corrected(logits.detach())
 
-    def _weights(self, logits: Tensor) -> Tensor:
-        """Return the weight of each answer, (B,): 0 if like the mean answer, great if sure and unlike it."""
-        probabilities = logits.softmax(dim=1)
-        if self._mean is None:
-            self._mean = torch.full_like(probabilities[0], 1 / logits.shape[1])
-        diversity = _stretched(1 - cosine_similarity(self._mean[None], probabilities))
-        certainty = _stretched(-entropies(logits))
-        self._mean = KEPT * self._mean + (1 - KEPT) * probabilities.mean(dim=0)
-        return torch.where(diversity < diversity.mean(), 0.0, (SHARPNESS * diversity * certainty).exp())
-
     @torch.no_grad()
     def _pull_back(self) -> None:
         for parameter, value in zip(self._parameters, self._start, strict=True):
             parameter.lerp_(value, PULL)
-
-
-def soft_likelihood_ratio(logits: Tensor) -> Tensor:
-    """Return  -sum_k p_k log(p_k / (1 - p_k))  of each answer, (B,); p is clipped at 0.99, with no gradient above."""
-    p = logits.softmax(dim=1).clamp(max=MOST)
-    return -(p * (p / (1 - p) + TINY).log()).sum(dim=1)
-
-
-def symmetric_cross_entropy(one: Tensor, other: Tensor) -> Tensor:
-    """Return half the cross-entropy from each of two answers (B, K) to the other, summed: (B,)."""
-    there, back = other.softmax(dim=1) * one.log_softmax(dim=1), one.softmax(dim=1) * other.log_softmax(dim=1)
-    return -(there + back).sum(dim=1) / 2
 
 
 def corrected(logits: Tensor) -> Tensor:
@@ -92,9 +67,3 @@ def corrected(logits: Tensor) -> Tensor:
     frequencies = logits.softmax(dim=1).mean(dim=0)
     smooth = max(1 / num, 1 / num_classes) / float(frequencies.max())
     return logits.log_softmax(dim=1) + ((frequencies + smooth) / (1 + smooth * num_classes)).log()
-
-
-def _stretched(values: Tensor) -> Tensor:
-    """Return the values moved and scaled to go from 0 to 1; all 0 where they are equal."""
-    span = values.max() - values.min()
-    return (values - values.min()) / span if span > 0 else torch.zeros_like(values)

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adapt.rungs.certainty import COLLAPSED, KEPT, entropies
 from benchmarks.shifts.context import Answer, Context
 from benchmarks.shifts.finetuning import BACKWARD
 from benchmarks.shifts.options import Sar
-from benchmarks.shifts.rivals.online import KEPT, MOMENTUM, Learn, entropies, most_entropy, online
+from benchmarks.shifts.rivals.online import MOMENTUM, Learn, most_entropy, online
 from benchmarks.shifts.tuned import chosen
 
 REACH = 0.05  # length of the step towards the worst point
 STILL = 0.25  # share of the normalisation parameters that do not change: the last ones
-COLLAPSED = 0.2 / float(np.log(1000))  # of the largest entropy: below, the weights are put back
 
 
 def sar(context: Context) -> Answer:

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from adapt.networks.last_layer import Head
+from adapt.rungs.certainty import entropies
 from benchmarks.shifts.context import Answer, Context, Unseen
 from benchmarks.shifts.nominal import nominal_features, nominal_head
 from benchmarks.shifts.options import T3a
-from benchmarks.shifts.rivals.online import LARGE_BATCH, entropies
+from benchmarks.shifts.rivals.online import LARGE_BATCH
 from benchmarks.shifts.tuned import chosen
 
 

@@ -7,10 +7,11 @@ labelled pictures instead of the unseen ones: that is one of its hyper-parameter
 import torch
 from torch import Tensor, nn
 
+from adapt.rungs.certainty import entropies
 from benchmarks.shifts.context import Answer, Context, Unseen
 from benchmarks.shifts.finetuning import BACKWARD, affines_of, batch_statistics, inputs_of, network, train_only
 from benchmarks.shifts.options import Tent
-from benchmarks.shifts.rivals.online import entropies, stream
+from benchmarks.shifts.rivals.online import stream
 from benchmarks.shifts.rivals.picked import pick, prior_of
 from benchmarks.shifts.tuned import chosen
 

@@ -209,7 +209,7 @@ def test_a_soup_of_another_base_set_is_refused(prepared: PreparedBase, support: 
         ({"device": "tpu"}, "'auto', 'cpu' or 'cuda'"),
         (
             {"rungs": ("head", "stem")},
-            r"some of \['statistics', 'head', 'frequencies', 'early'.*\], each at most once, got \['stem'\]",
+            r"some of \['statistics', 'head', 'frequencies', 'stream', 'early'.*\], each at most once, got \['stem'\]",
         ),
         ({"rungs": ("head", "head")}, "each at most once"),
     ],

@@ -1,0 +1,1 @@
+"""Measures what images without labels are worth beyond channel statistics."""
