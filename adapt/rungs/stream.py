@@ -31,10 +31,10 @@ from adapt.rungs.task import Part
 from adapt.rungs.trained import start_of, trained_model
 from adapt.rungs.training import (
     FORWARDS,
-    _batch_statistics,
-    _endless,
-    _moved,
+    batch_statistics,
+    endless,
     estimate_statistics,
+    moved,
     network_of,
     pooled,
 )
@@ -108,7 +108,7 @@ class Stream:
         learner = Learner(net, parameters, temperature, generator, mirrored=mirrored)
         labelled = task.support.images[images]
         weights = torch.ones(len(labels)) if counts is None else torch.from_numpy(counts)
-        streams = _endless(len(task.unlabelled), BATCH, generator), _endless(len(labels), BATCH, generator)
+        streams = endless(len(task.unlabelled), BATCH, generator), endless(len(labels), BATCH, generator)
         done, share = self._num_trained, 1 / (NUM_PARTS + 1)
         with exact_floats(), _training(net, parameters):
             for step, some, known in zip(range(STEPS), *streams, strict=False):
@@ -186,7 +186,7 @@ class Learner:
         return logits / self._temperature
 
     def _moved(self, x: Tensor) -> Tensor:
-        return _moved(x, self._generator, mirrored=self._mirrored)
+        return moved(x, self._generator, mirrored=self._mirrored)
 
     def _step(self, loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -207,7 +207,7 @@ def _training(net: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[No
     """Let gradients reach these parameters, and BatchNorm normalise with the batch at hand."""
     for parameter in parameters:
         parameter.requires_grad_(True)
-    with _batch_statistics(net):
+    with batch_statistics(net):
         yield
     net.requires_grad_(False)
 

@@ -127,11 +127,11 @@ def train(
         [net.get_parameter(key).requires_grad_(True) for key in plan.keys], weight_decay=plan.weight_decay
     )
     seen = 0
-    with exact_floats(), _batch_statistics(net):
-        for step, batch in zip(range(plan.steps), _endless(n, plan.batch, generator), strict=False):
+    with exact_floats(), batch_statistics(net):
+        for step, batch in zip(range(plan.steps), endless(n, plan.batch, generator), strict=False):
             check_stop(should_stop)
             optimiser.param_groups[0]["lr"] = plan.learning_rate * _rate((step + 0.5) / plan.steps)
-            x = _moved(prepared.inputs(images[batch.numpy()]), generator, mirrored=plan.mirrored)
+            x = moved(prepared.inputs(images[batch.numpy()]), generator, mirrored=plan.mirrored)
             losses = cross_entropy(net(x) / start.temperature, targets[batch].to(x.device), reduction="none")
             optimiser.zero_grad(set_to_none=True)
             (losses * counts[batch].to(x.device)).mean().backward()  # type: ignore[no-untyped-call]
@@ -163,13 +163,13 @@ def _rate(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
-def _endless(n: int, most: int, generator: torch.Generator) -> Iterator[Tensor]:
+def endless(n: int, most: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield positions in batches of nearly equal size, `most` at most; every one of n occurs once in each round."""
     while True:
         yield from torch.randperm(n, generator=generator).tensor_split(-(-n // most))
 
 
-def _moved(x: Tensor, generator: torch.Generator, *, mirrored: bool) -> Tensor:
+def moved(x: Tensor, generator: torch.Generator, *, mirrored: bool) -> Tensor:
     """Return images (B, 3, H, W) each moved a little at random, what comes in at a border being a mirror image.
 
     Mirroring the images themselves is for those whose classes allow it: a mirrored digit is wrong.
@@ -182,12 +182,12 @@ def _moved(x: Tensor, generator: torch.Generator, *, mirrored: bool) -> Tensor:
     if mirrored:
         columns = torch.where(torch.rand(len(x), 1, generator=generator) < 0.5, columns.flip(1), columns)
     place = (torch.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :])
-    moved = wide.permute(0, 2, 3, 1)[tuple(index.to(x.device) for index in place)]  # (B, H, W, 3): channels last
-    return moved.permute(0, 3, 1, 2)
+    found = wide.permute(0, 2, 3, 1)[tuple(index.to(x.device) for index in place)]  # (B, H, W, 3): channels last
+    return found.permute(0, 3, 1, 2)
 
 
 @contextmanager
-def _batch_statistics(net: nn.Module) -> Iterator[None]:
+def batch_statistics(net: nn.Module) -> Iterator[None]:
     """Let BatchNorm normalise with the batch at hand, and leave its running statistics alone."""
     layers = batchnorms(net).values()
     for layer in layers:

@@ -365,7 +365,7 @@ MUTANTS = [
     Mutant(
         name="adapt/early-without-moves",
         file="adapt/rungs/training.py",
-        old="x = _moved(prepared.inputs(images[batch.numpy()]), generator, mirrored=plan.mirrored)",
+        old="x = moved(prepared.inputs(images[batch.numpy()]), generator, mirrored=plan.mirrored)",
         new="x = prepared.inputs(images[batch.numpy()])",
         tests=(f"{RUNGS}/test_early.py::test_training_sees_moved_images",),
         why="trained first layers over-fit to the very pixels",

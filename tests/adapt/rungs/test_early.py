@@ -21,7 +21,7 @@ from adapt.rungs.early import MIN_IMAGES, STEPS, FirstLayers, early_keys, early_
 from adapt.rungs.model import Answers
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Task
-from adapt.rungs.training import Start, Trained, _moved, _rate, train
+from adapt.rungs.training import Start, Trained, _rate, moved, train
 from adapt.search import selection
 from adapt.search.config import RUNGS, SearchConfig
 from adapt.search.grid import lattice
@@ -353,10 +353,10 @@ def test_the_answers_of_the_rung_below_count_as_images(prepared: PreparedBase, p
 
 def test_images_are_moved_each_by_itself_and_by_an_eighth_of_a_side_at_most() -> None:
     image = torch.arange(3 * 16 * 16, dtype=torch.float32).view(1, 3, 16, 16)
-    moved = _moved(image.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0), mirrored=False)
-    assert moved.shape == (200, 3, 16, 16)
+    seen = moved(image.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0), mirrored=False)
+    assert seen.shape == (200, 3, 16, 16)
     centre = image[0, :, 8, 8]
-    place = [(found == centre[:, None, None]).all(dim=0).nonzero() for found in moved]
+    place = [(found == centre[:, None, None]).all(dim=0).nonzero() for found in seen]
     offsets = {tuple((spot[0] - 8).tolist()) for spot in place if len(spot)}
     assert len(offsets) == 25  # every one within two pixels, up and down, left and right
     assert all(abs(down) <= 2 and abs(right) <= 2 for down, right in offsets)
@@ -364,17 +364,17 @@ def test_images_are_moved_each_by_itself_and_by_an_eighth_of_a_side_at_most() ->
 
 def test_training_sees_moved_images(prepared: PreparedBase, pictures: Support, monkeypatch: pytest.MonkeyPatch) -> None:
     start, prior = Start([1.0, 0.0, 0.0, 0.0], "raw", None, 1.0), torch.full((150, 3), 1 / 3)
-    moved = train_first(prepared, start, pictures, prior).tensors
+    first = train_first(prepared, start, pictures, prior).tensors
     seen: list[int] = []
 
     def still(x: torch.Tensor, generator: torch.Generator, *, mirrored: bool) -> torch.Tensor:
         seen.append(len(x))
         return x
 
-    monkeypatch.setattr(training, "_moved", still)
+    monkeypatch.setattr(training, "moved", still)
     unmoved = train_first(prepared, start, pictures, prior).tensors
     assert len(seen) == math.ceil(150**STEPS)
-    assert any(not np.allclose(moved[key], unmoved[key], atol=1e-4) for key in moved)
+    assert any(not np.allclose(first[key], unmoved[key], atol=1e-4) for key in first)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
