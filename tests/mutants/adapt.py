@@ -144,7 +144,7 @@ MUTANTS = [
     ),
     Mutant(
         name="adapt/eligible-ignored",
-        file="adapt/search/selection.py",
+        file="adapt/search/climb.py",
         old="without[number] if is_whole else some.eligible",
         new="some.eligible",
         tests=(f"{SEARCH}/test_selection.py::test_the_choice_without_a_fold_falls_on_what_is_eligible_to_it",),
@@ -184,7 +184,7 @@ MUTANTS = [
     ),
     Mutant(
         name="adapt/rungs-of-a-fold-decided-on-all",
-        file="adapt/search/selection.py",
+        file="adapt/search/climb.py",
         old="        return self._model(self._path(some), some)",
         new="        whole = Part(np.ones_like(some.images), self._library.pool.eligible)\n"
         "        return self._model(self._path(whole), some)",
@@ -193,7 +193,7 @@ MUTANTS = [
     ),
     Mutant(
         name="adapt/first-layers-see-the-fold",
-        file="adapt/search/selection.py",
+        file="adapt/search/trials.py",
         old="np.logical_and.reduce([fold.some.images for fold in folds]),",
         new="np.ones_like(folds[0].some.images),",
         tests=(f"{SEARCH}/test_selection.py::test_first_layers_trained_without_a_fold_know_nothing_of_its_labels",),
@@ -201,7 +201,7 @@ MUTANTS = [
     ),
     Mutant(
         name="adapt/folds-held-out-together-see-one-another",
-        file="adapt/search/selection.py",
+        file="adapt/search/trials.py",
         old="np.logical_and.reduce([fold.some.images for fold in folds]),",
         new="folds[0].some.images,",
         tests=(f"{RUNGS}/test_site.py::test_what_a_fold_is_answered_by_knows_nothing_of_its_labels",),
@@ -210,8 +210,8 @@ MUTANTS = [
     Mutant(
         name="adapt/slow-rungs-chosen-by-the-fold",
         file="adapt/search/selection.py",
-        old="_best(trials, ~fold.held_out), number, fold",
-        new="_best(trials, fold.held_out), number, fold",
+        old="best_of(trials, ~fold.held_out), number, fold",
+        new="best_of(trials, fold.held_out), number, fold",
         tests=(f"{RUNGS}/test_site.py::test_the_other_folds_decide_for_a_fold",),
         why="a fold is answered by the variant that its own labels ask for",
     ),

@@ -22,7 +22,7 @@ from adapt.rungs.model import Answers
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Task
 from adapt.rungs.training import Start, Trained, _rate, moved, train
-from adapt.search import selection
+from adapt.search import trials
 from adapt.search.config import RUNGS, SearchConfig
 from adapt.search.grid import lattice
 from adapt.search.search import Search, search
@@ -249,7 +249,7 @@ def test_what_a_fold_is_judged_by_never_saw_it(
     prepared: PreparedBase, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random labels: trainings that fit them must look no better than chance on the images held out."""
-    monkeypatch.setattr(selection, "HOPELESS", 1e9)
+    monkeypatch.setattr(trials, "HOPELESS", 1e9)
     support = noise(300, prepared.manifest.class_names)
     current = default_soup(prepared.manifest).model_copy(update={"bn_mode": "raw"})
     task = task_for(prepared, support, current=current, bn_mode="raw")

@@ -19,7 +19,7 @@ from adapt.rungs.pool import Library
 from adapt.rungs.registry import LADDER
 from adapt.rungs.site import SHARES, TEMPERATURES, Site, may_mirror
 from adapt.rungs.task import Part, Task
-from adapt.search import selection
+from adapt.search import trials
 from adapt.search.config import SearchConfig
 from adapt.search.grid import lattice
 from adapt.search.search import Search, search
@@ -148,8 +148,8 @@ def test_what_a_fold_is_answered_by_knows_nothing_of_its_labels(
     prepared: PreparedBase, pictures: Support, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether it is taken, and which variant, may: see `Rung.num_parts`. So one is taken, whatever they say."""
-    monkeypatch.setattr(selection, "HOPELESS", 1e9)
-    monkeypatch.setattr(selection._Trial, "best", lambda trial, _: selection._Choice(trial, 3, 1.0))
+    monkeypatch.setattr(trials, "HOPELESS", 1e9)
+    monkeypatch.setattr(trials.Trial, "best", lambda trial, _: trials.Choice(trial, 3, 1.0))
     task = task_for(prepared, pictures, recalibrate=True)
     before = chosen(task, ALL)
     assert all("site" in model.rungs for model in (before.model, *before.without))
@@ -166,14 +166,14 @@ def test_the_other_folds_decide_for_a_fold(
     prepared: PreparedBase, pictures: Support, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[np.ndarray] = []
-    own = selection._Trial.best
+    own = trials.Trial.best
 
-    def best_by(trial: selection._Trial, some: np.ndarray) -> selection._Choice | None:
+    def best_by(trial: trials.Trial, some: np.ndarray) -> trials.Choice | None:
         asked.append(some.copy())
         return own(trial, some)
 
-    monkeypatch.setattr(selection, "HOPELESS", 1e9)
-    monkeypatch.setattr(selection._Trial, "best", best_by)
+    monkeypatch.setattr(trials, "HOPELESS", 1e9)
+    monkeypatch.setattr(trials.Trial, "best", best_by)
     task = task_for(prepared, pictures, recalibrate=True)
     chosen(task, ALL)
     assert len(asked) == 6
@@ -185,7 +185,7 @@ def test_the_other_folds_decide_for_a_fold(
 def test_random_labels_look_no_better_than_chance(
     prepared: PreparedBase, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "HOPELESS", 1e9)
+    monkeypatch.setattr(trials, "HOPELESS", 1e9)
     monkeypatch.setattr(Site, "is_better", lambda *_: True)
     pictures = swapped(coloured(90, prepared.manifest.class_names, seed=8))
     labels = np.random.default_rng(0).permutation(pictures.labels)

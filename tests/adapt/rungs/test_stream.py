@@ -19,7 +19,7 @@ from adapt.rungs.pool import Library
 from adapt.rungs.registry import LADDER
 from adapt.rungs.stream import SHARES, TEMPERATURES, Stream, norm_affines
 from adapt.rungs.task import Part, Task
-from adapt.search import selection
+from adapt.search import trials
 from adapt.search.config import SearchConfig
 from adapt.search.grid import lattice
 from adapt.search.search import search
@@ -70,7 +70,7 @@ def test_only_scales_and_shifts_and_statistics_are_in_the_patch_and_what_was_jud
     prepared: PreparedBase, pictures: Support, unlabelled: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Stream, "is_better", lambda *_: True)
-    monkeypatch.setattr(selection, "HOPELESS", 1e9)
+    monkeypatch.setattr(trials, "HOPELESS", 1e9)
     config = SearchConfig(effort="full", rungs=("stream",))
     found = search(prepared, pictures, config, current=default_soup(prepared.manifest), unlabelled=unlabelled)
     assert found.soup.patch is not None
@@ -162,8 +162,8 @@ def test_what_a_fold_is_answered_by_knows_nothing_of_its_labels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whether it is taken, and which variant, may: see `Rung.num_parts`. So one is taken, whatever they say."""
-    monkeypatch.setattr(selection, "HOPELESS", 1e9)
-    monkeypatch.setattr(selection._Trial, "best", lambda trial, _: selection._Choice(trial, 1, 1.0))
+    monkeypatch.setattr(trials, "HOPELESS", 1e9)
+    monkeypatch.setattr(trials.Trial, "best", lambda trial, _: trials.Choice(trial, 1, 1.0))
     task = task_for(prepared, pictures, unlabelled=unlabelled, recalibrate=True)
     before = chosen(task, ALL)
     assert all("stream" in model.rungs for model in (before.model, *before.without))
@@ -230,7 +230,7 @@ def test_networks_without_batchnorm_are_trained_and_not_recalibrated_apart(
 ) -> None:
     """Moments of the ingredients would undo the scales that training has found."""
     monkeypatch.setattr(Stream, "is_better", lambda *_: True)
-    monkeypatch.setattr(selection, "HOPELESS", 1e9)
+    monkeypatch.setattr(trials, "HOPELESS", 1e9)
     names = prepared_moments.manifest.class_names
     more = coloured(200, names, seed=2).images
     current = default_soup(prepared_moments.manifest)

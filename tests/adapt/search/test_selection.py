@@ -13,7 +13,7 @@ from adapt.rungs.model import Answers, Model
 from adapt.rungs.pool import Library, Pool
 from adapt.rungs.registry import LADDER
 from adapt.rungs.task import Part, Task
-from adapt.search import selection
+from adapt.search import trials
 from adapt.search.grid import lattice
 from adapt.search.selection import Selected, select
 from adapt.search.surrogate import search_grid, search_surrogate
@@ -69,7 +69,7 @@ def test_first_layers_trained_without_a_fold_know_nothing_of_its_labels(
     tinted: PreparedBase, pictures: Support, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether they are taken may: see `Rung.num_parts`. So they are taken here, whatever the answers."""
-    monkeypatch.setattr(selection, "HOPELESS", 1e9)
+    monkeypatch.setattr(trials, "HOPELESS", 1e9)
     monkeypatch.setattr(FirstLayers, "is_better", lambda *_: True)
     task = task_for(tinted, pictures, recalibrate=True)
     rungs = ("statistics", "head", "early")
