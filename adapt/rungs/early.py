@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from adapt.evidence.cross_fit import NUM_FOLDS
 from adapt.evidence.scores import Floats, part
-from adapt.networks.prepared import PreparedBase
 from adapt.rungs.frequencies import Frequencies
 from adapt.rungs.head import refuse_current, refuse_labels
 from adapt.rungs.model import Answers, Model, total
 from adapt.rungs.pool import Library
 from adapt.rungs.statistics import Statistics
 from adapt.rungs.task import Part
-from adapt.rungs.trained import start_of, trained_model
+from adapt.rungs.trained import start_of, trainable, trained_model
 from adapt.rungs.training import Plan, train
 
 MIN_IMAGES = 80  # below, what is learned is not worth what is lost: see EXPERIMENTS.md
@@ -55,7 +54,7 @@ class FirstLayers:
 
     def refuse(self, below: Model, some: Part) -> str | None:
         """Say so where images are few or lack a class, or where no tensor of the network stands by itself."""
-        if self._network is None or self._network.head_key is None:
+        if (network := trainable(self._task)) is None or network.head_key is None:
             return "the network has no linear last layer"
         why = refuse_labels(self._task, some, least=MIN_IMAGES) or refuse_current(self._library, below)
         if why is not None:
@@ -69,7 +68,7 @@ class FirstLayers:
         start = self._start(below, some)
         if start is None or refuse_current(self._library, below) is not None:
             return [below]
-        task, images, network = self._task, some.images, self._network
+        task, images, network = self._task, some.images, trainable(self._task)
         assert network is not None, "refused otherwise"
         teacher = below if below.candidate == start.candidate else start
         done, step = self._num_trained, 1 / len(task.subsets())
@@ -98,11 +97,6 @@ class FirstLayers:
         if total(own.losses, weights) >= total(below.losses, weights):
             return False
         return float(counts @ own.right) >= float(counts @ below.right)
-
-    @property
-    def _network(self) -> PreparedBase | None:
-        network = self._task.network
-        return network if isinstance(network, PreparedBase) else None
 
     def _start(self, below: Model, some: Part) -> Model | None:
         """Return the model to train: the one below with its own last layer; a recalibrated one where that is folded."""

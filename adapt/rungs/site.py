@@ -25,7 +25,7 @@ from adapt.rungs.head import refuse_current, refuse_labels
 from adapt.rungs.model import Answers, Model, total
 from adapt.rungs.pool import Library
 from adapt.rungs.task import Part
-from adapt.rungs.trained import start_of, trained_model
+from adapt.rungs.trained import start_of, trainable, trained_model
 from adapt.rungs.training import Plan, Trained, estimate_statistics, network_of, pooled, train
 from training.manifest import Manifest
 
@@ -53,7 +53,7 @@ class Site:
 
     def refuse(self, below: Model, some: Part) -> str | None:
         """Say so where images are few or lack a class, or where the patch would be too large."""
-        network = self._network
+        network = trainable(self._task)
         if network is None or network.head_key is None:
             return "the network has no linear last layer"
         if (why := refuse_labels(self._task, some, least=MIN_IMAGES)) is not None:
@@ -64,7 +64,7 @@ class Site:
 
     def fit(self, below: Model, some: Part) -> Sequence[Model]:
         """Return a model for each of `SHARES`, at each of `TEMPERATURES`."""
-        network, start = self._network, self._start(below)
+        network, start = trainable(self._task), self._start(below)
         assert network is not None, "refused otherwise"
         net = network_of(network, start_of(start))
         before = {key: parameter.detach().cpu().numpy() for key, parameter in net.named_parameters()}
@@ -75,11 +75,6 @@ class Site:
     def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
         """Say whether the cross-entropy of held-out images is lower."""
         return total(own.losses, weights) < total(below.losses, weights)
-
-    @property
-    def _network(self) -> PreparedBase | None:
-        network = self._task.network
-        return network if isinstance(network, PreparedBase) else None
 
     def _start(self, below: Model) -> Model:
         """Return the model to train, its BatchNorm unfolded: a patch cannot replace what is folded into other weights.

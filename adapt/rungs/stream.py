@@ -28,7 +28,7 @@ from adapt.rungs.model import Answers, Model, total
 from adapt.rungs.pool import Library
 from adapt.rungs.site import may_mirror
 from adapt.rungs.task import Part
-from adapt.rungs.trained import start_of, trained_model
+from adapt.rungs.trained import start_of, trainable, trained_model
 from adapt.rungs.training import (
     FORWARDS,
     batch_statistics,
@@ -67,14 +67,14 @@ class Stream:
             return f"expected at least {MIN_UNLABELLED} images without labels, got {self._task.num_unlabelled}"
         if (why := refuse_labels(self._task, some, least=MIN_IMAGES)) is not None:
             return why
-        network = self._network
+        network = trainable(self._task)
         if network is None or not norm_affines(network.model("raw").net):
             return "the network has no normalisation layer with scales and shifts"
         return refuse_current(self._library, below)
 
     def fit(self, below: Model, some: Part) -> Sequence[Model]:
         """Return a model for each of `SHARES`, at each of `TEMPERATURES`; the one below where answers collapse."""
-        network, task = self._network, self._task
+        network, task = trainable(self._task), self._task
         assert network is not None, "refused otherwise"
         # BatchNorm must stand by itself. The statistics that the start then has do not matter: it gets new ones.
         start = replace(below, bn_mode="raw") if task.network.has_batchnorm else below
@@ -91,11 +91,6 @@ class Stream:
     def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
         """Say whether the cross-entropy of held-out images is lower."""
         return total(own.losses, weights) < total(below.losses, weights)
-
-    @property
-    def _network(self) -> PreparedBase | None:
-        network = self._task.network
-        return network if isinstance(network, PreparedBase) else None
 
     def _train(
         self, network: PreparedBase, net: nn.Module, temperature: float, keys: Sequence[str], images: Bools

@@ -7,14 +7,21 @@ from torch import Tensor
 
 from adapt.documents.patch import Tensors
 from adapt.evidence.scores import Bools
+from adapt.networks.prepared import PreparedBase
 from adapt.rungs.model import Model
 from adapt.rungs.pool import Library
+from adapt.rungs.task import Task
 from adapt.rungs.training import Start
 
 
 def start_of(model: Model) -> Start:
     """Return what a training of the model starts from."""
     return Start(model.coefficients, model.bn_mode, model.tensors or None, model.temperature)
+
+
+def trainable(task: Task) -> PreparedBase | None:
+    """Return the network of a search where its weights are there to be trained; None where only its answers are."""
+    return task.network if isinstance(task.network, PreparedBase) else None
 
 
 def trained_model(library: Library, start: Model, tensors: Tensors, rung: str, num_images: int) -> Model:
