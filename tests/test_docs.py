@@ -53,6 +53,8 @@ def help_of(module: str, *words: str) -> str:
     """What `python -m module words --help` prints; in this process, as each of its own would import torch again."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
         patch.setattr(sys, "argv", [module, *words, "--help"])
+        # What runpy compiles here has the checks of these tests in it; kept, every process would run it.
+        patch.setattr(sys, "dont_write_bytecode", True)
         warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
         with pytest.raises(SystemExit) as stopped:
             runpy.run_module(module, run_name="__main__")

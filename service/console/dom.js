@@ -85,7 +85,10 @@ export function confirm({ title, body, action, otherwise = "Cancel", danger = fa
     const answer = (agreed) => () => {
       byId("dialog-no").onclick = yes.onclick = dialog.oncancel = null;
       dialog.close();
-      goOnFrom(section); // its button may have been drawn again meanwhile
+      if (dialog.contains(document.activeElement)) {
+        document.activeElement.blur(); // what had the focus before is gone: its section was drawn again meanwhile
+      }
+      goOnFrom(section);
       resolve(agreed);
     };
     byId("dialog-no").onclick = dialog.oncancel = answer(false);

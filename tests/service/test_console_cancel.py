@@ -118,3 +118,22 @@ def test_adaptation_that_ended_meanwhile_is_shown_as_it_ended(
         assert server.client.put(f"/deployments/{shop}/soup", json=dial).status_code == 200
         expect(page.locator("#deployments")).to_contain_text(f"{shop}tiny, version 3")
         expect(page.locator("#page-problem")).to_contain_text("Nothing was changed")
+
+
+def test_focus_stays_in_the_list_that_was_drawn_again_behind_a_dialog(
+    browser: Browser, server: Server, shop: str, labelled: Labelled
+) -> None:
+    """The fault: what had the focus before was gone, and after the dialog nothing had it."""
+    with held(server), console(browser, server, at=f"#/{shop}") as page:
+        server.client.post(f"/adapt?deployment={shop}&wait=0", **labelled.request(0, 30)).raise_for_status()
+        page.reload()
+        shown(page, shop)
+        page.click("#jobs tr button")
+        expect(page.locator("#dialog")).to_be_visible()
+        page.evaluate("document.querySelector('#jobs table').id = 'before'")
+        dial = {"coefficients": {"linf": 0.5, "nominal": 0.5, "l2": 0.0, "l1": 0.0}}
+        assert server.client.put(f"/deployments/{shop}/soup", json=dial).status_code == 200
+        expect(page.locator("#before")).to_have_count(0)
+        page.click("#dialog-no")
+        expect(page.locator("#dialog")).to_be_hidden()
+        expect(page.locator("#jobs-title")).to_be_focused()
