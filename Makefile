@@ -62,7 +62,8 @@ test: $(STAMP) ## tests, without those that take more than a minute
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not reference"
 
 test-slow: $(STAMP) ## the rest of the tests
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m slow
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow and not alone"
+	@$(BIN)/python -m pytest -q -m "slow and alone"
 
 test-reference: $(STAMP) ## attacks against those of other libraries, on digits
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m reference

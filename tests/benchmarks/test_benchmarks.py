@@ -95,6 +95,7 @@ def test_the_client_counts_answers_and_failures() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.e2e
 def test_the_serving_benchmark_runs(tiny_base_set: Path) -> None:
     data = Serving(base=tiny_base_set, concurrency=(2,), rounds=1, seconds=0.5).execute().data
@@ -110,6 +111,7 @@ def test_forms_are_measured_without_a_server() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.e2e
 def test_the_serving_benchmark_sends_photographs(tiny_base_set: Path) -> None:
     result = Serving(base=tiny_base_set, photos=True, concurrency=(2,), rounds=1, seconds=0.5).execute()
@@ -143,6 +145,7 @@ def test_rivals_that_leave_files_to_pillow_see_nearly_the_same_pixels() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.e2e
 def test_the_swap_benchmark_loses_no_request(tiny_base_set: Path) -> None:
     data = Swap(base=tiny_base_set, swaps=3, pause=0.5).execute().data
@@ -151,6 +154,7 @@ def test_the_swap_benchmark_loses_no_request(tiny_base_set: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.e2e
 def test_nothing_is_lost_or_wrong_while_parts_are_killed(tiny_base_set: Path, tmp_path: Path) -> None:
     rows = [(label, number) for label in CLASSES for number in range(700)]
@@ -227,6 +231,7 @@ def test_spoiled_labels_are_wrong_where_they_are_changed(share: float, seed: int
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_guard_benchmark_measures_and_goes_on(
     tiny_base_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

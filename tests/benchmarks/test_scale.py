@@ -130,6 +130,7 @@ def test_labelled_pictures_of_a_class_are_alike_and_no_two_are_equal() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.e2e
 def test_a_row_is_measured_on_a_real_server(tiny_base_set: Path, tmp_path: Path) -> None:
     data = Scale(rows=(str(tiny_base_set),), quick=True, out=tmp_path / "out", work=tmp_path).execute().data
