@@ -36,7 +36,7 @@ def set_up_logging(log_format: LogFormat) -> None:
 class JsonFormatter(json.JsonFormatter):
     """One JSON object per line: `level`, `logger`, `process`, `message`, `time`; `request_id`, `exception` if any.
 
-    What a library attaches to its records beyond that is in the line, too.
+    The line also has the fields that a library attached to its record.
     """
 
     def __init__(self) -> None:

@@ -18,10 +18,10 @@ HOPELESS = 2.0  # standard errors by which the first parts are behind where a sl
 class Trial:
     """Tries a slow rung: fits it once without each part of the images, and answers the part.
 
-    What a rung is put on is what the cheap rungs choose without the part, and that is what its answers are compared
-    with: both lack the same images. The model that answers a fold has not seen it. The decision for a fold, and the
-    choice of a variant, have, indirectly: they rest on answers to the other folds by models that were fitted on the
-    fold. benchmarks/gate measures what that does to the evidence.
+    The rung starts from the model that the cheap rungs choose without the part. Its answers are compared with that
+    model's: both lack the same images. The model that answers a fold has not seen the fold. The decision for a fold
+    has seen it indirectly: it rests on answers to the other folds, by models that were fitted on this one. The same
+    holds for the choice of a variant. benchmarks/gate measures what that does to the evidence.
     """
 
     def __init__(self, rung: Rung, climb: Climb, library: Library, folds: Sequence[Fold]) -> None:
