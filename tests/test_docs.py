@@ -25,7 +25,7 @@ DOCUMENTS = sorted(
         *ROOT.glob("benchmarks/*/*.md"),
     ]
 )
-MODULES = "training|adapt|deploy|service|benchmarks|examples"
+MODULES = "training|adapt|deploy|service|benchmarks|examples|docs"
 COMMAND = re.compile(rf"(?:\.venv/bin/)?python -m ((?:{MODULES})[\w.]*(?: [^`#\n]*)?)")
 DEPTH = {"training": 1, "adapt": 1, "deploy": 1, "service": 2}  # how many words name a command
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
@@ -127,6 +127,7 @@ def test_every_direct_requirement_is_pinned() -> None:
         *project["dependencies"],
         *project["optional-dependencies"]["test"],
         *project["optional-dependencies"]["dev"],
+        *project["optional-dependencies"]["docs"],
         *project["optional-dependencies"]["reference"],
     ]
     pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}

@@ -105,7 +105,7 @@ class Outcome(Frozen):
         default=None, ge=1, description="number of this comparison with the same current version; null without labels"
     )
     level: Fraction | None = Field(
-        default=None, description="p-value below which this attempt promotes: see docs/evidence.md"
+        default=None, description="p-value below which this attempt promotes: see docs/explanation/evidence.md"
     )
     not_tried: dict[str, str] = Field(default_factory=dict, description="rungs that were not tried, and why")
     classes: tuple[ClassFrequency, ...] | None = Field(
