@@ -16,7 +16,6 @@ def build(out: Path, config: Path = ROOT / "mkdocs.yml") -> subprocess.Completed
         "mkdocs",
         "build",
         "--strict",
-        "--quiet",
         "--config-file",
         config,
         "--site-dir",
