@@ -235,7 +235,7 @@ class Saucier:
 
 
 def check_keys(host: str) -> None:
-    """Check that the API keys can be read, or that the service may do without.
+    """Check that the API keys can be read, or that the service may run without keys.
 
     Raises:
         KeysError: the file cannot be used.

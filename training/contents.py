@@ -127,7 +127,7 @@ def look_at(root: Path, *, check: int) -> Contents:
 
     Args:
         root: one folder per class, or train/ with such folders, and perhaps test/, val/ or validation/.
-        check: so many images are decoded, evenly over the files; all if there are fewer.
+        check: number of images to decode, evenly over the files; all if there are fewer.
 
     Raises:
         ValueError: no such folder, no class, a class without images, parts with different classes.

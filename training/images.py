@@ -116,8 +116,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Return the image as uint8 RGB of shape (H, W, 3), upright and at its full size.
 
     JPEG, PNG, WebP, BMP, GIF and TIFF; the EXIF orientation is applied; CMYK, palette, greyscale and 16-bit files
-    become the RGB picture a viewer shows. Transparent pixels are laid on black. Of a JPEG with several pictures (MPO:
-    previews, depth) the first is meant. The size is checked in the header, before any pixel is unpacked.
+    become the RGB picture a viewer shows. Transparent pixels are laid on black. The first picture of a JPEG with several
+    is read (MPO: previews, depth). The size is checked in the header, before any pixel is unpacked.
 
     Args:
         data: the file's bytes.
@@ -140,7 +140,7 @@ def count_pixels(data: bytes) -> int:
 
 
 def decode_for_crops(data: bytes, spec: InputSpec, share: float) -> Image.Image:
-    """Return the upright RGB picture, reduced as by `load_image`, but for parts of it that become the network's input.
+    """Return the upright RGB picture, reduced as by `load_image`, for parts of it that become the network's input.
 
     Args:
         data: an image file (see `decode`).

@@ -28,7 +28,7 @@ def accuracy_of(classifier: Classifier, data: ImageSet, *, device: str = "cpu") 
     """Return the clean accuracy on `data`, a fraction.
 
     Args:
-        classifier: left as it was found, but for its device.
+        classifier: changes nothing of it except the device.
         data: images at the classifier's input size.
         device: where to compute.
     """
@@ -53,7 +53,7 @@ def measure(
     seconds: float,
     device: str,
 ) -> Manifest:
-    """Return the manifest of trained ingredients, complete but for the digests that `save_base_set` fills in.
+    """Return the manifest of trained ingredients, complete except for the digests that `save_base_set` fills in.
 
     Args:
         recipe: what was trained.

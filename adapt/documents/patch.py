@@ -29,7 +29,7 @@ class PatchError(ValueError):
 
 
 class PatchSummary(Frozen):
-    """What a patch changes."""
+    """A summary of the changes that a patch makes."""
 
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of `patch.safetensors`")]
     recalibrated: int = Field(

@@ -70,9 +70,9 @@ class AccuracySummary(Frozen):
 
 
 class SearchSummary(Frozen):
-    """What the search did and what it cost."""
+    """The search and its cost."""
 
-    strategy: str = Field(description='"grid", "surrogate", or "recalibrate" where there were no labels')
+    strategy: str = Field(description='"grid", "surrogate", or "recalibrate" without labels')
     candidates: int = Field(ge=1, description="number of soups evaluated")
     image_forwards: int = Field(ge=0, description="images through the network, all evaluations included")
     seconds: float = Field(ge=0, description="wall-clock time, preparation of the base set included")

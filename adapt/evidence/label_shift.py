@@ -59,8 +59,8 @@ def uncalibrated(num_classes: int, temperature: float) -> Calibration:
 def calibrate(logits: Logits, labels: Ints, *, temperature: float, is_fitted: bool = False) -> Calibration:
     """Return the calibration that labelled images call for, drawn to no bias and to the temperature given.
 
-    Only the classes that have labelled images are compared with one another: an image says nothing of the frequency
-    of a class that nobody labelled. The bias of such a class stays 0.
+    Only the classes that have labelled images are compared with one another: an image cannot show how frequent a
+    class without labels is. The bias of such a class stays 0.
 
     Args:
         logits: (n, K), finite.

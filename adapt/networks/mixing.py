@@ -146,7 +146,7 @@ class FlatModel:
 
     @torch.no_grad()
     def set_statistics(self, coefficients: Sequence[float]) -> None:
-        """Give the network the running means and variances of this soup, and leave all else as it is."""
+        """Give the network the running means and variances of this soup, and change nothing else."""
         numbers = torch.tensor([float(number) for number in coefficients], dtype=self.rows.dtype)
         for key, view in self._views.items():
             if key.endswith(STATISTICS):

@@ -1,4 +1,4 @@
-"""Channel statistics estimated anew on images of the shift: no labels needed, one forward pass.
+"""New channel statistics, estimated on images of the shift: no labels needed, one forward pass.
 
 A shift moves the mean and spread of the activations away from what training left; estimating them on the shifted
 images brings the activations back to where the weights expect them. Few images give noisy estimates, so the statistics

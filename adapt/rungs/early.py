@@ -115,7 +115,7 @@ class FirstLayers:
 
 
 def early_plan(net: nn.Module, head_key: str, num_images: int) -> Plan:
-    """Return how the first layers of a network are trained on so many images."""
+    """Return how the first layers of a network are trained on `num_images` images."""
     return Plan(early_keys(net, head_key), LEARNING_RATE, math.ceil(num_images**STEPS), BATCH)
 
 

@@ -6,8 +6,8 @@ fitted to. One that was fitted to labelled images has their class shares in its 
 pulled to the soup's own; the calibration, made on the same labels, takes out what is in there. So no share is counted
 twice, and none has to be known.
 
-Labels that are not a fair draw say nothing of frequencies: neither may they judge the rung. So it is tried only where
-`draw` is "fair"; otherwise the images without labels tell the frequencies, and these are reported.
+Labels that are not a fair draw cannot show frequencies, so they must not judge the rung. It is tried only if `draw` is
+"fair"; otherwise the images without labels give the frequencies, and these are reported.
 """
 
 from collections.abc import Sequence

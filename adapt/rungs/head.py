@@ -126,7 +126,7 @@ def _heard(head: Head, stream: Callable[[], Seen]) -> Seen:
 def refuse_current(library: Library, below: Model) -> str | None:
     """Return why nothing may be put on the current soup; None if something may.
 
-    The folds of this search say nothing of the images that the current soup was made from: their labels would reach
+    The folds of this search cannot judge the images that the current soup was made from: their labels would reach
     every fold through it.
     """
     if below.candidate == 0 and not library.pool.standing.fresh.all():

@@ -25,8 +25,8 @@ PATTERNS = (
     "service/**/*.py",
     "docs/**/*.py",
 )
-UNCHECKED = ("README.md", "EXPERIMENTS.md", "docs/experiments/*", "docs/decisions/*")
-_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z`*\[\"'(])")
+UNCHECKED = ("README.md", "EXPERIMENTS.md", "docs/experiments/*", "docs/reference/cli.md")
+_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z0-9`*\[\"'(])")
 _ABBREVIATION = re.compile(r"(?:\be\.g|\bi\.e|\bal|\bvs|\bno)\.$")
 
 

@@ -67,11 +67,12 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(
         "negated-relative",
-        r"\b[Nn]o(?:thing|body|ne)?(?: \w+)? (?:that|which|who) (?:\w+ )?(?:(?:does|do|is|are) not|ha(?:s|ve) no)\b",
+        r"\b(?:[Nn]o|[Nn]othing|[Nn]obody)(?: \w+)? (?:that|which|who) (?:\w+ )?"
+        r"(?:(?:does|do|is|are) not|ha(?:s|ve) no)\b",
         "say it without two negatives: 'every'",
     ),
     _rule("endless", r"\b[Nn]o [\w ]+ is (?:endless|unlimited|infinite)\b", "say the limit"),
-    _rule("no-x", r"\b(?:is|are|was|were) no (?:fair|part|longer the|chance|start)\b", "write 'is not'"),
+    _rule("no-x", r"\b(?:is|are|was|were) no (?:fair|part|chance|start)\b", "write 'is not'"),
     _rule("private", r"\b(?:anew|whence|whereof|thereof|therein|hitherto|forthwith)\b", "write 'again', 'from where'"),
     _rule("private", r"\bborne? out\b|\b(?:can|could|would) (?:not )?bear\b", "say which quantity shows it"),
     _rule("private", r"\basks? for more\b|\bhears? (?:\d|of\b)", "say which answer it gets"),

@@ -227,7 +227,7 @@ export function updateEvents({ events }) {
       el("td", {}, event.who ?? "\u2013"),
     ),
   );
-  fill(byId("events"), scrollable("What happened", ["When", "What", "From version", "To version", "Key"], rows));
+  fill(byId("events"), scrollable("Events", ["When", "What", "From version", "To version", "Key"], rows));
 }
 
 function scrollable(label, headings, rows) {

@@ -44,7 +44,7 @@ class PixelBudget:
         self._limit = self._left = settings.max_request_pixels
 
     def spend(self, pixels: int) -> None:
-        """Take an image of so many pixels into account.
+        """Take an image of this number of pixels into account.
 
         Raises:
             Problem: 413, it is more than was left.

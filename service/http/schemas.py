@@ -39,7 +39,7 @@ JobState = Literal["queued", "running", "promoted", "kept", "failed"]
 
 
 class FieldAtFault(Frozen):
-    """What is wrong with one part of a request."""
+    """The fault of one part of a request."""
 
     field: str
     message: str
@@ -110,7 +110,7 @@ class JobView(Frozen):
     not_tried: dict[str, str] | None = Field(description="what the search left out, and why")
     search: SearchSummary | None
     ingredients: dict[str, float] | None = Field(description="accuracy of each ingredient alone")
-    reference: FloorCheck | None = Field(description="of what was found on trusted images, where there are some")
+    reference: FloorCheck | None = Field(description="of the candidate on reference images; null without any")
     rolled_back_to: int | None = Field(
         description="the earlier version that the watch put back because of this job's images; null if it did not"
     )
@@ -170,7 +170,7 @@ class ConfidenceView(Frozen):
     """Confidences of the predicted classes of images."""
 
     images: int
-    mean: float | None = Field(description="null where there are no images yet")
+    mean: float | None = Field(description="null if there are no images yet")
 
 
 class WatchView(NewWatch):
@@ -201,7 +201,7 @@ class DeploymentView(Frozen):
     patch: PatchSummary | None = Field(description="what replaces mixed tensors; null for a plain soup")
     reservoir: ReservoirView | None = Field(description="null where no images are kept, the default")
     watch: WatchView | None = Field(description="null where nothing is put back by itself, the default")
-    reference: ReferenceView | None = Field(description="null where there is no floor, the default")
+    reference: ReferenceView | None = Field(description="null without a floor, the default")
     created_at: datetime
     is_rolled_out: bool = Field(description="every live worker serves the current version")
     workers: list[WorkerView]
@@ -267,23 +267,23 @@ class DeletedSamples(Frozen):
 
 
 class EventView(Frozen):
-    """What happened to a deployment."""
+    """A change of a deployment."""
 
     seq: int = Field(description="number of the event; later ones have higher numbers")
     at: datetime
     kind: EventKind
     from_version: int | None
     to_version: int | None
-    job: str | None = Field(description="the job whose evidence it was, where there is one")
+    job: str | None = Field(description="the job whose evidence it was; null without one")
     who: str | None = Field(
-        description=f"name of the API key that asked for it; null where there was none; {WATCH} if nobody asked"
+        description=f"name of the API key that asked for it; null without a key; {WATCH} for the watch"
     )
     reason: str | None = Field(description="why the watch put the deployment back; null if it was not the watch")
     unproven: bool = Field(description="no test on held-out images stands behind it")
 
 
 class Events(Frozen):
-    """What happened to the deployments of a name, newest first."""
+    """The changes of the deployments of a name, newest first."""
 
     deployment: str
     events: list[EventView]

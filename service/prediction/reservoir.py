@@ -44,7 +44,7 @@ class Share:
 
     While there is room every image is kept; then the n-th image takes the place of a random one with probability
     capacity / n (Algorithm R), so that each is kept with the same probability. Where images are too old, n shrinks as
-    the number of images kept does. After a restart n starts anew from what is kept.
+    the number of images kept does. After a restart n starts from the number of kept images.
     """
 
     def __init__(self, file: int, plan: ReservoirPlan, spec: InputSpec, capacity: int) -> None:

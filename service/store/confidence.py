@@ -1,7 +1,7 @@
 """When the confidence of a soup has collapsed: sums over images, windows of them, and the test. Pure.
 
-What a version answers is cut into blocks of at least so many images, and each block is compared with what the version
-before answered last. So a collapse after a long good time is noticed, too, within two blocks.
+A version's answers are cut into blocks of a least number of images, and each block is compared with the last answers of
+the version before. So a collapse after a long good time is noticed, too, within two blocks.
 """
 
 import math

@@ -152,8 +152,8 @@ class Intake:
     def _undo(self, job: str, packs: list[Written]) -> None:
         """Delete what was written for a request that was not accepted.
 
-        If the database broke off while it committed, it may have been accepted: then the objects stay. So they do if
-        that cannot be told, and what no row knows is swept away later.
+        If the database broke off while it committed, it may have been accepted: then the objects stay. They also stay
+        if that is not known. Cleaning deletes objects without a row later.
         """
         written = [pack.id for pack in packs]
         try:

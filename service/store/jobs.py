@@ -53,7 +53,7 @@ class JobQueue:
             _check_room(session, max_queued)
 
     def forget(self, *, older_than: float) -> int:
-        """Delete jobs that ended more than so many seconds ago; return how many.
+        """Delete jobs that ended more than a number of seconds ago; return how many.
 
         The job stays that made the version which its deployment serves.
         """

@@ -24,7 +24,7 @@ class Pointer(NamedTuple):
 
 
 class Move(NamedTuple):
-    """What a deployment points at since an event: a version that was gone back to is served by another move."""
+    """What a deployment points at since an event: after a rollback a version is served by another move than before."""
 
     pointer: Pointer
     seq: int  # number of the event; those of a deployment rise

@@ -119,7 +119,7 @@ class Samples:
             logger.warning("the store cannot be used: %s", error)
 
     def expire(self, *, older_than: float) -> int:
-        """Delete the rows of images last given more than so many seconds ago; return how many.
+        """Delete the rows of images last sent more than a number of seconds ago; return how many.
 
         Cleaning deletes the pixels.
         """

@@ -22,7 +22,7 @@ class Suspect(NamedTuple):
 
 
 class Rollback(NamedTuple):
-    """A version that is to be put away, or was, and why."""
+    """A version that is to be rolled back, or was, and why."""
 
     suspect: Suspect
     reason: str
@@ -150,8 +150,8 @@ def state_of(found: Deployment) -> WatchState | None:
 def replaced(moved: Event) -> int | None:
     """Return the version that an event replaced by one that has yet to prove itself; None if it did not.
 
-    A way back is none of these: neither the watch's own, nor an older version that somebody chose. If somebody puts a
-    newer one forward by hand, also one that the watch had put away, it is judged, by what is seen from then on.
+    A rollback is not judged: neither the watch's own, nor an older version that somebody chose. If somebody serves a
+    newer version by hand, also one that the watch rolled back, it is judged by the answers from then on.
     """
     forward = (moved.from_version or 0) < (moved.to_version or 0)
     is_judged = moved.kind in ("promoted", "dial") or (moved.kind == "rollback" and moved.who != WATCH and forward)

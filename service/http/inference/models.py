@@ -138,7 +138,7 @@ class TensorMetadata(Frozen):
 
 
 class ModelParameters(Frozen):
-    """What else is known of a model."""
+    """More about a model."""
 
     version: str = Field(description="the one that this describes")
     temperature: float = Field(description="softmax(logits / temperature) are the confidences that `/predict` gives")

@@ -110,7 +110,7 @@ async def infer(context: Context, request: Request) -> Response:
 
 
 def _count(context: Context, loaded: LoadedSoup, images: Floats, logits: Floats) -> None:
-    """Do for metrics, watch and reservoir what `/predict` does; an older version says nothing of the current one."""
+    """Do for metrics, watch and reservoir what `/predict` does; an older version does not count."""
     loaded.metrics.images.inc(len(images))
     if not context.predictor.is_current(loaded.pointer):
         return
