@@ -116,8 +116,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Return the image as uint8 RGB of shape (H, W, 3), upright and at its full size.
 
     JPEG, PNG, WebP, BMP, GIF and TIFF; the EXIF orientation is applied; CMYK, palette, greyscale and 16-bit files
-    become the RGB picture a viewer shows. Transparent pixels are laid on black. The first picture of a JPEG with several
-    is read (MPO: previews, depth). The size is checked in the header, before any pixel is unpacked.
+    become the RGB picture a viewer shows. Transparent pixels are laid on black. A JPEG with several pictures gives
+    the first (MPO: previews, depth). The size is checked in the header, before any pixel is unpacked.
 
     Args:
         data: the file's bytes.
