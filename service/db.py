@@ -4,9 +4,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-import tyro
 from pydantic import Field
 from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
@@ -26,6 +25,7 @@ from service.store.transactions import UnknownVersion
 from service.weights import rebase_all, told
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result
 from training.documents import one_line
+from training.parameters import Positional
 
 
 class UpgradeCommand(Command):
@@ -113,7 +113,7 @@ class IdentityCommand(Command):
 
     name: ClassVar[str] = "identity"
 
-    what: tyro.conf.Positional[Literal["copy", "moved"]] = Field(description="what it is")
+    what: Annotated[Literal["copy", "moved"], Positional] = Field(description="what it is")
 
     def execute(self) -> Result:
         """Say it."""
@@ -134,7 +134,7 @@ class BackupCommand(Command):
 
     name: ClassVar[str] = "backup"
 
-    out: tyro.conf.Positional[Path] = Field(description="the file to write")
+    out: Annotated[Path, Positional] = Field(description="the file to write")
 
     def execute(self) -> Result:
         """Write it."""
@@ -144,9 +144,6 @@ class BackupCommand(Command):
         back_up(settings.registry_url, self.out)
         size = self.out.stat().st_size
         return Result({"out": str(self.out), "bytes": size, "revision": revision}, f"{self.out}: {size:,} bytes")
-
-
-COMMANDS: tuple[type[Command], ...] = (UpgradeCommand, CheckCommand, RebaseCommand, IdentityCommand, BackupCommand)
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import tyro
 from pydantic import Field
 
 from service.settings import Settings, SettingsError
 from service.store.keys import NAME, Role, add_key, read_keys, revoke_key
 from training.cli import Command, Result
+from training.parameters import Arg
 
 
 class AddCommand(Command):
@@ -19,7 +19,7 @@ class AddCommand(Command):
 
     name: ClassVar[str] = "add"
 
-    key_name: Annotated[str, tyro.conf.arg(name="name")] = Field(
+    key_name: Annotated[str, Arg(name="name")] = Field(
         pattern=f"^{NAME}$", description="who it is for: letters, digits and . _ @ -, at most 63; events name it"
     )
     role: Role = Field(description="what it may do: each role may also do what those before it may")
@@ -54,15 +54,12 @@ class RevokeCommand(Command):
 
     name: ClassVar[str] = "revoke"
 
-    key_name: Annotated[str, tyro.conf.arg(name="name")] = Field(description="name of the key")
+    key_name: Annotated[str, Arg(name="name")] = Field(description="name of the key")
 
     def execute(self) -> Result:
         """Take it back."""
         revoked = revoke_key(_path(), self.key_name)
         return Result({"name": revoked.name, "role": revoked.role}, f"revoked {revoked.name} ({revoked.role})")
-
-
-COMMANDS: tuple[type[Command], ...] = (AddCommand, ListCommand, RevokeCommand)
 
 
 def _path() -> Path:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import tyro
 from pydantic import Field
 
 from adapt.images import support as supports
@@ -17,8 +16,9 @@ from service.store.references import ReferenceInfo, References
 from service.store.registry import Registry
 from service.store.transactions import UnknownDeployment
 from training.cli import Command, Result
+from training.parameters import Positional
 
-DeploymentArgument = Annotated[str, tyro.conf.Positional]
+DeploymentArgument = Annotated[str, Positional]
 
 
 class AddCommand(Command):
@@ -31,7 +31,7 @@ class AddCommand(Command):
 
     name: ClassVar[str] = "add"
     deployment: DeploymentArgument = Field(description="its name")
-    folder: Annotated[Path, tyro.conf.Positional] = Field(
+    folder: Annotated[Path, Positional] = Field(
         description="labelled images: a folder or archive with one folder per class"
     )
     floor: float = Field(gt=0, le=1, description="least accuracy, a fraction")
@@ -80,9 +80,6 @@ class RemoveCommand(Command):
             removed = references.remove(self.deployment)
         text = "removed" if removed else "there were none"
         return Result({"deployment": self.deployment, "removed": removed}, f"{self.deployment}: {text}")
-
-
-COMMANDS: tuple[type[Command], ...] = (AddCommand, ShowCommand, RemoveCommand)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-import tyro
 from pydantic import Field
 
 from training.bases import BaseSet, StateDict, load_base_set, save_base_set
@@ -15,6 +14,7 @@ from training.evaluate import load_images
 from training.fit import LOG
 from training.manifest import Ingredient, Manifest, Metric, Storage
 from training.measure import accuracy_of
+from training.parameters import Positional
 from training.storage import halve, restore, subtract
 
 
@@ -27,7 +27,7 @@ class Compress(Command):
     """
 
     name: ClassVar[str] = "compress"
-    folder: Annotated[Path, tyro.conf.Positional] = Field(description="the base set, in float32")
+    folder: Annotated[Path, Positional] = Field(description="the base set, in float32")
     out: Path = Field(description="folder of the new base set")
     data: Path | None = Field(
         default=None,

@@ -7,7 +7,6 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, ClassVar
 
-import tyro
 import yaml
 from pydantic import Field
 
@@ -16,6 +15,7 @@ from training.cli import Command, Result
 from training.contents import Contents, look_at
 from training.files import replace_file
 from training.manifest import Norm
+from training.parameters import Positional
 from training.recipe import Recipe
 from training.splits import VALIDATION_FRACTION
 from training.start import PRETRAINED
@@ -81,7 +81,7 @@ class Init(Command):
     """
 
     name: ClassVar[str] = "init"
-    folder: Annotated[Path, tyro.conf.Positional] = Field(
+    folder: Annotated[Path, Positional] = Field(
         description="one folder of images per class; or train/ with such folders, and test/ or val/"
     )
     out: Path | None = Field(default=None, description="the new recipe; default: the folder's name with .yaml")

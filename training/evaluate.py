@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import tyro
 from pydantic import Field, ValidationError
 from torch import nn
 
@@ -18,6 +17,7 @@ from training.devices import pick_device
 from training.documents import first_error
 from training.journal import Journal
 from training.manifest import Manifest
+from training.parameters import Positional
 from training.record import check_record, write_record
 from training.robustness import (
     APGD_LOSSES,
@@ -51,14 +51,14 @@ class Evaluate(Command):
     """
 
     name: ClassVar[str] = "evaluate"
-    folder: Annotated[Path, tyro.conf.Positional] = Field(description="the base set")
+    folder: Annotated[Path, Positional] = Field(description="the base set")
     data: Path | None = Field(
         default=None,
         description="the recipe's data folder (its test part is used), or any folder with one folder per class; "
         "default: where the recipe found its data",
     )
     n: int = Field(default=1000, ge=1, description="test images, balanced over classes and drawn by the seed")
-    strong: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    strong: bool = Field(
         default=False,
         description="targeted DLR loss (L1: cross-entropy first), every restart against every target; may take hours",
     )

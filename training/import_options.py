@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from training.cli import Command
@@ -16,6 +15,7 @@ from training.foreign import Channels, Fitted
 from training.manifest import NORMS, Ingredient, InputSpec, Metric, Name, ThreatModel
 from training.measure import accuracy_of, metrics_of
 from training.models import Classifier
+from training.parameters import Arg, Positional
 from training.recipe import EvaluationSpec
 
 SAME_CHANNELS = 1e-4  # a mean or std given on the command line agrees with the checkpoint's within this
@@ -35,12 +35,12 @@ class ImportedFile(Frozen):
 class ImportOptions(Command):
     """The options of `import`."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = Field(
+    checkpoint: Annotated[Path, Positional] = Field(
         description="safetensors, or torch.save's; pickle with code is refused"
     )
     arch: str | None = Field(default=None, description="name in timm's registry; not needed with --into")
     arch_kwargs: str | None = Field(default=None, description="arguments of timm.create_model, as a JSON object")
-    ingredient: Annotated[str, tyro.conf.arg(name="name")] = Field(description="what to call the ingredient")
+    ingredient: Annotated[str, Arg(name="name")] = Field(description="what to call the ingredient")
     threat_model: str = Field(description='what it was trained against: "Linf:8/255", "L2:0.5", "L1:12" or "none"')
     input_size: tuple[int, ...] = Field(
         default=(), description="height and width in pixels; one number for a square; not needed with --into"
@@ -62,7 +62,7 @@ class ImportOptions(Command):
     into: Path | None = Field(
         default=None, description="base set that gets the checkpoint as a further ingredient; it gets a new digest"
     )
-    new_head: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    new_head: bool = Field(
         default=False,
         description="the checkpoint has other classes: keep its backbone, fit a last layer to the training images",
     )
@@ -70,7 +70,7 @@ class ImportOptions(Command):
     key: str | None = Field(default=None, description="where in the checkpoint the weights are, e.g. model_ema")
     source: str | None = Field(default=None, description="where it comes from, for the manifest")
     license: str | None = Field(default=None, description="of the weights, for the manifest")
-    evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(default=False, description="attack it as well")
+    evaluate: bool = Field(default=False, description="attack it as well")
     threat_models: tuple[str, ...] = Field(
         default=(),
         description="what it is evaluated against; default: by input size, at 32 pixels Linf:8/255 L2:0.5 L1:12",

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import tyro
 from pydantic import Field
 
 from adapt.reporting import report as reports
 from adapt.reporting.plots import plot_report
 from training.cli import Command, Result
+from training.parameters import Positional
 
-ReportArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="REPORT")]
+ReportArgument = Annotated[Path, Positional]
 
 
 class PlotCommand(Command):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import torch
-import tyro
 from pydantic import Field
 from tqdm import tqdm
 
@@ -36,6 +35,7 @@ from training.data import ImageSet
 from training.devices import pick_device
 from training.evaluate import APGD_LOSSES, evaluation_threats, load_images
 from training.manifest import NORMS, Manifest, check_mixable
+from training.parameters import Positional
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,7 @@ class FrontsCommand(Command):
     """
 
     name: ClassVar[str] = "fronts"
-    bases: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BASES")] = Field(
-        description="base set, bases/<name>"
-    )
+    bases: Annotated[Path, Positional] = Field(description="base set, bases/<name>")
     data: Path | None = Field(default=None, description="the recipe's data folder, or test images, one folder a class")
     out: Path = Field(description="folder for pictures and numbers")
     n: int = Field(default=500, ge=1, description="test images, balanced over classes")

@@ -2,7 +2,6 @@
 
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field, model_validator
 
 from adapt.documents.soup import BnMode, Strategy
@@ -38,9 +37,7 @@ class SearchConfig(Frozen):
     grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
     step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")
     bn_mode: BnMode = Field(default="folded", description="mix BatchNorm folded into the weights, or raw")
-    balance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
-        default=False, description="let every class count alike, however many images it has"
-    )
+    balance: bool = Field(default=False, description="let every class count alike, however many images it has")
     draw: Draw = Field(
         default="any",
         description="fair: classes are as frequent among the labelled images as among those to be served, so that "

@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-import tyro
 from pydantic import Field
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from training.fit import Fit, Place
 from training.images import to_input
 from training.models import Classifier, create_classifier
 from training.objectives import OBJECTIVES, AttackSpec
+from training.parameters import Positional
 from training.recipe import IngredientSpec
 from training.splits import DataSpec, Splits, load_splits
 from training.threat import DEFAULT_THREATS, Norm, ThreatModel, union
@@ -42,7 +42,7 @@ class Objectives(Command):
     """
 
     name: ClassVar[str] = "objectives"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=Path(".data/cifar10"), description="folder with train/ and test/ (or val/)")
     start: str = Field(default="linf", description="ingredient to fine-tune")
     epochs: float = Field(default=0.5, gt=0, description="of each fine-tune")

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.conftest import BATCHNORM_NET, CLASSES, INPUT, LAYERNORM_NET, shake
-from training.__main__ import COMMANDS
 from training.bases import load_base_set
 from training.cli import run
+from training.commands import COMMANDS
 from training.documents import file_sha256
 from training.foreign import CheckpointError, load_weights
 from training.images import to_input

@@ -10,8 +10,8 @@ import yaml
 from adapt.__main__ import main
 from tests.conftest import BATCHNORM_NET, INPUT, LAYERNORM_NET
 from tests.training.pictures import write_pictures
-from training.__main__ import COMMANDS
 from training.cli import run
+from training.commands import COMMANDS
 
 COUNTS = {"cat": 12, "dog": 12, "ship": 12}
 
