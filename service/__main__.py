@@ -1,4 +1,4 @@
-"""`python -m service db|keys|reference COMMAND`."""
+"""`python -m service serve`, and `python -m service db|keys|reference COMMAND`."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from service.db import COMMANDS as DATABASE_COMMANDS
 from service.keys import COMMANDS as KEYS_COMMANDS
 from service.references import COMMANDS as REFERENCE_COMMANDS
+from service.start import ServeCommand
 from training.cli import EXIT_BAD_INPUT, Command, run
 
 GROUPS: Mapping[str, tuple[Sequence[type[Command]], str]] = {
@@ -17,7 +18,8 @@ GROUPS: Mapping[str, tuple[Sequence[type[Command]], str]] = {
     "keys": (KEYS_COMMANDS, "The API keys: make one, list them, take one back."),
 }
 USAGE = (
-    f"usage: python -m service {{{','.join(GROUPS)}}} COMMAND [OPTIONS]; for example python -m service db check --help"
+    f"usage: python -m service serve [OPTIONS], or python -m service {{{','.join(GROUPS)}}} COMMAND [OPTIONS]; "
+    "for example python -m service db check --help"
 )
 
 
@@ -27,8 +29,11 @@ def main(args: Sequence[str] | None = None) -> int:
     if group in ("-h", "--help"):
         sys.stdout.write(USAGE + "\n")
         return 0
+    if group == ServeCommand.name:
+        return run([ServeCommand], prog="python -m service serve", description="Serve the base sets.", args=rest[:-1])
     if group not in GROUPS:
-        sys.stderr.write(f"error: expected one of {', '.join(GROUPS)}, got {group!r}\n{USAGE}\n")
+        known = ", ".join((ServeCommand.name, *GROUPS))
+        sys.stderr.write(f"error: expected one of {known}, got {group!r}\n{USAGE}\n")
         return EXIT_BAD_INPUT
     commands, description = GROUPS[group]
     return run(commands, prog=f"python -m service {group}", description=description, args=rest[:-1])
