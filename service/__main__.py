@@ -1,4 +1,4 @@
-"""`python -m service db|keys|reference COMMAND`."""
+"""`python -m service serve`, `python -m service db|keys|reference COMMAND`."""
 
 import sys
 from collections.abc import Sequence

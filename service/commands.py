@@ -2,6 +2,7 @@
 
 from training.parsing import Entry, Group
 
+SERVE = Entry("service.start:ServeCommand", "serve the base sets over HTTP, from any directory")
 DATABASE = Group(
     "The registry: upgrade it, check it, back it up, move it to new weights, tell a copy from the original.",
     {
@@ -29,6 +30,6 @@ REFERENCE = Group(
     },
 )
 COMMANDS = Group(
-    "Look after what the service keeps; `bentoml serve` starts it.",
-    {"db": DATABASE, "keys": KEYS, "reference": REFERENCE},
+    "Serve base sets, and look after what the service keeps.",
+    {"serve": SERVE, "db": DATABASE, "keys": KEYS, "reference": REFERENCE},
 )

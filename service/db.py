@@ -59,7 +59,7 @@ class CheckCommand(Command):
     def execute(self) -> Result:
         """Check it."""
         settings = Settings.load()
-        catalog = read_catalog(settings.bases, check_files=False)
+        catalog = read_catalog(*settings.bases_folders, check_files=False)
         with opened(settings, must_exist=True) as database:
             with database.read() as session:
                 connection = session.connection()
@@ -94,7 +94,7 @@ class RebaseCommand(Command):
     def execute(self) -> Result:
         """Move them."""
         settings = Settings.load()
-        catalog = read_catalog(settings.bases, check_files=False)
+        catalog = read_catalog(*settings.bases_folders, check_files=False)
         with opened(settings, must_exist=True) as database:
             _check_schema(database)
             moves = rebase_all(database, catalog, settings)

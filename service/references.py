@@ -39,7 +39,7 @@ class AddCommand(Command):
     def execute(self) -> Result:
         """Check and store them."""
         settings = Settings.load()
-        catalog = read_catalog(settings.bases, check_files=False)
+        catalog = read_catalog(*settings.bases_folders, check_files=False)
         with _references(settings) as (registry, references):
             base_set = registry.deployment(self.deployment).base_set
             if base_set not in catalog:

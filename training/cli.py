@@ -29,11 +29,11 @@ class Result(NamedTuple):
 class Command(Options):
     """A command: its fields are the options, its docstring is the help (with an example), `execute` does the work.
 
-    Every command takes `--seed`, so that scripts may always give it; help shows it where something is random.
+    Every command takes `--json` and `--seed`, so that scripts may always give them; help shows them where they matter.
     """
 
     name: ClassVar[str]
-    is_random: ClassVar[bool] = True  # False: `--seed` changes nothing
+    unused: ClassVar[tuple[str, ...]] = ()  # fields that change nothing, such as the seed where nothing is random
 
     print_json: Annotated[bool, Arg(name="json")] = Field(
         default=False, description="print one JSON object on stdout, everything else on stderr"
@@ -44,8 +44,8 @@ class Command(Options):
     def parameters(cls) -> tuple[Parameter, ...]:
         """Return its arguments and options, those of every command last."""
         found = {one.field: one for one in super().parameters()}
-        if not cls.is_random:
-            found["seed"] = replace(found["seed"], is_hidden=True)
+        for name in cls.unused:
+            found[name] = replace(found[name], is_hidden=True)
         last = [found.pop(name) for name in _LAST]
         return (*found.values(), *last)
 

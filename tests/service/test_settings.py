@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adapt.search.config import SearchConfig
-from service.settings import PACKAGE_ROOT, Settings, SettingsError
+from service.settings import Settings, SettingsError
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -13,10 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 def row(name: str) -> str:
     """The line of the documentation that a field must have."""
     field = Settings.model_fields[name]
-    default = field.default
-    if isinstance(default, Path) and default.is_relative_to(PACKAGE_ROOT):
-        default = f"{default.relative_to(PACKAGE_ROOT)}/ of the repository or Bento"
-    shown = "" if default in (None, ()) else f"`{default}`" if not str(default).endswith("Bento") else default
+    shown = "" if field.default in (None, ()) else f"`{field.default}`"
     return f"| `SAUCIER_{name.upper()}` | {shown} | {field.description} |"
 
 

@@ -266,4 +266,6 @@ def test_auto_effort_is_full_on_the_command_line(tmp_path: Path):
 
 def test_effort_is_one_of_three(tiny_base_set: Path, folder: Path, capsys: pytest.CaptureFixture[str]):
     assert run_json(capsys, "search", tiny_base_set, folder, "--effort", "quick")["state"] in ("kept", "promoted")
-    assert "expected 'quick', 'full' or 'auto', got 'slow'" in failure(capsys, "search", tiny_base_set, folder, "--effort", "slow")
+    assert "expected 'quick', 'full' or 'auto', got 'slow'" in failure(
+        capsys, "search", tiny_base_set, folder, "--effort", "slow"
+    )
