@@ -3,7 +3,7 @@
 from training.parsing import Entry, Group
 
 COMMANDS = Group(
-    "Turn soups into running things: serving bundles and ONNX files.",
+    "turn soups into running things: serving bundles and ONNX files",
     {
         "bundle": Entry("deploy.making:BundleCommand", "build the serving bundle of a base set beside it"),
         "export": Entry("deploy.making:ExportCommand", "write a soup as one self-contained ONNX file"),

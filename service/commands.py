@@ -3,8 +3,10 @@
 from training.parsing import Entry, Group
 
 SERVE = Entry("service.start:ServeCommand", "serve the base sets over HTTP, from any directory")
+DEMO = Entry("examples.demo:Demo", "train digits, serve, shift, adapt: the whole idea in a minute or two")
+
 DATABASE = Group(
-    "The registry: upgrade it, check it, back it up, move it to new weights, tell a copy from the original.",
+    "look after the registry: its schema, its soundness, its backup",
     {
         "upgrade": Entry("service.db:UpgradeCommand", "bring the schema of the registry up to date, or make it"),
         "check": Entry("service.db:CheckCommand", "check that the registry is sound and that every current soup loads"),
@@ -14,7 +16,7 @@ DATABASE = Group(
     },
 )
 KEYS = Group(
-    "The API keys: make one, list them, take one back.",
+    "make API keys, list them, take them back",
     {
         "add": Entry("service.keys:AddCommand", "make a key and print it"),
         "list": Entry("service.keys:ListCommand", "list names, roles and when the keys were made"),
@@ -22,7 +24,7 @@ KEYS = Group(
     },
 )
 REFERENCE = Group(
-    "Trusted images that a promoted soup must stay good on.",
+    "keep trusted images that a promoted soup must stay good on",
     {
         "add": Entry("service.references:AddCommand", "give a deployment reference images and a floor of accuracy"),
         "show": Entry("service.references:ShowCommand", "show what reference images a deployment has"),
@@ -30,6 +32,6 @@ REFERENCE = Group(
     },
 )
 COMMANDS = Group(
-    "Serve base sets, and look after what the service keeps.",
+    "serve base sets, and look after what the service keeps",
     {"serve": SERVE, "db": DATABASE, "keys": KEYS, "reference": REFERENCE},
 )

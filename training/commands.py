@@ -3,7 +3,7 @@
 from training.parsing import Entry, Group
 
 COMMANDS = Group(
-    "Make base sets: the offline stage.",
+    "make base sets: the offline stage",
     {
         "init": Entry("training.drafting:Init", "look at a folder of photographs and write a recipe for it"),
         "run": Entry("training.running:Run", "train the ingredients of a recipe and write them as a base set"),

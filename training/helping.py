@@ -43,12 +43,15 @@ def command_help(
     return "\n\n".join(text) + "\n"
 
 
-def group_help(path: str, description: str, commands: Mapping[str, str], *, epilogue: str = "") -> str:
+def group_help(path: str, summary: str, commands: Mapping[str, str]) -> str:
     """Return the help of a group: its commands with a line each."""
     left = max(map(len, commands))
     lines = [line for name, summary in commands.items() for line in _item(name, summary, left)]
-    end = [f"`{path} COMMAND --help` says more." + (f"\n{epilogue}" if epilogue else "")]
-    return "\n\n".join([f"Usage: {path} COMMAND", _wrapped(description), "\n".join(["Commands:", *lines]), *end]) + "\n"
+    end = f"`{path} COMMAND --help` says more."
+    return (
+        "\n\n".join([f"Usage: {path} COMMAND", _wrapped(_sentence(summary)), "\n".join(["Commands:", *lines]), end])
+        + "\n"
+    )
 
 
 def described(parameter: Parameter) -> str:
@@ -91,6 +94,10 @@ def _example(text: str) -> str:
 
 def _wrapped(text: str, *, indent: str = "") -> str:
     return textwrap.fill(text, _width(), subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[:1].upper()}{summary[1:].removesuffix('.')}."
 
 
 def _width() -> int:

@@ -50,7 +50,7 @@ class Group:
 
     summary: str
     commands: Mapping[str, "Entry | Group"]
-    epilogue: str = ""
+    version: str | None = None  # what `--version` prints, of the whole program
 
     def walk(self, path: str) -> Iterator[tuple[str, Entry]]:
         """Yield every command below, with what is typed for it."""
@@ -102,11 +102,11 @@ class CommandParser(click.Command):
 class GroupParser(click.Group):
     """Parses the name of a command; the command itself parses the rest."""
 
-    def __init__(self, name: str, group: Group, version: str | None = None) -> None:
+    def __init__(self, name: str, group: Group) -> None:
         self._group = group
         super().__init__(name, context_settings=_SETTINGS, no_args_is_help=False)
-        if version is not None:
-            click.version_option(version, message="%(prog)s %(version)s")(self)
+        if group.version is not None:
+            self.params.append(_version_option(name, group.version))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; without a word, say which there are."""
@@ -137,10 +137,19 @@ class GroupParser(click.Group):
     def get_help(self, ctx: click.Context) -> str:
         """Return the help."""
         summaries = {name: item.summary for name, item in self._group.commands.items()}
-        return group_help(ctx.command_path, self._group.summary, summaries, epilogue=self._group.epilogue).rstrip()
+        return group_help(ctx.command_path, self._group.summary, summaries).rstrip()
 
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+
+
+def _version_option(name: str, version: str) -> click.Option:
+    def show(context: click.Context, _option: click.Parameter, is_asked: bool) -> None:
+        if is_asked and not context.resilient_parsing:
+            click.echo(f"{name} {version}")
+            context.exit()
+
+    return click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=show)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from training.parsing import Entry, Group
 
 COMMANDS = Group(
-    "Find the soup that suits a few labelled images.",
+    "find the soup that suits a few labelled images, and measure soups",
     {
         "search": Entry("adapt.commands.search:SearchCommand", "find the best soup for a few labelled images"),
         "evaluate": Entry("adapt.commands.evaluate:EvaluateCommand", "measure soups on labelled images"),
