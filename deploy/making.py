@@ -21,10 +21,11 @@ class BundleCommand(Command):
 
     A service without one builds its own at its first start.
 
-    Example: python -m deploy bundle bases/cifar10-small
+    Example: saucier bundle bases/cifar10-small
     """
 
     name: ClassVar[str] = "bundle"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     bases: Annotated[Path, Positional] = Field(description="folder of the base set")
     out: Path | None = Field(default=None, description="folder for <digest>/ (default: BASES/bundle)")
@@ -41,10 +42,11 @@ class BundleCommand(Command):
 class ExportCommand(Command):
     """Write a soup as one self-contained ONNX file (default: the base set's default soup).
 
-    Example: python -m deploy export bases/cifar10-small --coefficients linf=0.5,nominal=0.5 --out soup.onnx
+    Example: saucier export bases/cifar10-small --coefficients linf=0.5,nominal=0.5 --out soup.onnx
     """
 
     name: ClassVar[str] = "export"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     bases: Annotated[Path, Positional] = Field(description="folder of the base set")
     out: Path = Field(description="the file to write")
@@ -88,7 +90,7 @@ class ExportCommand(Command):
 class CheckCommand(Command):
     """Compare a bundle or an exported ONNX file with torch; exit code 1 if they disagree.
 
-    Example: python -m deploy check soup.onnx bases/cifar10-small
+    Example: saucier check soup.onnx bases/cifar10-small
     """
 
     name: ClassVar[str] = "check"

@@ -31,10 +31,11 @@ from training.parameters import Positional
 class UpgradeCommand(Command):
     """Bring the schema of the registry up to date, or make it; a start of the service does the same.
 
-    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/saucier python -m service db upgrade
+    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/saucier saucier db upgrade
     """
 
     name: ClassVar[str] = "upgrade"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     def execute(self) -> Result:
         """Upgrade it."""
@@ -51,10 +52,11 @@ class UpgradeCommand(Command):
 class CheckCommand(Command):
     """Check that the registry is sound and that the current soup of every deployment loads; exit code 1 if not.
 
-    Example: python -m service db check --json
+    Example: saucier db check --json
     """
 
     name: ClassVar[str] = "check"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     def execute(self) -> Result:
         """Check it."""
@@ -86,10 +88,11 @@ class RebaseCommand(Command):
 
     Each gets a new version, the default soup. Refused while a worker with other weights is alive.
 
-    Example: python -m service db rebase
+    Example: saucier db rebase
     """
 
     name: ClassVar[str] = "rebase"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     def execute(self) -> Result:
         """Move them."""
@@ -108,10 +111,11 @@ class IdentityCommand(Command):
     A copy, for staging say, gets an id of its own and deletes nothing that its original wrote. One that was moved, or
     restored in the place of the original, goes on as before. Stop the services that use it first.
 
-    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/staging python -m service db identity copy
+    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/staging saucier db identity copy
     """
 
     name: ClassVar[str] = "identity"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     what: Annotated[Literal["copy", "moved"], Positional] = Field(description="what it is")
 
@@ -129,10 +133,11 @@ class BackupCommand(Command):
 
     SQLite: a database file, put back in the registry's place. PostgreSQL: an archive of pg_dump, for pg_restore.
 
-    Example: python -m service db backup registry-backup.db
+    Example: saucier db backup registry-backup.db
     """
 
     name: ClassVar[str] = "backup"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     out: Annotated[Path, Positional] = Field(description="the file to write")
 

@@ -14,10 +14,11 @@ from training.parameters import Arg
 class AddCommand(Command):
     """Make a key and print it: the only time that it can be seen. Running services know it within a second.
 
-    Example: SAUCIER_API_KEYS_FILE=keys.json python -m service keys add --name camera-7 --role predict
+    Example: SAUCIER_API_KEYS_FILE=keys.json saucier keys add --name camera-7 --role predict
     """
 
     name: ClassVar[str] = "add"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     key_name: Annotated[str, Arg(name="name")] = Field(
         pattern=f"^{NAME}$", description="who it is for: letters, digits and . _ @ -, at most 63; events name it"
@@ -33,10 +34,11 @@ class AddCommand(Command):
 class ListCommand(Command):
     """List the keys: names, roles and when they were made.
 
-    Example: SAUCIER_API_KEYS_FILE=keys.json python -m service keys list
+    Example: SAUCIER_API_KEYS_FILE=keys.json saucier keys list
     """
 
     name: ClassVar[str] = "list"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     def execute(self) -> Result:
         """List them."""
@@ -49,10 +51,11 @@ class ListCommand(Command):
 class RevokeCommand(Command):
     """Take a key back. Running services refuse it within a second.
 
-    Example: SAUCIER_API_KEYS_FILE=keys.json python -m service keys revoke --name camera-7
+    Example: SAUCIER_API_KEYS_FILE=keys.json saucier keys revoke --name camera-7
     """
 
     name: ClassVar[str] = "revoke"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     key_name: Annotated[str, Arg(name="name")] = Field(description="name of the key")
 

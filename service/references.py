@@ -26,10 +26,11 @@ class AddCommand(Command):
 
     They replace those it has. Take images that nobody can upload to it, of what the deployment is usually asked.
 
-    Example: python -m service reference add default trusted/ --floor 0.7
+    Example: saucier reference add default trusted/ --floor 0.7
     """
 
     name: ClassVar[str] = "add"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     deployment: DeploymentArgument = Field(description="its name")
     folder: Annotated[Path, Positional] = Field(
         description="labelled images: a folder or archive with one folder per class"
@@ -52,10 +53,11 @@ class AddCommand(Command):
 class ShowCommand(Command):
     """Show what reference images a deployment has.
 
-    Example: python -m service reference show default --json
+    Example: saucier reference show default --json
     """
 
     name: ClassVar[str] = "show"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     deployment: DeploymentArgument = Field(description="its name")
 
     def execute(self) -> Result:
@@ -68,10 +70,11 @@ class ShowCommand(Command):
 class RemoveCommand(Command):
     """Delete the reference images of a deployment, and the floor with them.
 
-    Example: python -m service reference remove default
+    Example: saucier reference remove default
     """
 
     name: ClassVar[str] = "remove"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     deployment: DeploymentArgument = Field(description="its name")
 
     def execute(self) -> Result:

@@ -20,7 +20,7 @@ class ServeCommand(Command):
 
     Base sets are those of `bases/` in the working directory, then those that come with Saucier.
 
-    Example: python -m service serve --base-set mine --port 8080
+    Example: saucier serve --base-set mine --port 8080
     """
 
     name: ClassVar[str] = "serve"

@@ -17,7 +17,7 @@ class AddMoments(Command):
 
     New base sets of networks without BatchNorm have this already. The digest changes: bundle the base set again.
 
-    Example: python -m training moments bases/mine --data .data/cifar10
+    Example: saucier moments bases/mine --data .data/cifar10
     """
 
     name: ClassVar[str] = "moments"

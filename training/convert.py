@@ -18,11 +18,12 @@ from training.parameters import Positional
 class Convert(Command):
     """Turn a checkpoint into a safetensors file with timm's names, for a recipe to start from.
 
-    Example: python -m training convert efficientnet-lite0-57934424.pth --arch tf_efficientnet_lite0 --match order --out
+    Example: saucier convert efficientnet-lite0-57934424.pth --arch tf_efficientnet_lite0 --match order --out
     .data/efficientnet-lite0.safetensors
     """
 
     name: ClassVar[str] = "convert"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     checkpoint: Annotated[Path, Positional] = Field(
         description="safetensors, or torch.save's; pickle with code is refused"
     )

@@ -77,10 +77,11 @@ class Init(Command):
 
     Prints what was found, what was chosen and why. Nothing is trained; edit the recipe, then try it by a dry run.
 
-    Example: python -m training init photographs --weights .data/efficientnet-lite0.safetensors
+    Example: saucier init photographs --weights .data/efficientnet-lite0.safetensors
     """
 
     name: ClassVar[str] = "init"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     folder: Annotated[Path, Positional] = Field(
         description="one folder of images per class; or train/ with such folders, and test/ or val/"
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from training.parameters import Parameter
 
 WIDEST = 100  # columns
-_MOST_LEFT = 30  # columns of names; longer ones have a line of their own
+_MOST_LEFT = 26  # columns of names; longer ones have a line of their own
 _EXAMPLE = "Example"
 
 

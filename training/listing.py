@@ -16,10 +16,11 @@ COLUMNS = ("clean", "Linf", "L2", "L1", "union")
 class List(Command):
     """List the base sets below a folder.
 
-    Example: python -m training list bases
+    Example: saucier list bases
     """
 
     name: ClassVar[str] = "list"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     root: Annotated[Path, Positional] = Field(default=Path("bases"), description="folder of base sets")
 
     def execute(self) -> Result:

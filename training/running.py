@@ -8,6 +8,7 @@ from pydantic import Field
 
 from training.cli import EXIT_DONE, Command, Result
 from training.compute import Compute, Tracker
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.estimate import estimate
 from training.listing import table
 from training.parameters import Arg, Positional
@@ -18,7 +19,7 @@ from training.train import train
 class Run(Command):
     """Train the ingredients of a recipe and write them as a base set.
 
-    Example: python -m training run cifar10-small --out bases/mine --data .data/cifar10
+    Example: saucier train cifar10-small --out bases/mine --data .data/cifar10
 
     On several GPUs: accelerate launch --multi_gpu --num_processes 8 -m training run cifar10-wrn28-10 --out bases/wide
     """
@@ -37,7 +38,7 @@ class Run(Command):
         default=False, description="train nothing; print parameters, memory and time, measured on a few steps"
     )
     epochs_scale: float = Field(default=1.0, gt=0, description="multiplies every ingredient's epochs, for a quick try")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
+    device: DeviceName = Field(default=AUTO, description=DEVICE_HELP)
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast, weights stay fp32")
     micro_batch: int | None = Field(
         default=None, ge=1, description="images per process and pass, to save memory; default: the process's share"

@@ -16,10 +16,11 @@ ReportArgument = Annotated[Path, Positional]
 class PlotCommand(Command):
     """Draw a search again from its report.json.
 
-    Example: python -m adapt plot runs/shifted/report.json --out shifted.png
+    Example: saucier report runs/shifted/report.json --out shifted.png
     """
 
     name: ClassVar[str] = "plot"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     report: ReportArgument = Field(description="report.json of a search")
     out: Path | None = Field(default=None, description="picture to write; default: beside the report, .png")
 

@@ -193,7 +193,7 @@ OTHER_ARCH = ["--arch", "resnet18"]
         (["--name", "moments"], "is for its moments: choose another name"),
         (["--out", "elsewhere"], "--out: expected none with --into"),
         (["--new-head"], "--new-head: expected none with --into"),
-        (["--threat-model", "Linf"], "expected a threat model such as Linf:8/255"),
+        (["--threat-model", "Linf"], "expected NORM:EPS such as Linf:8/255"),
         (["--key", "ema"], "expected weights under 'ema', found the keys ['state_dict']"),
     ],
 )

@@ -244,7 +244,7 @@ def test_default_refuses_data_of_other_classes(tiny_base_set: Path, tmp_path: Pa
 @pytest.mark.parametrize("command", ["search", "evaluate", "default", "plot", "fronts"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]):
     assert main([command, "--help"]) == 0
-    assert "Example: python -m adapt" in capsys.readouterr().out
+    assert "Example: saucier" in capsys.readouterr().out
 
 
 def test_one_ingredient_is_evaluated_but_not_searched(

@@ -61,7 +61,7 @@ def test_every_command_reads_it(call: Callable[..., dict[str, object]], tmp_path
     assert compressed["ingredients"][1]["storage"]["after"]["n"] == 9  # type: ignore[index]
     assert call("adapt", "default", base)["n"] == 9
     assert call("adapt", "attack", base, "--steps", 1)["ingredients"]["default"]["n"] == 9  # type: ignore[index]
-    fronts = call("adapt", "fronts", base, "--out", tmp_path / "fronts", "--num-steps", 1, "--step", 0.25)
+    fronts = call("adapt", "fronts", base, "--out", tmp_path / "fronts", "--steps", 1, "--step", 0.25)
     assert fronts["settings"]["n"] == 9  # type: ignore[index]
     imported = ["import", base / "nominal.safetensors", "--arch", BATCHNORM_NET.name, "--arch-kwargs"]
     imported += [json.dumps(BATCHNORM_NET.kwargs), "--name", "linf", "--threat-model", "none", "--input-size", 16]
