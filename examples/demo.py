@@ -9,10 +9,9 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from adapt.commands.default import DefaultCommand
@@ -41,9 +40,7 @@ class Demo(Command):
 
     name: ClassVar[str] = "demo"
     out: Path = Field(default=Path("runs/demo"), description="folder for demo.png and demo.json")
-    base: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = Field(
-        default=None, description="digits base set to serve instead of training one"
-    )
+    base: Path | None = Field(default=None, description="digits base set to serve instead of training one")
     clients: int = Field(default=3, ge=1, description="clients that keep asking /predict while the service adapts")
 
     def execute(self) -> Result:

@@ -153,7 +153,7 @@ class Adapter:
         database = Database(settings.registry_url, connections=settings.database_connections)
         self._loop = AdapterLoop(
             settings,
-            read_catalog(settings.bases, check_files=False),
+            read_catalog(*settings.bases_folders, check_files=False),
             Registry(database),
             JobQueue(database),
             Samples(database, ObjectStore(settings.samples_url)),
@@ -183,7 +183,7 @@ class Saucier:
         database = Database(settings.registry_url, connections=settings.database_connections)
         registry, jobs, objects = Registry(database), JobQueue(database), ObjectStore(settings.samples_url)
         intake = Intake(database, objects, max_bytes=settings.max_sample_bytes, max_queued=settings.max_queued_jobs)
-        catalog = read_catalog(settings.bases, check_files=False)
+        catalog = read_catalog(*settings.bases_folders, check_files=False)
         metrics = Metrics()
         metrics.expect_requests(CLASSIFYING)
         predictor = Predictor(settings, catalog, registry, metrics)
@@ -222,7 +222,7 @@ class Saucier:
         try:
             check_tracing()
             check_keys(_bound_host())
-            catalog = read_catalog(settings.bases, check_files=True)
+            catalog = read_catalog(*settings.bases_folders, check_files=True)
             check_bundles(catalog, settings.home)
             prepare_registry(catalog)
             prepare_store()

@@ -4,9 +4,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-import tyro
 from pydantic import Field
 from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
@@ -26,15 +25,17 @@ from service.store.transactions import UnknownVersion
 from service.weights import rebase_all, told
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result
 from training.documents import one_line
+from training.parameters import Positional
 
 
 class UpgradeCommand(Command):
     """Bring the schema of the registry up to date, or make it; a start of the service does the same.
 
-    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/saucier python -m service db upgrade
+    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/saucier saucier db upgrade
     """
 
     name: ClassVar[str] = "upgrade"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     def execute(self) -> Result:
         """Upgrade it."""
@@ -51,15 +52,16 @@ class UpgradeCommand(Command):
 class CheckCommand(Command):
     """Check that the registry is sound and that the current soup of every deployment loads; exit code 1 if not.
 
-    Example: python -m service db check --json
+    Example: saucier db check --json
     """
 
     name: ClassVar[str] = "check"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     def execute(self) -> Result:
         """Check it."""
         settings = Settings.load()
-        catalog = read_catalog(settings.bases, check_files=False)
+        catalog = read_catalog(*settings.bases_folders, check_files=False)
         with opened(settings, must_exist=True) as database:
             with database.read() as session:
                 connection = session.connection()
@@ -86,15 +88,16 @@ class RebaseCommand(Command):
 
     Each gets a new version, the default soup. Refused while a worker with other weights is alive.
 
-    Example: python -m service db rebase
+    Example: saucier db rebase
     """
 
     name: ClassVar[str] = "rebase"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     def execute(self) -> Result:
         """Move them."""
         settings = Settings.load()
-        catalog = read_catalog(settings.bases, check_files=False)
+        catalog = read_catalog(*settings.bases_folders, check_files=False)
         with opened(settings, must_exist=True) as database:
             _check_schema(database)
             moves = rebase_all(database, catalog, settings)
@@ -108,12 +111,13 @@ class IdentityCommand(Command):
     A copy, for staging say, gets an id of its own and deletes nothing that its original wrote. One that was moved, or
     restored in the place of the original, goes on as before. Stop the services that use it first.
 
-    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/staging python -m service db identity copy
+    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/staging saucier db identity copy
     """
 
     name: ClassVar[str] = "identity"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
-    what: tyro.conf.Positional[Literal["copy", "moved"]] = Field(description="what it is")
+    what: Annotated[Literal["copy", "moved"], Positional] = Field(description="what it is")
 
     def execute(self) -> Result:
         """Say it."""
@@ -129,12 +133,13 @@ class BackupCommand(Command):
 
     SQLite: a database file, put back in the registry's place. PostgreSQL: an archive of pg_dump, for pg_restore.
 
-    Example: python -m service db backup registry-backup.db
+    Example: saucier db backup registry-backup.db
     """
 
     name: ClassVar[str] = "backup"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
-    out: tyro.conf.Positional[Path] = Field(description="the file to write")
+    out: Annotated[Path, Positional] = Field(description="the file to write")
 
     def execute(self) -> Result:
         """Write it."""
@@ -144,9 +149,6 @@ class BackupCommand(Command):
         back_up(settings.registry_url, self.out)
         size = self.out.stat().st_size
         return Result({"out": str(self.out), "bytes": size, "revision": revision}, f"{self.out}: {size:,} bytes")
-
-
-COMMANDS: tuple[type[Command], ...] = (UpgradeCommand, CheckCommand, RebaseCommand, IdentityCommand, BackupCommand)
 
 
 @contextmanager

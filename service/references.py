@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import tyro
 from pydantic import Field
 
 from adapt.images import support as supports
@@ -17,8 +16,9 @@ from service.store.references import ReferenceInfo, References
 from service.store.registry import Registry
 from service.store.transactions import UnknownDeployment
 from training.cli import Command, Result
+from training.parameters import Positional
 
-DeploymentArgument = Annotated[str, tyro.conf.Positional]
+DeploymentArgument = Annotated[str, Positional]
 
 
 class AddCommand(Command):
@@ -26,12 +26,13 @@ class AddCommand(Command):
 
     They replace those it has. Take images that nobody can upload to it, of what the deployment is usually asked.
 
-    Example: python -m service reference add default trusted/ --floor 0.7
+    Example: saucier reference add default trusted/ --floor 0.7
     """
 
     name: ClassVar[str] = "add"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     deployment: DeploymentArgument = Field(description="its name")
-    folder: Annotated[Path, tyro.conf.Positional] = Field(
+    folder: Annotated[Path, Positional] = Field(
         description="labelled images: a folder or archive with one folder per class"
     )
     floor: float = Field(gt=0, le=1, description="least accuracy, a fraction")
@@ -39,7 +40,7 @@ class AddCommand(Command):
     def execute(self) -> Result:
         """Check and store them."""
         settings = Settings.load()
-        catalog = read_catalog(settings.bases, check_files=False)
+        catalog = read_catalog(*settings.bases_folders, check_files=False)
         with _references(settings) as (registry, references):
             base_set = registry.deployment(self.deployment).base_set
             if base_set not in catalog:
@@ -52,10 +53,11 @@ class AddCommand(Command):
 class ShowCommand(Command):
     """Show what reference images a deployment has.
 
-    Example: python -m service reference show default --json
+    Example: saucier reference show default --json
     """
 
     name: ClassVar[str] = "show"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     deployment: DeploymentArgument = Field(description="its name")
 
     def execute(self) -> Result:
@@ -68,10 +70,11 @@ class ShowCommand(Command):
 class RemoveCommand(Command):
     """Delete the reference images of a deployment, and the floor with them.
 
-    Example: python -m service reference remove default
+    Example: saucier reference remove default
     """
 
     name: ClassVar[str] = "remove"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     deployment: DeploymentArgument = Field(description="its name")
 
     def execute(self) -> Result:
@@ -80,9 +83,6 @@ class RemoveCommand(Command):
             removed = references.remove(self.deployment)
         text = "removed" if removed else "there were none"
         return Result({"deployment": self.deployment, "removed": removed}, f"{self.deployment}: {text}")
-
-
-COMMANDS: tuple[type[Command], ...] = (AddCommand, ShowCommand, RemoveCommand)
 
 
 @contextmanager

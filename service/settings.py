@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -16,7 +16,7 @@ from training.documents import first_error
 
 MetricsKey = Literal["auto", "always", "never"]
 DATABASE_CONNECTIONS = 5  # of one process: 19 processes fit into the 100 that PostgreSQL allows by default
-PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent  # of the repository, the Bento, or the installed packages
 
 PREFIX = "SAUCIER_"
 # Not settings: folders of data that tests read, and what Kubernetes tells every container about a Service of our name.
@@ -35,13 +35,15 @@ class Settings(BaseSettings):
     home: Path = Field(
         default=Path("~/.saucier"), description="folder for the registry, stored samples and serving bundles"
     )
-    bases: Path = Field(
-        default=PACKAGE_ROOT / "bases",
-        description="folder with one base set per subfolder, or a single base set",
+    bases: Path | None = Field(
+        default=None,
+        description="folder with one base set per subfolder, or a single base set; by default `bases/` in the working "
+        "directory, and those that come with Saucier whose names are not taken there",
     )
     base_set: str | None = Field(
         default=None,
-        description="base set of the deployment `default`; by default the only one there is, else `cifar10`",
+        description="base set of the deployment `default`. By default what it serves already; at the first start the "
+        "only base set of the first folder that has any, else `cifar10`",
     )
     database_url: str | None = Field(
         default=None,
@@ -199,6 +201,8 @@ class Settings(BaseSettings):
         description="silence after which a worker counts as gone and a job goes back to the queue (once)",
     )
 
+    _working_directory: Path = PrivateAttr(default_factory=lambda: Path.cwd().resolve())  # BentoML changes it later
+
     @field_validator("home", "bases", "api_keys_file", mode="after")
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
@@ -241,6 +245,13 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip().lower() for part in value.split(",") if part.strip())
         return value
+
+    @property
+    def bases_folders(self) -> tuple[Path, ...]:
+        """Where base sets are looked for; of two with one name the one in the earlier folder counts."""
+        if self.bases is not None:
+            return (self.bases,)
+        return tuple(dict.fromkeys((self._working_directory / "bases", PACKAGE_ROOT / "bases")))
 
     @property
     def max_upload_bytes(self) -> int:

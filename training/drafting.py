@@ -7,7 +7,6 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, ClassVar
 
-import tyro
 import yaml
 from pydantic import Field
 
@@ -16,6 +15,7 @@ from training.cli import Command, Result
 from training.contents import Contents, look_at
 from training.files import replace_file
 from training.manifest import Norm
+from training.parameters import Positional
 from training.recipe import Recipe
 from training.splits import VALIDATION_FRACTION
 from training.start import PRETRAINED
@@ -77,11 +77,12 @@ class Init(Command):
 
     Prints what was found, what was chosen and why. Nothing is trained; edit the recipe, then try it by a dry run.
 
-    Example: python -m training init photographs --weights .data/efficientnet-lite0.safetensors
+    Example: saucier init photographs --weights .data/efficientnet-lite0.safetensors
     """
 
     name: ClassVar[str] = "init"
-    folder: Annotated[Path, tyro.conf.Positional] = Field(
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
+    folder: Annotated[Path, Positional] = Field(
         description="one folder of images per class; or train/ with such folders, and test/ or val/"
     )
     out: Path | None = Field(default=None, description="the new recipe; default: the folder's name with .yaml")

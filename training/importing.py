@@ -38,7 +38,7 @@ class ImportRecipe(Frozen):
 class Import(ImportOptions):
     """Make a base set of one ingredient from a checkpoint, to train others from; or add it to a base set (--into).
 
-    Example: python -m training import linf.pt --arch saucier_resnet --name linf --threat-model Linf:8/255
+    Example: saucier import linf.pt --arch saucier_resnet --name linf --threat-model Linf:8/255
     --input-size 32 --data .data/cifar10 --out bases/mine
     """
 

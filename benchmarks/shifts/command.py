@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
-import tyro
 from pydantic import Field
 
 from adapt.networks.prepared import PreparedBase
@@ -22,6 +21,7 @@ from training.bases import load_base_set
 from training.cli import Command, Result
 from training.devices import thread_count
 from training.manifest import check_mixable
+from training.parameters import Arg, Positional
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Shifts(Command):
     """
 
     name: ClassVar[str] = "shifts"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path | None = Field(
         default=None,
         description="CIFAR-10 (.data/cifar10 if not given), or a folder with test/<class>/<file>; with --domains the "
@@ -87,18 +87,18 @@ class Shifts(Command):
         description="with commas: folders of <class>/<file>, or a folder of such folders; corruptions for the 15 "
         "standard ones, or the name of one. Each folder is a domain, all corruptions together are one",
     )
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    quick: bool = Field(
         default=False,
         description=f"two shifts of each of five families, n {' and '.join(map(str, QUICK.n))}, {QUICK.seeds} draws, "
         f"{QUICK.n_test} unseen pictures: at most 10 minutes on 2 cores. Other options overrule it",
     )
-    severities: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    severities: bool = Field(
         default=False, description="every shift at every severity, and only methods that look answers up"
     )
     n: tuple[str, ...] | None = Field(
         default=None, description=f"labelled pictures; {','.join(map(str, FULL.n))} if not given"
     )
-    seeds: Annotated[int | None, tyro.conf.arg(aliases=("--draws",))] = Field(
+    seeds: Annotated[int | None, Arg(aliases=("draws",))] = Field(
         default=None, ge=1, description=f"draws, from --seed on; {FULL.seeds} if not given"
     )
     shifts: tuple[str, ...] | None = Field(
@@ -224,7 +224,7 @@ class Report(Command):
     """
 
     name: ClassVar[str] = "report"
-    out: Annotated[Path, tyro.conf.Positional] = Field(description="folder of the results")
+    out: Annotated[Path, Positional] = Field(description="folder of the results")
 
     def execute(self) -> Result:
         """Report."""

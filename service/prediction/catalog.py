@@ -27,26 +27,40 @@ class Base:
         return find_bundle(self.folder, self.manifest, home)
 
 
-def read_catalog(folder: Path, *, check_files: bool) -> dict[str, Base]:
-    """Return the base sets below `folder` (or `folder` itself, if it is one) by name.
+def read_catalog(*folders: Path, check_files: bool) -> dict[str, Base]:
+    """Return the base sets below `folders` (or a folder itself, if it is one) by name.
 
     Args:
-        folder: the setting SAUCIER_BASES.
+        folders: `Settings.bases_folders`. Of two base sets with one name, the one in the earlier folder counts.
         check_files: compare the SHA-256 of every weight file as well.
 
     Raises:
-        BaseSetError: none has ingredients to mix, two have one name, or one is corrupt; one line that names the file.
+        BaseSetError: none has ingredients to mix, two in one folder have one name, or one is corrupt; one line that
+            names the file.
     """
-    folders = [folder] if _is_base_set(folder) else sorted(path for path in folder.glob("*") if _is_base_set(path))
-    if not folders:
-        raise BaseSetError(f"{folder}: expected at least one base set, found no {MANIFEST_NAME} (SAUCIER_BASES)")
     catalog: dict[str, Base] = {}
-    for path in folders:
+    for folder in folders:
+        for name, base in _read_folder(folder, check_files=check_files).items():
+            if name in catalog:
+                logger.info("%s: passed over: %s has the name %s, too", base.folder, catalog[name].folder, name)
+            else:
+                catalog[name] = base
+    if not catalog:
+        places = " or ".join(map(str, folders))
+        expected = f"{places}: expected at least one base set with ingredients to mix"
+        raise BaseSetError(f"{expected}, found none with a {MANIFEST_NAME} (SAUCIER_BASES)")
+    return catalog
+
+
+def _read_folder(folder: Path, *, check_files: bool) -> dict[str, Base]:
+    paths = [folder] if _is_base_set(folder) else sorted(path for path in folder.glob("*") if _is_base_set(path))
+    catalog: dict[str, Base] = {}
+    for path in paths:
         manifest = read_manifest(path, check_files=check_files)
         try:
             check_mixable(manifest)
         except BaseSetError as error:  # imported, and nothing trained from it yet
-            if len(folders) == 1:
+            if len(paths) == 1:
                 raise
             logger.warning("%s: passed over: %s", path, error)
             continue
@@ -54,8 +68,6 @@ def read_catalog(folder: Path, *, check_files: bool) -> dict[str, Base]:
             other = catalog[manifest.name].folder
             raise BaseSetError(f"{path / MANIFEST_NAME}: {other} has a base set named {manifest.name!r}, too")
         catalog[manifest.name] = Base(path, manifest)
-    if not catalog:
-        raise BaseSetError(f"{folder}: expected at least one base set with ingredients to mix, found none")
     return catalog
 
 
@@ -65,18 +77,26 @@ def _is_base_set(folder: Path) -> bool:
 
 
 def choose_default(catalog: Mapping[str, Base], settings: Settings) -> Base:
-    """Return the base set of the deployment `default`.
+    """Return the base set that the deployment `default` is made with.
 
     Raises:
         BaseSetError: it is not there, or it is not clear which one is meant.
     """
-    name = settings.base_set or (next(iter(catalog)) if len(catalog) == 1 else USUAL_BASE_SET)
-    if name in catalog:
-        return catalog[name]
+    places = " or ".join(map(str, settings.bases_folders))
     if settings.base_set is not None:
-        raise BaseSetError(f"{settings.bases}: expected a base set named {name!r}, found {sorted(catalog)}")
+        if settings.base_set not in catalog:
+            wanted = f"expected a base set named {settings.base_set!r} (SAUCIER_BASE_SET)"
+            raise BaseSetError(f"{places}: {wanted}, found {sorted(catalog)}")
+        return catalog[settings.base_set]
+    first = next(iter(catalog.values())).folder.parent  # one's own before those that come with Saucier
+    own = [base for base in catalog.values() if base.folder.parent == first]
+    if len(own) == 1:
+        return own[0]
+    if USUAL_BASE_SET in catalog and catalog[USUAL_BASE_SET] in own:
+        return catalog[USUAL_BASE_SET]
+    found = sorted(base.manifest.name for base in own)
     raise BaseSetError(
-        f"{settings.bases}: expected one base set or one named {name!r}, found {sorted(catalog)}: set SAUCIER_BASE_SET"
+        f"{first}: expected one base set or one named {USUAL_BASE_SET!r}, found {found}: set SAUCIER_BASE_SET"
     )
 
 

@@ -261,4 +261,4 @@ def test_registry_that_cannot_be_used_is_one_line_without_the_password(
 def test_unknown_group_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nothing"]) == 2
     assert main(["--help"]) == 0
-    assert "python -m service db check" in capsys.readouterr().out
+    assert "Usage: python -m service COMMAND" in capsys.readouterr().out

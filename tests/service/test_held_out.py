@@ -272,7 +272,7 @@ def test_likely_promotes_unproven_where_the_stated_harm_is_improbable(site: Site
     assert site.adapt(FIRST, promote="likely", strategy="grid").id == careful.id
 
     bold = site.settings.model_copy(update={"harm": 0.1})
-    site.searcher = Searcher(bold, read_catalog(bold.bases, check_files=False))
+    site.searcher = Searcher(bold, read_catalog(*bold.bases_folders, check_files=False))
     site.registry.dial("default", default_soup(site.manifest))  # the same soup as another version
     daring = site.adapt(FIRST, promote="likely")
     assert (daring.state, daring.attempt) == ("promoted", 1), daring.reason

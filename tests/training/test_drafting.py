@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from tests.training.pictures import write_pictures
-from training.__main__ import COMMANDS
 from training.bases import load_base_set
 from training.choosing import choose
 from training.cli import run
+from training.commands import COMMANDS
 from training.contents import look_at
 from training.manifest import Architecture, InputSpec
 from training.models import create_classifier
