@@ -45,11 +45,12 @@ postgres: ## install PostgreSQL from Debian's packages, as root, for the tests o
 prometheus: ## install Prometheus from Debian's packages, as root, for the tests with it
 	@DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus
 
-lint: $(STAMP) ## style, format, types, import contracts
+lint: $(STAMP) ## style, format, types, import contracts, prose
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m docs.tools.prose
 
 format: $(STAMP) ## format, and mend what ruff can mend
 	@$(BIN)/ruff check --fix

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from service.http.openapi import openapi_document
+from service.saucier import reference
 from training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ DOCUMENTS = sorted(
 )
 MODULES = "training|adapt|deploy|service|benchmarks|examples|docs"
 COMMAND = re.compile(rf"(?:\.venv/bin/)?python -m ((?:{MODULES})[\w.]*(?: [^`#\n]*)?)")
+FRONT_DOOR = re.compile(r"(?<![\w/.-])(?:\.venv/bin/)?saucier ([a-z][^`#\n|]*)")
 DEPTH = {"training": 1, "adapt": 1, "deploy": 1, "service": 2}  # how many words name a command
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
 FOLDERS = "training|adapt|deploy|service|docs|examples|benchmarks|tests|bases"
@@ -68,6 +70,28 @@ def test_every_command_and_flag_exists(document: str, line: str) -> None:
     text = help_of(module, *words[: DEPTH.get(module, 0)])
     for flag in (word for word in words if word.startswith("--") and word != "--help"):
         assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", text), f"{document}: {module} has no {flag}"
+
+
+def saucier_lines() -> list[tuple[str, str]]:
+    """Every line of the one command in the documents."""
+    found = {
+        (document.name, " ".join(line.split()))
+        for document in DOCUMENTS
+        for line in FRONT_DOOR.findall(document.read_text().replace("\\\n", " "))
+    }
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("document", "line"), saucier_lines(), ids=lambda value: value.replace("/", "-"))
+def test_every_command_and_flag_of_the_front_door_exists(document: str, line: str) -> None:
+    found = [command for command in reference() if f"saucier {line} ".startswith(f"{command.path} ")]
+    groups = {command.path.split()[1] for command in reference() if len(command.path.split()) > 2}
+    if line in groups:
+        return
+    assert found, f"{document}: no command saucier {line}"
+    (command,) = found
+    for flag in re.findall(r"(?<= )--[\w-]+", line):
+        assert flag == "--help" or flag in command.help, f"{document}: {command.path} has no {flag}"
 
 
 def test_recipes_shown_are_recipes(tmp_path: Path) -> None:

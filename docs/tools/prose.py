@@ -3,6 +3,7 @@
 Exit code 1 if a rule of `docs/tools/prose_rules.py` finds something, with a line for each sentence.
 """
 
+import argparse
 import ast
 import re
 import sys
@@ -46,8 +47,11 @@ class Finding(NamedTuple):
 
 def main() -> int:
     """Check the files that the command line names, or all; return the exit code."""
-    named = [Path(name) for name in sys.argv[1:]]
-    findings = [finding for path in named or files() for finding in check(path)]
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.tools.prose", description="Check that prose is plain English."
+    )
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="documents or modules; default: all")
+    findings = [finding for path in parser.parse_args().files or files() for finding in check(path)]
     for finding in findings:
         sys.stderr.write(f"{finding}\n")
     return int(bool(findings))

@@ -1,5 +1,6 @@
 """Write the generated pages of docs/reference: `python -m docs.tools.reference`; `--check` only compares."""
 
+import argparse
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,9 +26,14 @@ def pages() -> dict[str, str]:
 
 def main() -> int:
     """Write the pages, or with `--check` name those that differ; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.tools.reference", description="Write docs/reference from the code."
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is out of date")
+    is_check = parser.parse_args().check
     found = pages()
     differing = [name for name, text in found.items() if _read(name) != text]
-    if "--check" in sys.argv[1:]:
+    if is_check:
         for name in differing:
             sys.stderr.write(f"docs/reference/{name} is out of date: run python -m docs.tools.reference\n")
         return int(bool(differing))

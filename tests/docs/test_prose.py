@@ -142,3 +142,8 @@ def test_docstrings_are_checked(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
     module.write_text('"""A module."""\n\n\ndef f() -> None:\n    """Build it.\n\n    It is built anew.\n    """\n')
     assert [(found.line, found.rule) for found in prose.check(module)] == [(7, "private")]
+
+
+def test_all_documents_and_docstrings_pass() -> None:
+    findings = [str(finding) for path in prose.files() for finding in prose.check(path)]
+    assert not findings, "\n".join(findings)
