@@ -27,7 +27,7 @@ from adapt.rungs.task import Part
 from adapt.rungs.trained import start_of, trainable, trained_model
 from adapt.rungs.training import Plan, train
 
-MIN_IMAGES = 80  # below, what is learned is not worth what is lost: see EXPERIMENTS.md
+MIN_IMAGES = 80  # below, what is learned is not worth what is lost: see docs/experiments/2026-11.md
 # Of the network's weights in matrices and filters, the share that is trained, from the input on; and their most, unless
 # the first filters alone are more: those of a vision transformer's patches are, and without them nothing is early.
 SHARE, MAX_WEIGHTS = 0.1, 2**16

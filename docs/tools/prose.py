@@ -109,7 +109,8 @@ def _plain(text: str) -> str:
 
 def _blocks(text: str) -> Iterator[tuple[int, str]]:
     """Yield the first line and the text of each paragraph, entry of a list and cell of a table."""
-    start, lines, is_code = 0, [], False
+    start, is_code = 0, False
+    lines: list[str] = []
     for number, line in enumerate([*text.split("\n"), ""], 1):
         if line.lstrip().startswith("```"):
             is_code = not is_code
