@@ -28,11 +28,9 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """List the decisions in the navigation, in their order."""
-    decisions = [f"decisions/{path.name}" for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))]
-    experiments = [f"experiments/{path.name}" for path in sorted((ROOT / "docs" / "experiments").glob("*.md"))]
     for section in config.nav or []:
         if "Explanation" in section:
-            section["Explanation"] += [{"Decisions": decisions}, {"Older experiments": experiments}]
+            section["Explanation"] += [{"Decisions": _pages("decisions")}, {"Older experiments": _pages("experiments")}]
     return config
 
 
@@ -62,6 +60,12 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         return f"{bang}[{text}]({os.path.relpath(uri, Path(source).parent)}{anchor})"
 
     return LINK.sub(replace, markdown)
+
+
+def _pages(folder: str) -> list[str]:
+    """Return the pages of a folder of docs/, its README first."""
+    names = sorted(path.name for path in (ROOT / "docs" / folder).glob("*.md"))
+    return [f"{folder}/{name}" for name in sorted(names, key=lambda name: name != "README.md")]
 
 
 def _outside() -> Iterator[Path]:
