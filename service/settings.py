@@ -75,14 +75,15 @@ class Settings(BaseSettings):
         default="text", description="what log lines are written as; `json` is one object per line"
     )
     api_keys_file: Path | None = Field(
-        default=None, description="file of the API keys, see `python -m service keys`; by default no keys are asked for"
+        default=None,
+        description="file of the API keys, see `python -m service keys`; by default no request needs a key",
     )
     public_without_keys: bool = Field(
         default=False,
         description="start on an address other than loopback without keys: every client may then use every route",
     )
     metrics_key: MetricsKey = Field(
-        default="auto", description="whether `/metrics` needs a key, too; `auto`: unless it is asked for over loopback"
+        default="auto", description="whether `/metrics` needs a key, too; `auto`: except over loopback"
     )
     key_requests_per_second: float | None = Field(
         default=None,
@@ -174,8 +175,8 @@ class Settings(BaseSettings):
         gt=0,
         lt=1,
         description="chance of any false promotion while a version is current, over all adaptations together: the "
-        "first one promotes with a one-sided p value below half of it, later ones below less. A watch that goes back "
-        "on labelled images keeps to the same levels",
+        "first one promotes with a one-sided p value below half of it, later ones below less. A watch that rolls back "
+        "on labelled images uses the same levels",
     )
     harm: float = Field(
         default=0.02,

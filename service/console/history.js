@@ -123,7 +123,7 @@ function imagesText({ n, unlabelled, per_class: perClass }) {
 }
 
 const floorText = ({ n, accuracy, floor }) =>
-  `${percent(accuracy)} on ${plural(n, "trusted reference image")}, where ${percent(floor)} is the least.`;
+  `${percent(accuracy)} on ${plural(n, "reference image")}, where ${percent(floor)} is the least.`;
 
 export function createJobs({ showOnMap, cancel }) {
   const root = byId("jobs");

@@ -90,7 +90,7 @@ def test_what_the_watch_did_is_listed_with_its_reason(
     client, fact = server.client, "#soup .facts"
     with console(browser, server, at=f"#/{name}") as page:
         shown(page, name)
-        expect(page.locator(fact)).to_contain_text(re.compile(r"Goes back by itself\s*no"))
+        expect(page.locator(fact)).to_contain_text(re.compile(r"Watch\s*off"))
         assert client.put(f"/deployments/{name}/watch", json={}).status_code == 201
         for values in ((0.0, 0.0, 1.0, 0.0), (0.0, -1.0, 2.0, 0.0)):  # right, and mostly wrong
             client.put(f"/deployments/{name}/soup", json={"coefficients": dict(zip(NAMES, values, strict=True))})
