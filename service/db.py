@@ -1,4 +1,4 @@
-"""The commands of `python -m service db`: the registry's schema, its soundness, its backup."""
+"""The commands of `saucier db`: the registry's schema, its soundness, its backup."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -206,7 +206,7 @@ def _check_schema(database: Database) -> None:
 
 
 def _behind(revision: str | None) -> str:
-    return f"expected revision {head()}, found {revision}: run `python -m service db upgrade`"
+    return f"expected revision {head()}, found {revision}: run `saucier db upgrade`"
 
 
 def _damage(connection: Connection) -> list[str]:

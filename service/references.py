@@ -1,4 +1,4 @@
-"""The commands of `python -m service reference`: labelled images that somebody vouches for."""
+"""The commands of `saucier reference`: labelled images that somebody vouches for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

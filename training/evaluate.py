@@ -1,4 +1,4 @@
-"""`python -m training evaluate`: attack every ingredient of a base set on its test images."""
+"""`saucier evaluate`: attack every ingredient of a base set on its test images."""
 
 import logging
 import re

@@ -54,12 +54,12 @@ class Demo(Command):
 
 def train_digits(folder: Path, *, recipe: str = "digits", seed: int) -> Path:
     """Train a recipe on digits and choose its default soup; returns the folder."""
-    logger.info("training the digits ingredients, as `python -m training run %s` does", recipe)
+    logger.info("training the digits ingredients, as `saucier train %s` does", recipe)
     # The network is so small that a second thread gains little, and beside other load costs much.
     with thread_count(1):
         train(load_recipe(Path(recipe)), folder, seed=seed)
         chosen = DefaultCommand(bases=folder).execute()
-    logger.info("default soup, as `python -m adapt default` chooses it: %s", chosen.text.replace("\n", "; "))
+    logger.info("default soup, as `saucier adapt default` chooses it: %s", chosen.text.replace("\n", "; "))
     return folder
 
 
