@@ -27,6 +27,7 @@ from service.store.transactions import UnknownDeployment, UnknownVersion
 from service.weights import rebase_all, told
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result
 from training.documents import one_line
+from training.nearest import meant
 from training.parameters import Arg, Positional
 
 
@@ -119,7 +120,9 @@ class RebaseCommand(Command):
     def _change(self, settings: Settings, base_set: str) -> Result:
         catalog = read_catalog(*settings.bases_folders, check_files=False)
         if base_set not in catalog:
-            raise ValueError(f"--base-set: expected one of {sorted(catalog)}, got {base_set!r}")
+            raise ValueError(
+                f"--base-set: expected one of {sorted(catalog)}, got {base_set!r}{meant(base_set, catalog)}"
+            )
         wanted = default_soup(catalog[base_set].manifest)
         with opened(settings, must_exist=True) as database:
             _check_schema(database)
@@ -127,7 +130,8 @@ class RebaseCommand(Command):
                 moved = change_base_set(database, self.deployment, wanted, stale_seconds=settings.stale_seconds)
             except UnknownDeployment:
                 known = [found.name for found in Registry(database).deployments(limit=MAX_NAMED)]
-                raise ValueError(f"--deployment: expected one of {known}, got {self.deployment!r}") from None
+                hint = meant(self.deployment, known)
+                raise ValueError(f"--deployment: expected one of {known}, got {self.deployment!r}{hint}") from None
         if moved is None:
             return Result({"moved": []}, f"{self.deployment} has the base set {base_set} already")
         text = f"{moved.deployment}: version {moved.from_version} -> {moved.to_version}, default soup of {base_set}"
