@@ -181,7 +181,8 @@ def _line(error: click.UsageError) -> str:
     assert context is not None
     where = f" (see {context.command_path} --help)"
     if isinstance(error, click.NoSuchOption):
-        flags = [flag for one in context.command.get_params(context) for flag in one.opts if flag.startswith("--")]
+        shown = [one for one in context.command.get_params(context) if not getattr(one, "hidden", False)]
+        flags = [flag for one in shown for flag in (*one.opts, *one.secondary_opts) if flag.startswith("--")]
         return f"there is no option {error.option_name}{meant(error.option_name, flags)}{where}"
     if isinstance(error, click.exceptions.NoSuchCommand) and isinstance(context.command, click.Group):
         known = context.command.list_commands(context)
