@@ -21,7 +21,7 @@ help: ## say what there is
 check: lint test ## lint, types, import contracts, tests
 
 demo: $(STAMP) ## train digits, serve, shift, adapt: the whole idea in a minute or two
-	@$(BIN)/python -m examples.demo
+	@$(BIN)/python -m service.demo
 
 demo-photos: $(STAMP) ## a classifier of photographs meets drawings and adapts, in three minutes; PHOTOS=FOLDER shows it yours
 	@$(BIN)/python -m examples.demo_photos $(if $(PHOTOS),--photos "$(PHOTOS)")

@@ -13,6 +13,7 @@ from deploy.parity import Comparison, TorchReference
 from deploy.runtime import Bundle
 from training.bases import BaseSet, load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result
+from training.nearest import meant
 from training.parameters import Positional
 
 
@@ -82,7 +83,8 @@ class ExportCommand(Command):
             return default_soup(base.manifest)
         given = parse_coefficients(self.coefficients)
         if unknown := sorted(given.keys() - base.state_dicts.keys()):
-            raise ValueError(f"--coefficients: expected names among {list(base.state_dicts)}, got {unknown}")
+            hint = meant(unknown[0], base.state_dicts)
+            raise ValueError(f"--coefficients: expected names among {list(base.state_dicts)}, got {unknown}{hint}")
         filled = dict.fromkeys(base.manifest.ingredient_names, 0.0) | given
         return make_soup(base.manifest, filled, bn_mode=self.bn_mode, temperature=self.temperature)
 

@@ -15,17 +15,17 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from benchmarks.server import ROOT
-from examples.performance import perform
 from examples.sketches import draw
-from examples.story import Pictures
+from service.demo.performance import perform
+from service.demo.story import Pictures
+from service.settings import PACKAGE_ROOT
 from training.cli import Command, Result, run
 from training.data import balanced_indices, find_files
 from training.documents import file_sha256
 from training.images import decode
 from training.manifest import Manifest, read_manifest
 
-BASE_SET = ROOT / "bases" / "photos"
+BASE_SET = PACKAGE_ROOT / "bases" / "photos"
 NUM_SUPPORT, NUM_TEST = 70, 210
 MIN_TEST = 50  # fewer pictures of one's own would show next to nothing
 MOST_PIXELS = 512  # of a picture's longer side: a client that has larger ones sends them smaller

@@ -26,8 +26,8 @@ from adapt.reporting.report import UnseenAccuracy, make_report, table, write
 from adapt.search.config import RUNGS, SearchConfig
 from adapt.search.search import search
 from deploy.export import export
-from examples.camera import DEMO_CAMERA
-from examples.demo import photograph_digits, train_digits
+from service.demo.camera import DEMO_CAMERA
+from service.demo.digits import photograph_digits, train_digits
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.data import ImageSet, load_folder

@@ -20,9 +20,9 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from adapt.documents.soup import default_soup
 from deploy.layout import BundleError
 from service.adapter.loop import AdapterLoop
+from service.defaults import settle_default
 from service.http.access import Access, is_loopback
 from service.http.adaptation import Adaptation
 from service.http.api import create_app
@@ -34,8 +34,8 @@ from service.http.measuring import CLASSIFYING, Measured
 from service.http.security import Gate
 from service.logs import set_up_logging
 from service.metrics import Metrics
-from service.prediction.catalog import Base, check_bundles, choose_default, read_catalog
-from service.prediction.predictor import DEFAULT, Predictor
+from service.prediction.catalog import Base, check_bundles, read_catalog
+from service.prediction.predictor import Predictor
 from service.settings import Settings, SettingsError
 from service.stopping import on_stop, refuse_connections_when_stopping
 from service.store.database import Database, SchemaError
@@ -257,9 +257,10 @@ def _bound_host() -> str:
 
 
 def prepare_registry(catalog: dict[str, Base]) -> None:
-    """Bring the schema up to date, make the deployment `default`, look for deployments made for other weights.
+    """Bring the schema up to date, settle the deployment `default`, look for deployments made for other weights.
 
     Raises:
+        BaseSetError: the base set of `default` is not here, or it is not clear which one is meant.
         SchemaError: the database was made by a newer version, or by one that is too old.
     """
     from service.store.migrate import upgrade
@@ -268,8 +269,7 @@ def prepare_registry(catalog: dict[str, Base]) -> None:
         settings.home.mkdir(parents=True, exist_ok=True)
     database = Database(settings.registry_url)
     upgrade(database)
-    registry = Registry(database)
-    registry.ensure_deployment(DEFAULT, default_soup(choose_default(catalog, settings).manifest))
+    settle_default(database, catalog, settings)
     check_weights(database, catalog, settings)
     database.close()
 

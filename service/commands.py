@@ -3,7 +3,7 @@
 from training.parsing import Entry, Group
 
 SERVE = Entry("service.start:ServeCommand", "serve the base sets over HTTP, from any directory")
-DEMO = Entry("examples.demo:Demo", "train digits, serve, shift, adapt: the whole idea in a minute or two")
+DEMO = Entry("service.demo.digits:Demo", "train digits, serve, shift, adapt: the whole idea in a minute or two")
 
 DATABASE = Group(
     "look after the registry: its schema, its soundness, its backup",

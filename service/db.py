@@ -1,4 +1,4 @@
-"""The commands of `python -m service db`: the registry's schema, its soundness, its backup."""
+"""The commands of `saucier db`: the registry's schema, its soundness, its backup."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,21 +11,24 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapt.documents.soup import check_soup
+from adapt.documents.soup import check_soup, default_soup
 from deploy.runtime import Bundle
 from service.prediction.catalog import Base, read_catalog
+from service.prediction.predictor import DEFAULT
 from service.settings import Settings
 from service.store.backup import back_up
 from service.store.database import Database
 from service.store.identity import become_copy, become_original
 from service.store.migrate import differences, head, is_newer, upgrade, usable_revision
+from service.store.rebasing import MAX_NAMED, change_base_set
 from service.store.registry import Registry
 from service.store.tables import Deployment
-from service.store.transactions import UnknownVersion
+from service.store.transactions import UnknownDeployment, UnknownVersion
 from service.weights import rebase_all, told
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result
 from training.documents import one_line
-from training.parameters import Positional
+from training.nearest import meant
+from training.parameters import Arg, Positional
 
 
 class UpgradeCommand(Command):
@@ -86,23 +89,53 @@ class CheckCommand(Command):
 class RebaseCommand(Command):
     """Move deployments to the new weights of their base set, where it was trained or signed again under its name.
 
-    Each gets a new version, the default soup. Refused while a worker with other weights is alive.
+    With --base-set: move one deployment to another base set. Each gets a new version, the default soup. Refused while
+    a worker is alive that could not serve it.
 
-    Example: saucier db rebase
+    Example: saucier db rebase --base-set mine --deployment default
     """
 
     name: ClassVar[str] = "rebase"
     unused: ClassVar[tuple[str, ...]] = ("seed",)
 
+    base_set: Annotated[str | None, Arg(metavar="NAME")] = Field(
+        default=None, description="the other base set; by default each deployment keeps its own"
+    )
+    deployment: Annotated[str, Arg(metavar="NAME")] = Field(
+        default=DEFAULT, description="the one that is moved to --base-set"
+    )
+
     def execute(self) -> Result:
         """Move them."""
         settings = Settings.load()
+        if self.base_set is not None:
+            return self._change(settings, self.base_set)
         catalog = read_catalog(*settings.bases_folders, check_files=False)
         with opened(settings, must_exist=True) as database:
             _check_schema(database)
             moves = rebase_all(database, catalog, settings)
         data = {"moved": [moved._asdict() for moved in moves]}
         return Result(data, "\n".join(map(told, moves)) or "every deployment has the weights in SAUCIER_BASES")
+
+    def _change(self, settings: Settings, base_set: str) -> Result:
+        catalog = read_catalog(*settings.bases_folders, check_files=False)
+        if base_set not in catalog:
+            raise ValueError(
+                f"--base-set: expected one of {sorted(catalog)}, got {base_set!r}{meant(base_set, catalog)}"
+            )
+        wanted = default_soup(catalog[base_set].manifest)
+        with opened(settings, must_exist=True) as database:
+            _check_schema(database)
+            try:
+                moved = change_base_set(database, self.deployment, wanted, stale_seconds=settings.stale_seconds)
+            except UnknownDeployment:
+                known = [found.name for found in Registry(database).deployments(limit=MAX_NAMED)]
+                hint = meant(self.deployment, known)
+                raise ValueError(f"--deployment: expected one of {known}, got {self.deployment!r}{hint}") from None
+        if moved is None:
+            return Result({"moved": []}, f"{self.deployment} has the base set {base_set} already")
+        text = f"{moved.deployment}: version {moved.from_version} -> {moved.to_version}, default soup of {base_set}"
+        return Result({"moved": [moved._asdict()]}, text)
 
 
 class IdentityCommand(Command):
@@ -177,7 +210,7 @@ def _check_schema(database: Database) -> None:
 
 
 def _behind(revision: str | None) -> str:
-    return f"expected revision {head()}, found {revision}: run `python -m service db upgrade`"
+    return f"expected revision {head()}, found {revision}: run `saucier db upgrade`"
 
 
 def _damage(connection: Connection) -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands of `python -m service keys`: make API keys, list them, take them back."""
+"""The commands of `saucier keys`: make API keys, list them, take them back."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar

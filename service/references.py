@@ -1,4 +1,4 @@
-"""The commands of `python -m service reference`: labelled images that somebody vouches for."""
+"""The commands of `saucier reference`: labelled images that somebody vouches for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,12 @@ from service.db import opened
 from service.prediction.catalog import read_catalog
 from service.settings import Settings
 from service.store.objects import ObjectStore
+from service.store.rebasing import MAX_NAMED
 from service.store.references import ReferenceInfo, References
 from service.store.registry import Registry
 from service.store.transactions import UnknownDeployment
 from training.cli import Command, Result
+from training.nearest import meant
 from training.parameters import Positional
 
 DeploymentArgument = Annotated[str, Positional]
@@ -89,9 +91,11 @@ class RemoveCommand(Command):
 def _references(settings: Settings) -> Iterator[tuple[Registry, References]]:
     with opened(settings, must_exist=True) as database:
         try:
-            yield Registry(database), References(database, ObjectStore(settings.samples_url))
+            yield (registry := Registry(database)), References(database, ObjectStore(settings.samples_url))
         except UnknownDeployment as error:
-            raise ValueError(f"there is no deployment {error.args[0]!r}") from None
+            known = [found.name for found in registry.deployments(limit=MAX_NAMED)]
+            hint = meant(error.args[0], known)
+            raise ValueError(f"there is no deployment {error.args[0]!r}, only {known}{hint}") from None
 
 
 def _data(deployment: str, info: ReferenceInfo | None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     rebase_at_start: bool = Field(
         default=False,
         description="at a start, move deployments to the new weights of their base set unless workers with other "
-        "weights are alive; otherwise `python -m service db rebase` does that",
+        "weights are alive; otherwise `saucier db rebase` does that",
     )
     database_connections: int = Field(
         default=DATABASE_CONNECTIONS,
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(
         default=None,
-        description="file of the API keys, see `python -m service keys`; by default no request needs a key",
+        description="file of the API keys, see `saucier keys`; by default no request needs a key",
     )
     public_without_keys: bool = Field(
         default=False,

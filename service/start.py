@@ -1,4 +1,4 @@
-"""Starting the service from any folder: `python -m service serve`, which becomes `bentoml serve`."""
+"""Starting the service from any folder: `saucier serve`, which becomes `bentoml serve`."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`python -m training evaluate`: attack every ingredient of a base set on its test images."""
+"""`saucier evaluate`: attack every ingredient of a base set on its test images."""
 
 import logging
 import re
@@ -18,6 +18,7 @@ from training.devices import pick_device
 from training.documents import first_error
 from training.journal import Journal
 from training.manifest import Manifest, parse_threat
+from training.nearest import meant
 from training.parameters import Arg, Positional
 from training.record import check_record, write_record
 from training.robustness import (
@@ -113,8 +114,9 @@ class Evaluate(Command):
 
     def _models(self, base: BaseSet) -> Iterator[tuple[str, nn.Module]]:
         """Yield what is attacked, by name."""
-        if unknown := [name for name in self.only if name not in base.state_dicts]:
-            raise ValueError(f"--only: no ingredient {unknown[0]!r}, only {list(base.state_dicts)}")
+        known = list(base.state_dicts)
+        if unknown := [name for name in self.only if name not in known]:
+            raise ValueError(f"--only: no ingredient {unknown[0]!r}, only {known}{meant(unknown[0], known)}")
         for name in self.only or base.manifest.ingredient_names:
             yield name, base.model(name)
 

@@ -59,13 +59,14 @@ def described(parameter: Parameter) -> str:
     end = ""
     if parameter.is_required and parameter.flags:
         end = " [required]"
-    elif parameter.default and parameter.default != "True":
+    elif parameter.default and not parameter.negative:
         end = f" [default: {parameter.default}]"
     return parameter.help + end
 
 
 def _row(one: Parameter) -> tuple[str, str]:
-    name = " ".join([", ".join(one.flags), one.metavar]).strip()
+    flags = [*one.flags, one.negative] if one.negative else one.flags
+    name = " ".join([", ".join(flags), one.metavar]).strip()
     return name, described(one)
 
 

@@ -50,16 +50,14 @@ class Import(ImportOptions):
             joined = import_into(self, self.into)
             text = (
                 f"{joined.text()}\nwrote {self.into}; its digest is new: earlier soups and bundles no longer fit; "
-                f"next: python -m adapt default {self.into}"
+                f"next: saucier adapt default {self.into}"
             )
             return Result(joined.manifest.model_dump(mode="json"), text)
         manifest = import_checkpoint(self)
         accuracies = ", ".join(
             f"{name} {metric.value:.3f} (n = {metric.n})" for name, metric in manifest.ingredients[0].metrics.items()
         )
-        text = (
-            f"{self.ingredient}: {accuracies}\nwrote {self.out}; next: python -m training run RECIPE --from {self.out}"
-        )
+        text = f"{self.ingredient}: {accuracies}\nwrote {self.out}; next: saucier train RECIPE --from {self.out}"
         return Result(manifest.model_dump(mode="json"), text)
 
 

@@ -269,7 +269,7 @@ def check_mixable(manifest: Manifest) -> None:
     if len(manifest.ingredients) < 2:
         raise BaseSetError(
             f"base set {manifest.name!r}: expected at least 2 ingredients to mix, it has only "
-            f"{manifest.ingredient_names[0]!r}; train others with `python -m training run RECIPE --from DIR`"
+            f"{manifest.ingredient_names[0]!r}; train others with `saucier train RECIPE --from DIR`"
         )
 
 

@@ -50,6 +50,11 @@ class Parameter:
     is_hidden: bool
 
     @property
+    def negative(self) -> str:
+        """Return the flag that turns off one that is on by default; "" for all others."""
+        return f"--no-{self.flags[0][2:]}" if self.count == 0 and self.default else ""
+
+    @property
     def shown(self) -> str:
         """Return what stands for it in help and messages: its flag, or the name of the argument."""
         return self.flags[0] if self.flags else self.metavar
@@ -66,8 +71,8 @@ def click_parameters(parameters: Sequence[Parameter]) -> Iterator[click.Paramete
         if not one.flags:
             yield click.Argument([one.field], required=False, type=click.STRING, shell_complete=_completer(one))
         elif one.count == 0:
-            on, off = one.flags[0], f"/--no-{one.flags[0][2:]}" if one.default else ""
-            yield click.Option([one.field, on + off, *one.flags[1:]], is_flag=True, default=None, hidden=one.is_hidden)
+            switch = f"{one.flags[0]}/{one.negative}" if one.negative else one.flags[0]
+            yield click.Option([one.field, switch, *one.flags[1:]], is_flag=True, default=None, hidden=one.is_hidden)
         else:
             yield click.Option(
                 [one.field, *one.flags],

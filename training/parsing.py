@@ -1,6 +1,5 @@
 """The tree of commands as a parser (click) reads it: groups import a command when it is asked for; one-line errors."""
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import click
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.helping import command_help, group_help
+from training.nearest import meant
 from training.parameters import Parameter, click_parameters, parameters_of, take_lists
 
 
@@ -181,11 +181,12 @@ def _line(error: click.UsageError) -> str:
     assert context is not None
     where = f" (see {context.command_path} --help)"
     if isinstance(error, click.NoSuchOption):
-        flags = [flag for one in context.command.get_params(context) for flag in one.opts if flag.startswith("--")]
-        return f"there is no option {error.option_name}{_nearest(error.option_name, flags)}{where}"
+        shown = [one for one in context.command.get_params(context) if not getattr(one, "hidden", False)]
+        flags = [flag for one in shown for flag in (*one.opts, *one.secondary_opts) if flag.startswith("--")]
+        return f"there is no option {error.option_name}{meant(error.option_name, flags)}{where}"
     if isinstance(error, click.exceptions.NoSuchCommand) and isinstance(context.command, click.Group):
         known = context.command.list_commands(context)
-        return f"there is no command {error.command_name!r}{_nearest(error.command_name, known)}{where}"
+        return f"there is no command {error.command_name!r}{meant(error.command_name, known)}{where}"
     if isinstance(error, click.BadOptionUsage):
         switches = [one for one in context.command.params if isinstance(one, click.Option) and one.is_flag]
         is_flag = any(error.option_name in [*one.opts, *one.secondary_opts] for one in switches)
@@ -211,14 +212,8 @@ def _problem(error: ValidationError, parameters: Sequence[Parameter]) -> str:
         return f"{one.shown}: expected {one.count} values, got {' '.join(map(str, first['input']))!r}"
     if first["type"] != "value_error":
         message += f", got {first['input']!r}"
-    return f"{one.shown}: {message}{_nearest(str(first['input']), one.choices)}"
+    return f"{one.shown}: {message}{meant(first['input'], one.choices)}"
 
 
 def _spelled(one: Parameter) -> str:
     return f"{one.shown} {one.metavar}" if one.flags else one.metavar
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    """Return "; did you mean NAME?" for the known name that is most like a word; "" where none is."""
-    found = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {found[0]}?" if found else ""

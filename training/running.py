@@ -82,5 +82,5 @@ class Run(Command):
         )
         if manifest is None:  # this process is not the first of several
             sys.exit(EXIT_DONE)
-        text = f"{table([manifest])}\nwrote {self.out}; next: python -m adapt default {self.out}"
+        text = f"{table([manifest])}\nwrote {self.out}; next: saucier adapt default {self.out}"
         return Result(manifest.model_dump(mode="json"), text)

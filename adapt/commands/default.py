@@ -1,4 +1,4 @@
-"""`python -m adapt default`."""
+"""`saucier adapt default`."""
 
 from pathlib import Path
 from typing import Any, ClassVar

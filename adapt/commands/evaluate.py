@@ -1,4 +1,4 @@
-"""`python -m adapt evaluate`."""
+"""`saucier adapt evaluate`."""
 
 from pathlib import Path
 from typing import ClassVar

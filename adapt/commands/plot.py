@@ -1,4 +1,4 @@
-"""`python -m adapt plot`."""
+"""`saucier report`."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar

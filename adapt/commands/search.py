@@ -1,4 +1,4 @@
-"""`python -m adapt search`."""
+"""`saucier adapt search`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,9 +24,9 @@ from training.manifest import Manifest
 class SearchCommand(SearchConfig, Command):
     """Find the best soup for a few labelled images and say whether it beats the current one.
 
-    FOLDER holds one folder of images per class; a .zip or .tar of it does too. Exit code 0 whether promoted or kept.
+    Exit code 0 whether promoted or kept.
 
-    Example: saucier adapt search bases/cifar10-small shifted/ --n 100 --test unseen/ --out runs/shifted
+    Example: saucier adapt search bases/cifar10-small shifted/ --test unseen/ --out runs/shifted
     """
 
     name: ClassVar[str] = "search"

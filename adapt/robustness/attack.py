@@ -1,4 +1,4 @@
-"""`python -m adapt attack`: clean, robust and union accuracy of soups, by the attacks of `training evaluate`."""
+"""`saucier adapt attack`: clean, robust and union accuracy of soups, by the attacks of `training evaluate`."""
 
 import re
 from collections.abc import Iterator

@@ -13,6 +13,7 @@ from adapt.rungs.registry import LADDER
 from adapt.search.grid import GridKind
 from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.documents import Frozen
+from training.nearest import meant
 
 RUNGS = tuple(LADDER)
 
@@ -57,7 +58,10 @@ class SearchConfig(Frozen):
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
         if (unknown := sorted(set(self.rungs) - set(LADDER))) or len(set(self.rungs)) != len(self.rungs):
-            raise ValueError(f"rungs: expected some of {list(LADDER)}, each at most once, got {unknown or self.rungs}")
+            hint = meant(unknown[0], LADDER) if unknown else ""
+            raise ValueError(
+                f"rungs: expected some of {list(LADDER)}, each at most once, got {unknown or self.rungs}{hint}"
+            )
         if len(self.earlier) >= self.attempt:
             raise ValueError(
                 f"earlier: expected fewer sizes than attempt = {self.attempt}, got {len(self.earlier)}: an attempt "

@@ -16,9 +16,9 @@ from adapt.networks.prepared import PreparedBase
 from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from benchmarks.machine import machine
-from examples.camera import CAMERAS, DEMO_CAMERA
-from examples.demo import photograph_digits, train_digits
-from examples.story import Pictures
+from service.demo.camera import CAMERAS, DEMO_CAMERA
+from service.demo.digits import photograph_digits, train_digits
+from service.demo.story import Pictures
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.devices import thread_count
@@ -34,7 +34,7 @@ class Gain(Command):
 
     name: ClassVar[str] = "gain"
     seeds: int = Field(default=10, ge=1, description="how many, from --seed on; each trains its own ingredients")
-    cameras: tuple[str, ...] = Field(default=tuple(CAMERAS), description="names in examples/camera.py")
+    cameras: tuple[str, ...] = Field(default=tuple(CAMERAS), description="names in service/demo/camera.py")
     recipe: Literal["digits", "digits-vit"] = Field(default="digits", description="what is trained")
     work: Path = Field(default=Path("runs/gain"), description="folder that keeps the trained base sets")
     threads: int = Field(default=1, ge=1, description="CPU threads of the search")

@@ -19,7 +19,6 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from benchmarks.client import Load, hammer, multipart, post_request
 from benchmarks.load.replicas import Replicas
 from benchmarks.load.report import markdown, summary
 from benchmarks.load.story import (
@@ -42,6 +41,7 @@ from benchmarks.proxy import Proxy
 from benchmarks.shifts.sources import find_sources
 from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
+from service.demo.client import Load, hammer, multipart, post_request
 from service.http.answers import confidences
 from service.store.database import Database
 from service.store.jobs import JobQueue

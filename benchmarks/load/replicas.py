@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from benchmarks.server import Server, serve
+from service.demo.server import Server, serve
 
 LOOK_SECONDS = 0.1
 PROBE_SECONDS = 2.0

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.client import Load
 from benchmarks.load.story import Notes
 from benchmarks.machine import commit
+from service.demo.client import Load
 
 KILL_SECONDS = 2.0  # after a kill in which broken connections are those of the killed worker
 BACK_SECONDS = 5.0  # after the database is back in which a call may still say 503

@@ -17,10 +17,10 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 from PIL import Image
 
-from benchmarks.client import multipart, post_request
 from benchmarks.load.replicas import Replicas
 from benchmarks.postgres import Postgres
-from benchmarks.server import Server
+from service.demo.client import multipart, post_request
+from service.demo.server import Server
 
 RETRY_SECONDS = 0.5
 WAIT_SECONDS = 30  # for a job, in the request

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 
-from benchmarks.adaptation import Unfinished, adapt
-from benchmarks.client import Load, hammer, post_request
 from benchmarks.load.story import processes
 from benchmarks.pictures import jpegs, labelled_jpegs
 from benchmarks.processes import MIB, memory, peak_rss
-from benchmarks.server import Server, serve, wait_for_workers
 from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
+from service.demo.adaptation import Unfinished, adapt
+from service.demo.client import Load, hammer, post_request
+from service.demo.server import Server, serve, wait_for_workers
 from training.devices import thread_count
 from training.manifest import Manifest, read_manifest
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.server import ROOT
+from service.settings import PACKAGE_ROOT
 from training.bases import StateDict, save_base_set
 from training.data import ImageSet
 from training.images import pixel_hash, to_input
@@ -24,7 +24,7 @@ NETWORKS = {
     "convnext-tiny": Architecture(name="convnext_tiny"),
     "vit-b16": Architecture(name="vit_base_patch16_224"),
 }
-BUNDLED = {"photos": ROOT / "bases" / "photos"}
+BUNDLED = {"photos": PACKAGE_ROOT / "bases" / "photos"}
 ROWS = (*BUNDLED, *NETWORKS)
 CLASSES = tuple(f"class-{number}" for number in range(10))
 INGREDIENTS = ("nominal", "linf", "l2", "l1")

@@ -14,10 +14,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from benchmarks.client import Load, hammer, multipart, post_request
 from benchmarks.machine import machine
 from benchmarks.pictures import jpegs, photographs
-from benchmarks.server import serve
 from benchmarks.serving.bare import serve_bare
 from benchmarks.serving.forms import forms_text, measure_forms
 from benchmarks.serving.raw import Raw, start_raw
@@ -25,6 +23,8 @@ from benchmarks.serving.rivals import MAX_BATCH, RIVALS, serve_rival
 from benchmarks.serving.searching import measure_searching, searching_text
 from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
+from service.demo.client import Load, hammer, multipart, post_request
+from service.demo.server import serve
 from service.http.answers import confidences, predictions_json
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.images import load_image, to_input

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.client import multipart
+from service.demo.client import multipart
 from service.http.forms import Part, read_form
 from service.settings import Settings
 

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.server import ROOT, free_port
 from deploy.runtime import Bundle
+from service.demo.server import free_port
 from service.http.answers import confidences, predictions_json
+from service.settings import PACKAGE_ROOT
 from training.images import CROP_FRACTION, Pixels, load_image, to_input
 from training.manifest import InputSpec, read_manifest
 
@@ -136,7 +137,7 @@ def serve_rival(
         "OMP_NUM_THREADS": "1",
         "BENTOML_HOME": str(folder / "rival-bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(PACKAGE_ROOT),
     }
     where = ["--host", "127.0.0.1", "--port", str(port)]
     command = {
@@ -148,7 +149,7 @@ def serve_rival(
     log = folder / f"{name}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=PACKAGE_ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             _wait(process, f"http://127.0.0.1:{port}{READY.get(name, '/readyz')}", log)

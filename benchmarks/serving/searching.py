@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
-from benchmarks.client import Load, hammer, multipart, post_request
 from benchmarks.pictures import jpegs
-from benchmarks.server import Server, serve
 from deploy.bundle import build_bundle
+from service.demo.client import Load, hammer, multipart, post_request
+from service.demo.server import Server, serve
 from training.manifest import Manifest, read_manifest
 
 NUM_LABELLED = 200

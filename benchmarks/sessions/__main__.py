@@ -16,9 +16,9 @@ from pydantic import Field
 from benchmarks.machine import machine
 from benchmarks.pictures import jpegs
 from benchmarks.processes import MIB, accepted_by, age_seconds, cpu_seconds, is_alive, mapped, memory
-from benchmarks.server import Server, serve
 from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
+from service.demo.server import Server, serve
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.manifest import read_manifest
 from training.parameters import Positional

@@ -19,6 +19,7 @@ from benchmarks.shifts.suite import AT_SEVERITIES, SUITE
 from benchmarks.shifts.words import CIFAR10, counts_of, known_names, split_words
 from training.bases import load_base_set
 from training.cli import Command, Result
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.devices import thread_count
 from training.manifest import check_mixable
 from training.parameters import Arg, Positional
@@ -125,13 +126,13 @@ class Shifts(Command):
     threads: int = Field(default=1, ge=1, description="torch CPU threads; beside other work, more may be far slower")
     jobs: int = Field(default=1, ge=1, description="processes, with --domains")
     minutes: float | None = Field(default=None, gt=0, description="begin nothing after this time, with --domains")
-    device: str = Field(default="cpu", description="cpu, cuda or auto, with --domains")
+    device: DeviceName = Field(default=AUTO, description=f"{DEVICE_HELP}; with --domains")
 
     def execute(self) -> Result:
         """Measure what is missing, and report."""
         if self.domains is not None:
             return run_domains(self._request(self.domains))
-        if self.jobs > 1 or self.minutes is not None or self.device != "cpu":
+        if self.jobs > 1 or self.minutes is not None or self.device != AUTO:
             raise ValueError("jobs, minutes, device: expected only together with --domains")
         return self._run_suite()
 

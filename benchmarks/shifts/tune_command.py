@@ -17,6 +17,7 @@ from benchmarks.shifts.tuning import SHIFTS, TUNED_N, describe, tune, tune_profi
 from benchmarks.shifts.words import CIFAR10, counts_of, known_names, split_words
 from training.bases import load_base_set
 from training.cli import Command, Result
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.devices import thread_count
 from training.parameters import Positional
 
@@ -55,13 +56,13 @@ class Tune(Command):
     )
     jobs: int = Field(default=1, ge=1, description="processes, with --domains")
     minutes: float | None = Field(default=None, gt=0, description="begin nothing after this time, with --domains")
-    device: str = Field(default="cpu", description="cpu, cuda or auto, with --domains")
+    device: DeviceName = Field(default=AUTO, description=f"{DEVICE_HELP}; with --domains")
 
     def execute(self) -> Result:
         """Tune."""
         if self.domains is not None:
             return tune_domains(self._request(self.domains))
-        if self.jobs > 1 or self.out or self.methods or self.minutes is not None or self.device != "cpu":
+        if self.jobs > 1 or self.out or self.methods or self.minutes is not None or self.device != AUTO:
             raise ValueError("methods, out, jobs, minutes, device: expected only together with --domains")
         return self._tune_suite()
 

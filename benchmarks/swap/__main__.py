@@ -11,10 +11,10 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from benchmarks.client import Load, hammer, post_request
 from benchmarks.machine import machine
 from benchmarks.pictures import jpegs
-from benchmarks.server import Server, serve
+from service.demo.client import Load, hammer, post_request
+from service.demo.server import Server, serve
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.manifest import read_manifest
 from training.parameters import Positional

@@ -5,7 +5,7 @@ revision only adds tables and columns that the code of the revision before does 
 those that this code still uses. The registry stores the oldest revision whose code works with its schema; older code
 refuses it.
 
-Alembic is imported here and nowhere else, by the process that starts the others and by `python -m service db`.
+Alembic is imported here and nowhere else, by the process that starts the others and by `saucier db`.
 """
 
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Moving deployments to the new weights of their base set: only on request, and while no worker has other ones."""
+"""Moving deployments to other weights: new ones of their base set, or another base set. Only on request.
+
+Workers that are alive and could not serve the new version stand in the way.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -71,9 +74,53 @@ def rebase(
     return [moved for _, moved in moves]
 
 
+def change_base_set(
+    database: Database,
+    deployment: str,
+    default: Soup,
+    *,
+    stale_seconds: float,
+    is_alone: bool = False,
+    who: str | None = None,
+) -> Move | None:
+    """Move a deployment to a new version, the default soup of another base set; its versions, images and jobs stay.
+
+    Images of another size, or with labels that the new base set lacks, take no part in its adaptations.
+
+    Args:
+        database: the registry's.
+        deployment: its name.
+        default: soup of the other base set.
+        stale_seconds: silence after which a worker counts as gone.
+        is_alone: refuse while any worker is alive: it may have been told another base set.
+        who: name of the API key that asked.
+
+    Returns:
+        None if it has that base set already.
+
+    Raises:
+        UnknownDeployment: there is none of that name.
+        Conflict: a live worker stands in the way; nothing was changed.
+    """
+    name = default.base_set
+    with database.write() as session:
+        found = get_deployment(session, deployment, lock=True)
+        if found.base_set == name:
+            return None
+        expected = "no live worker" if is_alone else f"that every live worker has the base set {name!r}"
+        alive = _live_workers(session, stale_seconds)
+        others = alive if is_alone else [one for one in alive if (one.digests or {}).get(name) != default.base_digest]
+        if others:
+            raise Conflict(f"expected {expected}, found {listed(map(_named, others))}")
+        before, found.base_set = found.version, name
+        move(session, found, add_soup(session, deployment, default, source="default"), kind="rebased", who=who)
+        _end_jobs(session, found)
+        return Move(deployment, before, found.version)
+
+
 def _end_jobs(session: Session, found: Deployment) -> None:
     """End the jobs that wait for an adapter with the weights of before, which there is none of any more."""
-    reason = "the deployment moved to new weights of its base set: send the images again"
+    reason = "the deployment moved to other weights: send the images again"
     waiting = update(Job).where(Job.deployment == found.name, Job.state == "queued")
     values = {"selection": None, "finished_at": read_clock(session), "version": found.version, "reason": reason}
     session.execute(waiting.values(state="failed", **values))
@@ -90,12 +137,20 @@ def _outdated(session: Session, digests: Mapping[str, str]) -> list[str]:
 
 def _workers_with_other_weights(session: Session, wanted: Mapping[str, str], stale_seconds: float) -> list[str]:
     """Return the live workers that have other weights, or do not say which, as those of earlier versions do."""
-    alive = select(Worker).where(~is_silent(Worker.heartbeat_at, stale_seconds))
     return [
-        f"process {worker.pid} on {worker.host}"
-        for worker in session.scalars(alive.order_by(Worker.started_at))
+        _named(worker)
+        for worker in _live_workers(session, stale_seconds)
         if wanted and (worker.digests is None or any(worker.digests.get(n, d) != d for n, d in wanted.items()))
     ]
+
+
+def _live_workers(session: Session, stale_seconds: float) -> list[Worker]:
+    alive = select(Worker).where(~is_silent(Worker.heartbeat_at, stale_seconds))
+    return list(session.scalars(alive.order_by(Worker.started_at)))
+
+
+def _named(worker: Worker) -> str:
+    return f"process {worker.pid} on {worker.host}"
 
 
 def listed(names: Iterable[str]) -> str:

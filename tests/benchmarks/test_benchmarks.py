@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from benchmarks.client import hammer, multipart, post_request
 from benchmarks.guard.__main__ import Guard
 from benchmarks.guard.trials import spoiled
 from benchmarks.load.__main__ import LoadTest
@@ -27,6 +26,7 @@ from benchmarks.search.__main__ import Search
 from benchmarks.serving.__main__ import Serving, ahead
 from benchmarks.serving.rivals import plain_pixels
 from benchmarks.swap.__main__ import Swap
+from service.demo.client import hammer, multipart, post_request
 from tests.conftest import CLASSES
 from training.images import decode, load_image
 from training.manifest import InputSpec

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("demo", "n_support", "n_test"), [("examples.demo", 100, 500), ("examples.demo_photos", 70, 210)]
+    ("demo", "n_support", "n_test"), [("service.demo", 100, 500), ("examples.demo_photos", 70, 210)]
 )
 def test_demo_gains_and_loses_nothing(demo: str, n_support: int, n_test: int, tmp_path: Path) -> None:
     # Settings of the caller must not leak into the demo's service.

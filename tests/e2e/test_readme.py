@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.server import serve
+from service.demo.server import serve
 from tests.conftest import Shipped
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from adapt.search.config import SearchConfig
 from adapt.search.search import search
 from deploy.bundle import build_bundle
 from deploy.runtime import Bundle
-from examples.demo import photograph_digits, train_digits
+from service.demo.digits import photograph_digits, train_digits
 from training.bases import load_base_set
 from training.images import to_input
 

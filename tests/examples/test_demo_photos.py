@@ -16,9 +16,9 @@ from examples.demo_photos import (
     draw_pictures,
     find_pictures,
 )
-from examples.picture import draw as draw_story
 from examples.sketches import SKETCHES, draw
-from tests.examples.test_demo_story import story
+from service.demo.picture import draw as draw_story
+from tests.service.demo.test_demo_story import story
 from training.images import decode
 from training.manifest import read_manifest
 

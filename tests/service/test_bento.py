@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import site
 import subprocess
 import sys
 import tomllib
-import venv
 from collections.abc import Iterable, Iterator
 from importlib.metadata import distribution
 from pathlib import Path
@@ -18,6 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from service.http.openapi import openapi_document
+from tests.environments import make_environment
 from tests.service.conftest import ROOT, Server, as_parts, encode
 from training.version import VERSION
 
@@ -33,12 +32,7 @@ class BentoServer(Server):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "home", None)
         self.folder = folder
-        self.python = folder / "venv" / "bin" / "python"
-        venv.create(folder / "venv", with_pip=False, symlinks=True)
-        (packages,) = (folder / "venv").glob("lib/python*/site-packages")
-        for source in Path(site.getsitepackages()[0]).iterdir():
-            if "saucier" not in source.name:
-                (packages / source.name).symlink_to(source)
+        self.python = make_environment(folder / "venv")
         self.command = (str(self.python), "-m", "bentoml", "serve", "saucier:latest")
 
     def build(self) -> Path:

@@ -124,7 +124,7 @@ def test_the_output_names_what_was_found_chosen_and_why(
         "the median image has 40 pixels on its shorter side",
         "of each class 0.2 for test, of the rest 0.125 for validation",
         "half the usual ones at 96 x 96 pixels",
-        f"wrote {out}; next: python -m training run {out} --dry-run",
+        f"wrote {out}; next: saucier train {out} --dry-run",
     ):
         assert part in text
     comments = [line for line in out.read_text().splitlines() if "#" in line]

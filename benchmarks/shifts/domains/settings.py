@@ -26,6 +26,7 @@ from benchmarks.shifts.words import counts_of, known_names, split_words
 from benchmarks.tables import table
 from training.bases import load_base_set
 from training.cli import Command, Result
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.manifest import check_mixable
 from training.parameters import Positional
 
@@ -104,7 +105,7 @@ class CompareSettings(Command):
     threads: int = Field(default=1, ge=1, description="torch CPU threads")
     jobs: int = Field(default=1, ge=1, description="processes")
     minutes: float | None = Field(default=None, gt=0, description="begin nothing after this time")
-    device: str = Field(default="cpu", description="cpu, cuda or auto")
+    device: DeviceName = Field(default=AUTO, description=DEVICE_HELP)
 
     def execute(self) -> Result:
         """Search where results are missing, and compare."""

@@ -253,7 +253,7 @@ def test_one_ingredient_is_evaluated_but_not_searched(
     bases = base_set_factory(tmp_path / "bases", names=("linf",))
     for args in (("search", bases, folder), ("default", bases)):
         message = failure(capsys, *args)
-        assert "at least 2 ingredients to mix, it has only 'linf'; train others with `python -m training run" in message
+        assert "at least 2 ingredients to mix, it has only 'linf'; train others with `saucier train" in message
     accuracy = run_json(capsys, "evaluate", bases, folder)["accuracy"]
     assert accuracy["linf"] == accuracy["default"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from adapt.reporting.plots import COLOURS
-from examples.story import Pictures, Story
+from service.demo.story import Pictures, Story
 from training.images import decode
 
 MOST_SHOWN = 10

@@ -18,11 +18,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.adaptation import adapt
-from benchmarks.client import Load, hammer, post_request
-from benchmarks.server import Server, serve, wait_for_workers
-from examples.picture import draw
-from examples.story import Pictures, Story, table
+from service.demo.adaptation import adapt
+from service.demo.client import Load, hammer, post_request
+from service.demo.picture import draw
+from service.demo.server import Server, serve, wait_for_workers
+from service.demo.story import Pictures, Story, table
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Result
 
 logger = logging.getLogger("demo")

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from service.settings import PACKAGE_ROOT
+from service.start import TARGET
+
 READY_SECONDS = 300  # for a start, the building of a serving bundle included
 WORKERS_SECONDS = 120  # for the other workers after the first one is ready
 STOP_SECONDS = 20
@@ -92,8 +94,8 @@ def serve(
     log = folder / "serve.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", "serve"],
-            cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            [sys.executable, "-m", "bentoml", "serve", TARGET],
+            cwd=PACKAGE_ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
             _wait_until_ready(process, port, log)

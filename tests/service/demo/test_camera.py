@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from examples.camera import AIRLIGHT, CAMERAS, DEMO_CAMERA, Camera
-from examples.demo import NUM_SUPPORT, photograph_digits
+from service.demo.camera import AIRLIGHT, CAMERAS, DEMO_CAMERA, Camera
+from service.demo.digits import NUM_SUPPORT, photograph_digits
 from training.images import decode
 
 SCENE = np.zeros((1, 16, 16, 3), dtype=np.uint8)

@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.client import Load
-from examples.demo import photograph_digits
-from examples.drawings import DRAWINGS, PER_CLASS, draw, main
-from examples.performance import _failures
-from examples.picture import draw as draw_story
-from examples.story import Story, table
-from training.named_sets import CIFAR10_CLASSES
-
-ROOT = Path(__file__).parents[2]
+from service.demo.client import Load
+from service.demo.digits import photograph_digits
+from service.demo.performance import _failures
+from service.demo.picture import draw as draw_story
+from service.demo.story import Story, table
 
 
 def story(**changes: Any) -> Story:
@@ -107,17 +103,3 @@ def test_story_survives_json() -> None:
     from dataclasses import asdict
 
     assert Story(**json.loads(json.dumps(asdict(story())))).line == story().line
-
-
-def test_committed_drawings_are_those_of_the_script(tmp_path: Path) -> None:
-    main(tmp_path)
-    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.png"))
-    assert len(files) == PER_CLASS * len(DRAWINGS)
-    for file in files:
-        with Image.open(tmp_path / file) as ours, Image.open(ROOT / "examples" / "images" / file) as theirs:
-            assert np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max() <= 2
-
-
-def test_drawings_are_of_classes_the_bundled_base_set_knows() -> None:
-    assert set(DRAWINGS) <= set(CIFAR10_CLASSES)
-    assert draw("ship", np.random.default_rng(0)).size == (32, 32)

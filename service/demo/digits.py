@@ -2,12 +2,10 @@
 
 Trains the four digits ingredients, serves them with `bentoml serve` and two workers, looks at the digits through a
 camera on a dull, hazy day, posts 100 labelled pictures to `/adapt` while clients keep asking `/predict`, and measures
-500 other pictures before and after, over HTTP. `python -m examples.demo` or `make demo`.
+500 other pictures before and after, over HTTP. `python -m service.demo` or `make demo`.
 """
 
 import logging
-import signal
-import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,10 +13,10 @@ import numpy as np
 from pydantic import Field
 
 from adapt.commands.default import DefaultCommand
-from examples.camera import CAMERAS, DEMO_CAMERA
-from examples.performance import perform
-from examples.story import Pictures
-from training.cli import Command, Result, run
+from service.demo.camera import CAMERAS, DEMO_CAMERA
+from service.demo.performance import perform
+from service.demo.story import Pictures
+from training.cli import Command, Result
 from training.data import balanced_indices
 from training.devices import thread_count
 from training.named_sets import load_digits
@@ -35,7 +33,7 @@ class Demo(Command):
 
     Takes about a minute on two cores. Exit code 1 if accuracy did not rise or a request failed.
 
-    Example: python -m examples.demo --seed 3 --out runs/demo-3
+    Example: saucier demo --seed 3 --out runs/demo-3
     """
 
     name: ClassVar[str] = "demo"
@@ -56,12 +54,12 @@ class Demo(Command):
 
 def train_digits(folder: Path, *, recipe: str = "digits", seed: int) -> Path:
     """Train a recipe on digits and choose its default soup; returns the folder."""
-    logger.info("training the digits ingredients, as `python -m training run %s` does", recipe)
+    logger.info("training the digits ingredients, as `saucier train %s` does", recipe)
     # The network is so small that a second thread gains little, and beside other load costs much.
     with thread_count(1):
         train(load_recipe(Path(recipe)), folder, seed=seed)
         chosen = DefaultCommand(bases=folder).execute()
-    logger.info("default soup, as `python -m adapt default` chooses it: %s", chosen.text.replace("\n", "; "))
+    logger.info("default soup, as `saucier adapt default` chooses it: %s", chosen.text.replace("\n", "; "))
     return folder
 
 
@@ -72,8 +70,3 @@ def photograph_digits(camera: str, *, seed: int) -> Pictures:
     test = np.setdiff1d(np.arange(len(scenes)), support)
     files = CAMERAS[camera].photograph(scenes.images, seed=seed)
     return Pictures(scenes.class_names, scenes.labels, files, support, test, scenes.images)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the server when asked to stop, too
-    sys.exit(run([Demo], prog="python -m examples.demo", description="Adaptation to a shift, end to end."))

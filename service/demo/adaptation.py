@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.server import Server
+from service.demo.server import Server
 
 WAIT_SECONDS = 50  # the most that one request may wait
 
