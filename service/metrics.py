@@ -31,7 +31,7 @@ _FAULTS = ("error", "storage", "unavailable", "queue_full")  # reasons that an a
 
 
 class DeploymentMetrics(NamedTuple):
-    """What every request to one deployment counts into."""
+    """The metrics that every request to one deployment counts into."""
 
     images: "Counter"
     confidence: "Histogram"
@@ -48,7 +48,7 @@ class DeploymentMetrics(NamedTuple):
 
 
 class RouteMetrics:
-    """What every request to one route counts into."""
+    """The metrics that every request to one route counts into."""
 
     def __init__(self, requests: "Counter", seconds: "Histogram", in_progress: "Gauge", route: str) -> None:
         self._requests, self._route = requests, route
@@ -292,7 +292,7 @@ class Metrics:
 
         Args:
             deployments: those that exist. Series of others are left out, so that deployments that come and go do not
-                pile up at whoever scrapes. None if that is not known.
+                pile up in Prometheus. None if that is not known.
         """
         from prometheus_client import multiprocess
 
@@ -326,7 +326,7 @@ class Metrics:
 
 
 class _Shown:
-    """What another collector finds, without the series of deployments that are gone, and with ages as of now.
+    """The series of another collector, without those of deployments that are gone, and with ages as of now.
 
     An age that each worker would set itself stood still in one that hangs.
     """

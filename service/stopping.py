@@ -1,4 +1,4 @@
-"""What SIGTERM does: readiness fails first, connections are taken for a while longer, and then they are refused."""
+"""The steps after SIGTERM: readiness fails first, connections are taken for a while, then refused."""
 
 import asyncio
 import signal

@@ -1,6 +1,6 @@
 """The base set on disk: a folder with `manifest.json` and one safetensors file per ingredient.
 
-Whoever loads a base set gets float32 weights, in whatever way the files hold them (training/storage.py).
+Loading a base set gives float32 weights for every way in which files hold them (training/storage.py).
 """
 
 import hashlib
@@ -212,7 +212,7 @@ def add_ingredient(
         base: as it was loaded.
         manifest: with the new ingredient as the last one, without its SHA-256 and the moments.
         weights: of the new ingredient, timm's own keys, float32.
-        moments: of all ingredients, and what the manifest is to say of them; None where the base set has none.
+        moments: of all ingredients, and the manifest's entry of them; None if the base set has none.
 
     Raises:
         OSError: the folder cannot be written; the base set is as before.

@@ -64,7 +64,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         pixels: uint8 RGB, (spec.height, spec.width, 3).
-        picture: what they were resized from: upright RGB, reduced where it was large (step 2 of the rule).
+        picture: the source of the resizing: upright RGB, reduced if it was large (step 2 of the rule).
         num_pixels: width times height of the original.
     """
 
@@ -172,7 +172,7 @@ def prepare(pixels: Pixels, spec: InputSpec) -> Pixels:
 
 
 def pixel_hash(pixels: Pixels) -> str:
-    """Return the SHA-256 (hex) of an image's shape and pixels: equal for equal pictures, whatever the file format."""
+    """Return the SHA-256 (hex) of an image's shape and pixels: equal for equal pictures in any file format."""
     digest = hashlib.sha256(np.asarray(pixels.shape, dtype="<i8").tobytes())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()

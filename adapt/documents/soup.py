@@ -88,7 +88,7 @@ class FloorCheck(Frozen):
 
 
 class Outcome(Frozen):
-    """What an adaptation found and what its evidence says; the service's registry has the last word on promotion."""
+    """The candidate of an adaptation and its evidence; the service's registry has the last word on promotion."""
 
     state: Literal["promoted", "kept"]
     reason: str = Field(description="one sentence: why it was promoted or kept")

@@ -24,7 +24,7 @@ def mix(
     Args:
         ingredients: M state dicts with the same keys, shapes and dtypes.
         coefficients: mixing numbers; need not be positive or sum to 1.
-        patch: by state-dict key. What it replaces is not mixed at all, so its variances may stand where mixed ones
+        patch: by state-dict key. Replaced tensors are not mixed at all, so its variances may stand where mixed ones
             would be negative.
 
     Raises:

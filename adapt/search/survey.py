@@ -1,4 +1,4 @@
-"""From a search to its landscape. What is missing for a map of the plain soups is evaluated after the search."""
+"""From a search to its landscape. After a search, evaluates the plain soups that a map still needs."""
 
 import numpy as np
 import numpy.typing as npt

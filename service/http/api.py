@@ -208,7 +208,7 @@ async def docs(_: Context, __: Request) -> Response:
 
 
 async def index(_: Context, __: Request) -> Response:
-    """`GET /`: what this is and where to go on."""
+    """`GET /`: the name of the service, and where to read on."""
     links = {
         "console": "/ui",
         "docs": "/docs",

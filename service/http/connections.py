@@ -103,7 +103,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(_TOO_LARGE if self._is_head_too_large else _MALFORMED)
 
     def _parse(self, data: bytes) -> None:
-        """Parse what arrived as plain HTTP, whatever other protocol a request offers (RFC 9110 section 7.8).
+        """Parse what arrived as plain HTTP, also if a request offers another protocol (RFC 9110 section 7.8).
 
         httptools takes all that follows the head of such a request for the other protocol. So the head is parsed again
         without its offer, and then what follows it. The parser is a new one: after `Connection: close` it would take

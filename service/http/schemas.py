@@ -1,4 +1,4 @@
-"""What goes over HTTP as JSON: request bodies are checked against these models, answers are built from them."""
+"""JSON over HTTP: request bodies are checked against these models, answers are built from them."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal

@@ -31,7 +31,7 @@ class Gate:
         app: what it guards.
         allowed_hosts: names, besides loopback, that requests may be addressed to.
         on_refusal: told of every request that goes no further.
-        access: what API keys allow; None where there are none.
+        access: the API keys; None if there are none.
         allow_cross_site_predict: pages of other sites may send images to be classified.
     """
 

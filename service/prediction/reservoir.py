@@ -149,7 +149,7 @@ class Reservoirs:
         self._shares.clear()
 
     async def refresh(self, wanted: Mapping[str, tuple[ReservoirPlan, InputSpec]]) -> None:
-        """Sample for these deployments and no others; what was switched off is deleted."""
+        """Sample for these deployments and no others; reservoirs that were switched off are deleted."""
         current = {name: share.plan for name, share in self._shares.items()}
         if current == {name: plan for name, (plan, _) in wanted.items()}:
             return

@@ -1,4 +1,4 @@
-"""From the images of a request to a queued job: what is new is stored, what is known is found, all or nothing."""
+"""From the images of a request to a queued job: new images are stored, known ones are found, all or nothing."""
 
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class TooManySamples(ValueError):
 
 
 class Wanted(NamedTuple):
-    """What a request for an adaptation asks for."""
+    """The options of a request for an adaptation."""
 
     deployment: str
     material: Material

@@ -187,7 +187,7 @@ class JobQueue:
             return session.scalar(select(Job.seq).where(waiting).limit(1)) is not None
 
     def cancel(self, job: str, *, who: str | None = None) -> Job | None:
-        """End a job that waits or runs, and return it; None if there is none. Whoever works on it is told by `beat`.
+        """End a job that waits or runs, and return it; None if there is none. `beat` tells the adapter.
 
         Raises:
             Conflict: it has ended already.
@@ -236,8 +236,8 @@ class JobQueue:
             candidate: what was found.
             outcome: its evidence.
             landscape: of the search.
-            rollback: what the job's images say of the current version, if they put it away: done unless the candidate
-                is promoted, or the deployment moved or is not watched any more.
+            rollback: the watch's verdict by the job's images, if it rolls back the current version: done unless the
+                candidate is promoted, or the deployment moved or is not watched any more.
             is_more_to_try: rungs were left out that take long.
 
         Returns:
@@ -286,7 +286,7 @@ class JobQueue:
 
 
 def landscape_of(job: Job) -> Landscape | None:
-    """Return what the search of a job saw; None where there was none on labels, or it is not over."""
+    """Return the soups that the search of a job evaluated; None without labels, or if it is not over."""
     found = (job.outcome or {}).get(LANDSCAPE)
     return None if found is None else Landscape.model_validate(found)
 

@@ -1,4 +1,4 @@
-"""What a request for an adaptation does to the rows of kept images, within the transaction that queues its job."""
+"""The changes of a request for an adaptation to the rows of kept images, within the transaction that queues its job."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""What a transaction reads and changes of deployments and their soup versions."""
+"""Reads and changes of deployments and their soup versions, within a transaction."""
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session

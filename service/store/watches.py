@@ -76,10 +76,10 @@ class Watches:
     def judge(self, deployment: str) -> Rollback | None:
         """Take in what workers reported of a deployment; if its confidence collapsed, put it back.
 
-        One transaction under the deployment's lock: what is judged is what is current, and stays so until it is done.
+        One transaction under the deployment's lock: the judged version is the current one until it is done.
 
         Returns:
-            What was done; None if nothing was.
+            The change; None if there was none.
         """
         with self._database.write(is_durable=False) as session:  # after a power cut it is seen, and done, again
             found = session.get(Deployment, deployment, with_for_update=True)

@@ -22,7 +22,7 @@ Datatype = Literal["FP32"]
 
 # Shape, size and numbers (their schemas are above) are checked by `tensors`, which knows the network's input.
 class Asked(BaseModel):
-    """A part of a request: nothing is converted, and what is not known here is passed over."""
+    """A part of a request: nothing is converted, and unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
