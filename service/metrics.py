@@ -303,7 +303,7 @@ class Metrics:
         with alone(folder):
             try:
                 merge_dead(folder)
-            except OSError as error:  # no room, say; they are merged another time
+            except OSError as error:  # for example no room; they are merged another time
                 logger.warning("the metrics of processes that are gone cannot be merged: %s", error)
             return _text(source, deployments)
 

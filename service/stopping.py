@@ -43,7 +43,7 @@ def refuse_connections_when_stopping(drain_seconds: float) -> None:
     It holds the listening socket open until the last worker has gone. Until then the kernel would accept connections
     that nobody answers.
     """
-    from bentoml._internal.utils.circus import Arbiter  # predictors do without it, and its memory
+    from bentoml._internal.utils.circus import Arbiter  # predictors need neither it nor its memory
 
     stop = Arbiter.stop
 

@@ -119,7 +119,7 @@ def _read(path: Path) -> object:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"refers to {found[1]}" if found else "is of a kind that torch.save does not write"
         raise ValueError(f"refused: loading its pickle could run code (it {what}); {_CONVERT}") from None
-    except Exception as error:  # on bytes that are no pickle, the unpickler raises whatever its machine runs into
+    except Exception as error:  # on bytes that are no pickle, the unpickler raises any error that its machine meets
         if "TorchScript" in str(error):
             raise ValueError(f"refused: a TorchScript archive holds code; {_CONVERT}") from None
         reason = (str(error).strip().splitlines() or ["it ends too early"])[0].partition(". ")[0]

@@ -97,10 +97,10 @@ class Outcome(Frozen):
     bn_mode: BnMode
     patch: PatchSummary | None = Field(default=None, description="what the candidate replaces after mixing")
     support: SupportSummary
-    accuracy: AccuracySummary | None = Field(description="null where there are too few images to hold any out")
+    accuracy: AccuracySummary | None = Field(description="null if there are too few images to hold any out")
     search: SearchSummary
     ingredients: dict[str, Fraction] = Field(description="accuracy of each ingredient alone on the support images")
-    reference: FloorCheck | None = Field(default=None, description="null where there are no reference images")
+    reference: FloorCheck | None = Field(default=None, description="null without reference images")
     attempt: int | None = Field(
         default=None, ge=1, description="number of this comparison with the same current version; null without labels"
     )

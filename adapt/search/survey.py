@@ -16,7 +16,7 @@ from adapt.search.search import Search
 from adapt.search.surrogate import nodes
 from training.devices import thread_count
 
-MAX_MISSING = 10  # soups evaluated for the map alone, all pairs of five ingredients; with more it does without them
+MAX_MISSING = 10  # soups evaluated for the map alone, all pairs of five ingredients; with more ingredients none are
 DIGITS = 6
 
 

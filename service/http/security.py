@@ -101,7 +101,7 @@ def _other_site(path: str, found: str) -> Problem:
 
 
 _WATCHED = frozenset({b"host", b"origin", b"sec-fetch-site"})
-# For answers that say nothing of it themselves: what they carry is no page, is nobody else's, and is kept nowhere.
+# Defaults for every answer: its content is not a page, belongs to this site alone, and must not be stored.
 _HARDENING = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

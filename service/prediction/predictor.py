@@ -343,7 +343,7 @@ class Predictor:
 
     async def _report(self, *, force: bool = False) -> None:
         """Tell the registry that this worker lives and what it serves, when due or when it changed."""
-        async with self._report_lock:  # what is served rises, and so must what is reported
+        async with self._report_lock:  # the served move only rises, and so must the reported one
             served, start = dict(self._served), time.monotonic()
             is_news = served != self._reported
             if not force and not is_news and start - self._freshness.reported_at < self._settings.heartbeat_seconds:

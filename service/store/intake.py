@@ -24,7 +24,7 @@ from service.store.tables import Job, Pack, new_id
 from service.store.transactions import Conflict, get_deployment, get_soup
 from training.manifest import Manifest
 
-PACK_BYTES = 32_000_000  # most pixels of one pack: the rest of it must be written anew when one image goes
+PACK_BYTES = 32_000_000  # most pixels of one pack: its rest must be written to a new one when one image is deleted
 ATTEMPTS = 3
 
 

@@ -124,7 +124,7 @@ class Pack(Table):
     owner: Mapped[str] = mapped_column(String(32))  # uid of a deployment, which may be gone already
     height: Mapped[int]
     width: Mapped[int]
-    is_stale: Mapped[bool] = mapped_column(default=False)  # it has images that no sample refers to: to be written anew
+    is_stale: Mapped[bool] = mapped_column(default=False)  # it holds images without a sample, so its rest must move
     created_at: Mapped[float] = mapped_column(default=Now())
     origin: Mapped[str | None] = mapped_column(String(32))  # id of the registry that wrote it; earlier ones: null
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validat
 
 from training.documents import Frozen
 
-# What would change the meaning of an answer must not be passed over. Other parameters, of whatever extension, may be.
+# A request with one of these is refused, because they change the meaning of its answer. Other parameters are ignored.
 REFUSED_PARAMETERS = ("classification", "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 _SHAPE = {
     "type": "array",
