@@ -1,4 +1,4 @@
-"""Command line of the offline stage: `python -m training init|run|import|convert|evaluate|moments|compress|list`."""
+"""The offline stage: `python -m training data|init|run|import|convert|evaluate|moments|compress|list`."""
 
 import sys
 from pathlib import Path
@@ -15,6 +15,7 @@ from training.convert import Convert
 from training.drafting import Init
 from training.estimate import estimate
 from training.evaluate import Evaluate, load_images
+from training.fetching import Fetch
 from training.importing import Import
 from training.manifest import Manifest
 from training.measure import moments_of
@@ -158,7 +159,7 @@ def _table(manifests: list[Manifest]) -> str:
     return "\n".join(rows)
 
 
-COMMANDS = (Init, Run, Import, Convert, Evaluate, AddMoments, Compress, List)
+COMMANDS = (Fetch, Init, Run, Import, Convert, Evaluate, AddMoments, Compress, List)
 
 if __name__ == "__main__":
     sys.exit(run(COMMANDS, prog="python -m training", description="Make base sets: the offline stage."))
