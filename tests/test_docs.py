@@ -8,6 +8,7 @@ import sys
 import warnings
 from contextlib import redirect_stdout
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,8 @@ def help_of(module: str, *words: str) -> str:
 @pytest.mark.parametrize(("document", "line"), commands(), ids=lambda value: value.replace("/", "-"))
 def test_every_command_and_flag_exists(document: str, line: str) -> None:
     module, *words = shlex.split(line)
-    text = help_of(module, *words[: DEPTH.get(module, 0)])
+    named = takewhile(lambda word: not word.startswith("-"), words[: DEPTH.get(module, 0)])
+    text = help_of(module, *named)
     for flag in (word for word in words if word.startswith("--") and word != "--help"):
         assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", text), f"{document}: {module} has no {flag}"
 
