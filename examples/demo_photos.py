@@ -9,10 +9,9 @@ import io
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import tyro
 from PIL import Image
 from pydantic import Field
 
@@ -43,7 +42,7 @@ class DemoPhotos(Command):
 
     name: ClassVar[str] = "demo-photos"
     out: Path = Field(default=Path("runs/demo-photos"), description="folder for demo.png and demo.json")
-    photos: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = Field(
+    photos: Path | None = Field(
         default=None,
         description="pictures to show instead of drawings: one folder per class, of dog, elephant, giraffe, guitar, "
         "horse, house, person",

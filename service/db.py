@@ -1,4 +1,4 @@
-"""The commands of `python -m service db`: the registry's schema, its soundness, its backup."""
+"""The commands of `saucier db`: the registry's schema, its soundness, its backup."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import tyro
 from pydantic import Field
 from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
@@ -28,15 +27,18 @@ from service.store.transactions import UnknownDeployment, UnknownVersion
 from service.weights import rebase_all, told
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result
 from training.documents import one_line
+from training.nearest import meant
+from training.parameters import Arg, Positional
 
 
 class UpgradeCommand(Command):
     """Bring the schema of the registry up to date, or make it; a start of the service does the same.
 
-    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/saucier python -m service db upgrade
+    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/saucier saucier db upgrade
     """
 
     name: ClassVar[str] = "upgrade"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     def execute(self) -> Result:
         """Upgrade it."""
@@ -53,10 +55,11 @@ class UpgradeCommand(Command):
 class CheckCommand(Command):
     """Check that the registry is sound and that the current soup of every deployment loads; exit code 1 if not.
 
-    Example: python -m service db check --json
+    Example: saucier db check --json
     """
 
     name: ClassVar[str] = "check"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     def execute(self) -> Result:
         """Check it."""
@@ -89,15 +92,16 @@ class RebaseCommand(Command):
     With --base-set: move one deployment to another base set. Each gets a new version, the default soup. Refused while
     a worker is alive that could not serve it.
 
-    Example: python -m service db rebase --base-set mine --deployment default
+    Example: saucier db rebase --base-set mine --deployment default
     """
 
     name: ClassVar[str] = "rebase"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
-    base_set: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = Field(
+    base_set: Annotated[str | None, Arg(metavar="NAME")] = Field(
         default=None, description="the other base set; by default each deployment keeps its own"
     )
-    deployment: Annotated[str, tyro.conf.arg(metavar="NAME")] = Field(
+    deployment: Annotated[str, Arg(metavar="NAME")] = Field(
         default=DEFAULT, description="the one that is moved to --base-set"
     )
 
@@ -116,7 +120,9 @@ class RebaseCommand(Command):
     def _change(self, settings: Settings, base_set: str) -> Result:
         catalog = read_catalog(*settings.bases_folders, check_files=False)
         if base_set not in catalog:
-            raise ValueError(f"--base-set: expected one of {sorted(catalog)}, got {base_set!r}")
+            raise ValueError(
+                f"--base-set: expected one of {sorted(catalog)}, got {base_set!r}{meant(base_set, catalog)}"
+            )
         wanted = default_soup(catalog[base_set].manifest)
         with opened(settings, must_exist=True) as database:
             _check_schema(database)
@@ -124,7 +130,8 @@ class RebaseCommand(Command):
                 moved = change_base_set(database, self.deployment, wanted, stale_seconds=settings.stale_seconds)
             except UnknownDeployment:
                 known = [found.name for found in Registry(database).deployments(limit=MAX_NAMED)]
-                raise ValueError(f"--deployment: expected one of {known}, got {self.deployment!r}") from None
+                hint = meant(self.deployment, known)
+                raise ValueError(f"--deployment: expected one of {known}, got {self.deployment!r}{hint}") from None
         if moved is None:
             return Result({"moved": []}, f"{self.deployment} has the base set {base_set} already")
         text = f"{moved.deployment}: version {moved.from_version} -> {moved.to_version}, default soup of {base_set}"
@@ -137,12 +144,13 @@ class IdentityCommand(Command):
     A copy, for staging say, gets an id of its own and deletes nothing that its original wrote. One that was moved, or
     restored in the place of the original, goes on as before. Stop the services that use it first.
 
-    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/staging python -m service db identity copy
+    Example: SAUCIER_DATABASE_URL=postgresql://saucier@localhost/staging saucier db identity copy
     """
 
     name: ClassVar[str] = "identity"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
-    what: tyro.conf.Positional[Literal["copy", "moved"]] = Field(description="what it is")
+    what: Annotated[Literal["copy", "moved"], Positional] = Field(description="what it is")
 
     def execute(self) -> Result:
         """Say it."""
@@ -158,12 +166,13 @@ class BackupCommand(Command):
 
     SQLite: a database file, put back in the registry's place. PostgreSQL: an archive of pg_dump, for pg_restore.
 
-    Example: python -m service db backup registry-backup.db
+    Example: saucier db backup registry-backup.db
     """
 
     name: ClassVar[str] = "backup"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
-    out: tyro.conf.Positional[Path] = Field(description="the file to write")
+    out: Annotated[Path, Positional] = Field(description="the file to write")
 
     def execute(self) -> Result:
         """Write it."""
@@ -173,9 +182,6 @@ class BackupCommand(Command):
         back_up(settings.registry_url, self.out)
         size = self.out.stat().st_size
         return Result({"out": str(self.out), "bytes": size, "revision": revision}, f"{self.out}: {size:,} bytes")
-
-
-COMMANDS: tuple[type[Command], ...] = (UpgradeCommand, CheckCommand, RebaseCommand, IdentityCommand, BackupCommand)
 
 
 @contextmanager
@@ -204,7 +210,7 @@ def _check_schema(database: Database) -> None:
 
 
 def _behind(revision: str | None) -> str:
-    return f"expected revision {head()}, found {revision}: run `python -m service db upgrade`"
+    return f"expected revision {head()}, found {revision}: run `saucier db upgrade`"
 
 
 def _damage(connection: Connection) -> list[str]:

@@ -16,7 +16,7 @@ from training.manifest import BaseSetError
 
 logger = logging.getLogger(__name__)
 
-COMMAND = "python -m service db rebase --base-set"
+COMMAND = "saucier db rebase --base-set"
 
 
 def settle_default(database: Database, catalog: Mapping[str, Base], settings: Settings) -> None:

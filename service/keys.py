@@ -1,25 +1,26 @@
-"""The commands of `python -m service keys`: make API keys, list them, take them back."""
+"""The commands of `saucier keys`: make API keys, list them, take them back."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import tyro
 from pydantic import Field
 
 from service.settings import Settings, SettingsError
 from service.store.keys import NAME, Role, add_key, read_keys, revoke_key
 from training.cli import Command, Result
+from training.parameters import Arg
 
 
 class AddCommand(Command):
     """Make a key and print it: the only time that it can be seen. Running services know it within a second.
 
-    Example: SAUCIER_API_KEYS_FILE=keys.json python -m service keys add --name camera-7 --role predict
+    Example: SAUCIER_API_KEYS_FILE=keys.json saucier keys add --name camera-7 --role predict
     """
 
     name: ClassVar[str] = "add"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
-    key_name: Annotated[str, tyro.conf.arg(name="name")] = Field(
+    key_name: Annotated[str, Arg(name="name")] = Field(
         pattern=f"^{NAME}$", description="who it is for: letters, digits and . _ @ -, at most 63; events name it"
     )
     role: Role = Field(description="what it may do: each role may also do what those before it may")
@@ -33,10 +34,11 @@ class AddCommand(Command):
 class ListCommand(Command):
     """List the keys: names, roles and when they were made.
 
-    Example: SAUCIER_API_KEYS_FILE=keys.json python -m service keys list
+    Example: SAUCIER_API_KEYS_FILE=keys.json saucier keys list
     """
 
     name: ClassVar[str] = "list"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     def execute(self) -> Result:
         """List them."""
@@ -49,20 +51,18 @@ class ListCommand(Command):
 class RevokeCommand(Command):
     """Take a key back. Running services refuse it within a second.
 
-    Example: SAUCIER_API_KEYS_FILE=keys.json python -m service keys revoke --name camera-7
+    Example: SAUCIER_API_KEYS_FILE=keys.json saucier keys revoke --name camera-7
     """
 
     name: ClassVar[str] = "revoke"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
-    key_name: Annotated[str, tyro.conf.arg(name="name")] = Field(description="name of the key")
+    key_name: Annotated[str, Arg(name="name")] = Field(description="name of the key")
 
     def execute(self) -> Result:
         """Take it back."""
         revoked = revoke_key(_path(), self.key_name)
         return Result({"name": revoked.name, "role": revoked.role}, f"revoked {revoked.name} ({revoked.role})")
-
-
-COMMANDS: tuple[type[Command], ...] = (AddCommand, ListCommand, RevokeCommand)
 
 
 def _path() -> Path:

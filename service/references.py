@@ -1,11 +1,10 @@
-"""The commands of `python -m service reference`: labelled images that somebody vouches for."""
+"""The commands of `saucier reference`: labelled images that somebody vouches for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import tyro
 from pydantic import Field
 
 from adapt.images import support as supports
@@ -13,12 +12,15 @@ from service.db import opened
 from service.prediction.catalog import read_catalog
 from service.settings import Settings
 from service.store.objects import ObjectStore
+from service.store.rebasing import MAX_NAMED
 from service.store.references import ReferenceInfo, References
 from service.store.registry import Registry
 from service.store.transactions import UnknownDeployment
 from training.cli import Command, Result
+from training.nearest import meant
+from training.parameters import Positional
 
-DeploymentArgument = Annotated[str, tyro.conf.Positional]
+DeploymentArgument = Annotated[str, Positional]
 
 
 class AddCommand(Command):
@@ -26,12 +28,13 @@ class AddCommand(Command):
 
     They replace those it has. Take images that nobody can upload to it, of what the deployment is usually asked.
 
-    Example: python -m service reference add default trusted/ --floor 0.7
+    Example: saucier reference add default trusted/ --floor 0.7
     """
 
     name: ClassVar[str] = "add"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     deployment: DeploymentArgument = Field(description="its name")
-    folder: Annotated[Path, tyro.conf.Positional] = Field(
+    folder: Annotated[Path, Positional] = Field(
         description="labelled images: a folder or archive with one folder per class"
     )
     floor: float = Field(gt=0, le=1, description="least accuracy, a fraction")
@@ -52,10 +55,11 @@ class AddCommand(Command):
 class ShowCommand(Command):
     """Show what reference images a deployment has.
 
-    Example: python -m service reference show default --json
+    Example: saucier reference show default --json
     """
 
     name: ClassVar[str] = "show"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     deployment: DeploymentArgument = Field(description="its name")
 
     def execute(self) -> Result:
@@ -68,10 +72,11 @@ class ShowCommand(Command):
 class RemoveCommand(Command):
     """Delete the reference images of a deployment, and the floor with them.
 
-    Example: python -m service reference remove default
+    Example: saucier reference remove default
     """
 
     name: ClassVar[str] = "remove"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     deployment: DeploymentArgument = Field(description="its name")
 
     def execute(self) -> Result:
@@ -82,16 +87,15 @@ class RemoveCommand(Command):
         return Result({"deployment": self.deployment, "removed": removed}, f"{self.deployment}: {text}")
 
 
-COMMANDS: tuple[type[Command], ...] = (AddCommand, ShowCommand, RemoveCommand)
-
-
 @contextmanager
 def _references(settings: Settings) -> Iterator[tuple[Registry, References]]:
     with opened(settings, must_exist=True) as database:
         try:
-            yield Registry(database), References(database, ObjectStore(settings.samples_url))
+            yield (registry := Registry(database)), References(database, ObjectStore(settings.samples_url))
         except UnknownDeployment as error:
-            raise ValueError(f"there is no deployment {error.args[0]!r}") from None
+            known = [found.name for found in registry.deployments(limit=MAX_NAMED)]
+            hint = meant(error.args[0], known)
+            raise ValueError(f"there is no deployment {error.args[0]!r}, only {known}{hint}") from None
 
 
 def _data(deployment: str, info: ReferenceInfo | None) -> dict[str, Any]:

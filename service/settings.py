@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     rebase_at_start: bool = Field(
         default=False,
         description="at a start, move deployments to the new weights of their base set unless workers with other "
-        "weights are alive; otherwise `python -m service db rebase` does that",
+        "weights are alive; otherwise `saucier db rebase` does that",
     )
     database_connections: int = Field(
         default=DATABASE_CONNECTIONS,
@@ -75,7 +75,7 @@ class Settings(BaseSettings):
         default="text", description="what log lines are written as; `json` is one object per line"
     )
     api_keys_file: Path | None = Field(
-        default=None, description="file of the API keys, see `python -m service keys`; by default no keys are asked for"
+        default=None, description="file of the API keys, see `saucier keys`; by default no keys are asked for"
     )
     public_without_keys: bool = Field(
         default=False, description="start on an address other than loopback without keys: whoever reaches it may do all"

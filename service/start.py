@@ -1,12 +1,11 @@
-"""Starting the service from any folder: `python -m service serve`, which becomes `bentoml serve`."""
+"""Starting the service from any folder: `saucier serve`, which becomes `bentoml serve`."""
 
 import os
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Annotated, ClassVar, NoReturn
+from typing import ClassVar, NoReturn
 
-import tyro
 from pydantic import Field
 
 from service.settings import PACKAGE_ROOT, PREFIX, Settings
@@ -15,29 +14,25 @@ from training.cli import Command
 TARGET = "service.app:Saucier"  # what `bentoml serve` is to serve
 PACKAGES = ("service", "deploy", "adapt", "training")
 
-_Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
-_Number = Annotated[int | None, tyro.conf.arg(metavar="INT")]
-
 
 class ServeCommand(Command):
     """Serve the base sets over HTTP until interrupted; every option is a setting, too (SAUCIER_HOST and so on).
 
     Base sets are those of `bases/` in the working directory, then those that come with Saucier.
 
-    Example: python -m service serve --base-set mine --port 8080
+    Example: saucier serve --base-set mine --port 8080
     """
 
     name: ClassVar[str] = "serve"
-    host: _Text = Field(default=None, description="address to bind; default: SAUCIER_HOST, or 127.0.0.1")
-    port: _Number = Field(default=None, ge=1, le=65535, description="port to bind; default: SAUCIER_PORT, or 3000")
-    workers: _Number = Field(default=None, ge=1, description="predictor processes; default: SAUCIER_WORKERS, or 2")
-    bases: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = Field(
-        default=None, description="folder of base sets, or one base set; default: SAUCIER_BASES"
-    )
-    base_set: _Text = Field(
+    unused: ClassVar[tuple[str, ...]] = ("print_json", "seed")
+    host: str | None = Field(default=None, description="address to bind; default: SAUCIER_HOST, or 127.0.0.1")
+    port: int | None = Field(default=None, ge=1, le=65535, description="port to bind; default: SAUCIER_PORT, or 3000")
+    workers: int | None = Field(default=None, ge=1, description="predictor processes; default: SAUCIER_WORKERS, or 2")
+    bases: Path | None = Field(default=None, description="folder of base sets, or one base set; default: SAUCIER_BASES")
+    base_set: str | None = Field(
         default=None, description="base set that `default` is to serve; default: SAUCIER_BASE_SET, or what it serves"
     )
-    home: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = Field(
+    home: Path | None = Field(
         default=None, description="folder of all that is stored; default: SAUCIER_HOME, or ~/.saucier"
     )
 

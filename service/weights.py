@@ -13,7 +13,7 @@ from service.store.transactions import Conflict
 
 logger = logging.getLogger(__name__)
 
-COMMAND = "python -m service db rebase"
+COMMAND = "saucier db rebase"
 
 
 def check_weights(database: Database, catalog: Mapping[str, Base], settings: Settings) -> None:

@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from service.http.openapi import openapi_document
+from service.saucier import reference as saucier_reference
 from training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,7 @@ DOCUMENTS = sorted(
 MODULES = "training|adapt|deploy|service|benchmarks|examples"
 COMMAND = re.compile(rf"(?:\.venv/bin/)?python -m ((?:{MODULES})[\w.]*(?: [^`#\n]*)?)")
 DEPTH = {"training": 1, "adapt": 1, "deploy": 1, "service": 2}  # how many words name a command
+SAUCIER = re.compile(r"(?<![\w./-])(?:\.venv/bin/)?saucier ([a-z][a-z|-]*(?: [^`#\n]*)?)")
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
 FOLDERS = "training|adapt|deploy|service|docs|examples|benchmarks|tests|bases"
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
@@ -71,6 +73,22 @@ def test_every_command_and_flag_exists(document: str, line: str) -> None:
     text = help_of(module, *named)
     for flag in (word for word in words if word.startswith("--") and word != "--help"):
         assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", text), f"{document}: {module} has no {flag}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)).replace("/", "-"))
+def test_every_saucier_command_and_flag_exists(document: Path) -> None:
+    tree = {tuple(one.path.split()[1:]): one for one in saucier_reference()}
+    for line in SAUCIER.findall(document.read_text().replace("\\\n", " ")):
+        words = re.findall(r"[^\s\[\]]+", line)
+        is_group = any(name[0] == words[0] and len(name) == 2 for name in tree)
+        if is_group and len(words) == 1:
+            continue
+        path = tuple(words[:2]) if is_group else (words[0],)
+        for last in path[-1].split("|"):
+            found = tree.get((*path[:-1], last))
+            assert found is not None, line
+            flags = {flag for one in found.parameters for flag in one.flags} | {"--help"}
+            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= flags, line
 
 
 def test_recipes_shown_are_recipes(tmp_path: Path) -> None:

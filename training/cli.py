@@ -1,22 +1,21 @@
 """One frame for every command line: `--json`, `--seed`, exit codes, one-line errors."""
 
-import contextlib
-import io
+import inspect
 import json
 import logging
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from training.documents import first_error
-
-_BOX = re.compile("[\u2500-\u257f]+|-{4,}")  # what boxes are drawn with
+from training.parameters import Arg, Parameter
+from training.parsing import CommandParser, Entry, Group, GroupParser, Options, parse
 
 EXIT_DONE, EXIT_CLAIM_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+_LAST = ("print_json", "seed")  # what every command has comes last in its help
 
 
 class Result(NamedTuple):
@@ -27,30 +26,54 @@ class Result(NamedTuple):
     exit_code: int = EXIT_DONE
 
 
-class Command(BaseModel):
-    """A command: its fields are the options, its docstring is the help (with an example), `execute` does the work."""
+class Command(Options):
+    """A command: its fields are the options, its docstring is the help (with an example), `execute` does the work.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    Every command takes `--json` and `--seed`, so that scripts may always give them; help shows them where they matter.
+    """
+
     name: ClassVar[str]
+    unused: ClassVar[tuple[str, ...]] = ()  # fields that change nothing, such as the seed where nothing is random
 
-    print_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = Field(
+    print_json: Annotated[bool, Arg(name="json")] = Field(
         default=False, description="print one JSON object on stdout, everything else on stderr"
     )
     seed: int = Field(default=0, ge=0, description="seed of every random choice")
+
+    @classmethod
+    def parameters(cls) -> tuple[Parameter, ...]:
+        """Return its arguments and options, those of every command last."""
+        found = {one.field: one for one in super().parameters()}
+        for name in cls.unused:
+            found[name] = replace(found[name], is_hidden=True)
+        last = [found.pop(name) for name in _LAST]
+        return (*found.values(), *last)
 
     def execute(self) -> Result:
         """Do the work."""
         raise NotImplementedError
 
 
-def run(commands: Sequence[type[Command]], *, prog: str, description: str, args: Sequence[str] | None = None) -> int:
+def run(
+    commands: Group | Sequence[type[Command]], *, prog: str, description: str = "", args: Sequence[str] | None = None
+) -> int:
     """Parse the arguments, run one command, print its result and return the exit code.
 
     0 done; 1 the measured claim does not hold; 2 bad input, with one line on stderr; 130 interrupted.
+
+    Args:
+        commands: a group; or classes, of which a single one needs no name on the command line.
+        prog: what is typed before the arguments.
+        description: of several classes.
+        args: of `sys.argv` if not given.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        command = _parse(commands, prog=prog, description=description, args=args)
+        command = parse(_parser(commands, prog, description), sys.argv[1:] if args is None else args, prog=prog)
+        if command is None:
+            return EXIT_DONE
+        assert isinstance(command, Command)
+        # Not before: what is imported for a command has nothing to tell.
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
         result = command.execute()
     except ValidationError as error:
         return _fail(first_error(error))
@@ -63,33 +86,19 @@ def run(commands: Sequence[type[Command]], *, prog: str, description: str, args:
     return result.exit_code
 
 
-def _parse(commands: Sequence[type[Command]], *, prog: str, description: str, args: Sequence[str] | None) -> Command:
-    """Parse the arguments; what the parser says of bad ones, in a box of several lines, becomes one line."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return _parse_with_tyro(commands, prog=prog, description=description, args=args)
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            raise
-        raise ValueError(_condense(said.getvalue())) from None
-
-
-def _condense(box: str) -> str:
-    text = " ".join(_BOX.sub(" ", box).split())
-    text = text.partition(" For further information")[0].partition(" For full helptext")[0]
-    text = re.sub(r"\[type=\w+,|input_type=\w+\]|\(type=[^)]*\)", "", text)
-    return " ".join(text.split()).removeprefix("Value error ").rstrip(" ,")
-
-
-def _parse_with_tyro(
-    commands: Sequence[type[Command]], *, prog: str, description: str, args: Sequence[str] | None
-) -> Command:
+def _parser(commands: Group | Sequence[type[Command]], prog: str, description: str) -> CommandParser | GroupParser:
+    if isinstance(commands, Group):
+        return GroupParser(prog, commands)
     if len(commands) == 1:
-        return tyro.cli(commands[0], prog=prog, args=args)
-    by_name: dict[str, Callable[..., Command]] = {command.name: command for command in commands}
-    command: Command = tyro.extras.subcommand_cli_from_dict(by_name, prog=prog, description=description, args=args)
-    return command
+        return CommandParser(prog, commands[0])
+    return GroupParser(
+        prog, Group(description, {command.name: Entry(command, _first(command)) for command in commands})
+    )
+
+
+def _first(command: type[Command]) -> str:
+    """Return the first paragraph of a command's help."""
+    return (inspect.getdoc(command) or "").partition("\n\n")[0]
 
 
 def _fail(message: str) -> int:

@@ -5,16 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-import tyro
 from pydantic import Field
 
 from training.bases import BaseSet, StateDict, load_base_set, save_base_set
 from training.cli import Command, Result
 from training.data import ImageSet
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
+from training.devices import pick_device
 from training.evaluate import load_images
 from training.fit import LOG
 from training.manifest import Ingredient, Manifest, Metric, Storage
 from training.measure import accuracy_of
+from training.parameters import Positional
 from training.storage import halve, restore, subtract
 
 
@@ -23,11 +25,12 @@ class Compress(Command):
 
     Measures what that costs in clean accuracy, and writes nothing where it costs too much.
 
-    Example: python -m training compress bases/mine --out bases/mine-compressed --data .data/cifar10
+    Example: saucier compress bases/mine --out bases/mine-compressed --data .data/cifar10
     """
 
     name: ClassVar[str] = "compress"
-    folder: Annotated[Path, tyro.conf.Positional] = Field(description="the base set, in float32")
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
+    folder: Annotated[Path, Positional] = Field(description="the base set, in float32")
     out: Path = Field(description="folder of the new base set")
     data: Path | None = Field(
         default=None,
@@ -39,7 +42,7 @@ class Compress(Command):
     )
     parent: str | None = Field(default=None, description="what the others are differences to; default: the first")
     max_loss: float = Field(default=0.2, ge=0, description="points of clean accuracy an ingredient may lose")
-    device: str = Field(default="cpu", description="torch device")
+    device: DeviceName = Field(default=AUTO, description=DEVICE_HELP)
 
     def execute(self) -> Result:
         """Round, measure, write."""
@@ -76,10 +79,11 @@ class Compress(Command):
         return {name: None if self.keep == "half" or name == parent else parent for name in names}
 
     def _cost(self, base: BaseSet, name: str, rounded: StateDict, images: ImageSet) -> "Cost":
+        device = str(pick_device(self.device))
         classifier = base.model(name)
-        before = accuracy_of(classifier, images, device=self.device)
+        before = accuracy_of(classifier, images, device=device)
         classifier.net.load_state_dict(rounded)
-        after = accuracy_of(classifier, images, device=self.device)
+        after = accuracy_of(classifier, images, device=device)
         return Cost(Metric(value=before, n=len(images)), Metric(value=after, n=len(images)))
 
 

@@ -1,5 +1,6 @@
 """Where and how a training run computes: processes, precision, memory. What is learnt stands in the recipe."""
 
+import os
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from torch import nn
 
 from training.augmentation import Part
+from training.device_names import AUTO, DeviceName
 from training.devices import pick_device
 from training.documents import Frozen
 
@@ -20,7 +22,7 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 class Compute(Frozen):
     """The machine's side of a training run."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = AUTO
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast, weights stay fp32")
     micro_batch: int | None = Field(
         default=None,
@@ -36,9 +38,14 @@ class Compute(Frozen):
         """Return the process group as `accelerate launch` or `torchrun` set it up; one process without them.
 
         Raises:
-            ValueError: no CUDA device where one was asked for, or a tracker that is not installed.
+            ValueError: no CUDA device where one was asked for, one of several where the launcher deals them out, or a
+                tracker that is not installed.
         """
         device = pick_device(self.device)
+        if device.index is not None:
+            if "LOCAL_RANK" in os.environ:
+                raise ValueError(f"device {device}: the launcher gives every process its device: use cuda")
+            torch.cuda.set_device(device)  # which "cuda" means from now on
         if self.tracker is not None and self.tracker not in {str(kind) for kind in get_available_trackers()}:
             raise ValueError(f"tracker {self.tracker}: not installed; pip install {self.tracker}")
         if self.threads is not None:

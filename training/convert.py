@@ -5,7 +5,6 @@ from typing import Annotated, Any, ClassVar
 
 import safetensors.torch
 import timm
-import tyro
 from pydantic import Field
 
 from training.cli import Command, Result
@@ -13,17 +12,19 @@ from training.documents import file_sha256
 from training.foreign import COUNTERS, Match, load_weights
 from training.manifest import Architecture, InputSpec
 from training.models import create_classifier
+from training.parameters import Positional
 
 
 class Convert(Command):
     """Turn a checkpoint into a safetensors file with timm's names, for a recipe to start from.
 
-    Example: python -m training convert efficientnet-lite0-57934424.pth --arch tf_efficientnet_lite0 --match order --out
+    Example: saucier convert efficientnet-lite0-57934424.pth --arch tf_efficientnet_lite0 --match order --out
     .data/efficientnet-lite0.safetensors
     """
 
     name: ClassVar[str] = "convert"
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = Field(
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
+    checkpoint: Annotated[Path, Positional] = Field(
         description="safetensors, or torch.save's; pickle with code is refused"
     )
     arch: str = Field(description="name in timm's registry")
@@ -34,9 +35,7 @@ class Convert(Command):
         "shapes agree one to one. Test the accuracy afterwards",
     )
     key: str | None = Field(default=None, description="where in the checkpoint the weights are, e.g. model_ema")
-    half: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
-        default=False, description="store 16 bits a number; statistics of BatchNorm stay at 32"
-    )
+    half: bool = Field(default=False, description="store 16 bits a number; statistics of BatchNorm stay at 32")
     out: Path = Field(description="the new .safetensors file")
 
     def execute(self) -> Result:

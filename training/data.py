@@ -12,6 +12,7 @@ import numpy.typing as npt
 from training.folders import class_folders, composed, files_in, indices_by_name
 from training.images import Pixels, load_image, pixel_hash
 from training.manifest import InputSpec
+from training.nearest import meant
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 TEST_FOLDERS = ("test", "val")
@@ -159,7 +160,9 @@ def find_files(root: Path, input_spec: InputSpec, class_names: Sequence[str] | N
         if label is None:
             test = find_test_folder(root)
             hint = f": give one part of {root}, such as {test}" if test is not None else ""
-            raise ValueError(f"{folder}: expected a class folder named one of {list(names)}{hint}")
+            raise ValueError(
+                f"{folder}: expected a class folder named one of {list(names)}{meant(folder.name, names)}{hint}"
+            )
         inside = [file for file in files_in(folder) if file.suffix.lower() in SUFFIXES]
         if not inside:
             raise ValueError(f"{folder}: expected images of class {folder.name!r}, found none")

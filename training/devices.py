@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from training.device_names import check_device_name
+
 
 def pick_device(name: str) -> torch.device:
     """Return the device called "cpu", "cuda" or "cuda:1"; "auto" is CUDA where there is a CUDA device, else the CPU.
@@ -15,9 +17,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, colon, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
-        raise ValueError(f"expected device cpu, cuda or auto, or one of several such as cuda:1, got {name!r}")
+    kind, _, number = check_device_name(name).partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name} was asked for, but torch finds no CUDA device: use cpu or auto")
     if number and int(number) >= (count := torch.cuda.device_count()):

@@ -7,7 +7,6 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, ClassVar
 
-import tyro
 import yaml
 from pydantic import Field
 
@@ -16,6 +15,7 @@ from training.cli import Command, Result
 from training.contents import Contents, look_at
 from training.files import replace_file
 from training.manifest import Norm
+from training.parameters import Positional
 from training.recipe import Recipe
 from training.splits import VALIDATION_FRACTION
 from training.start import PRETRAINED
@@ -23,13 +23,13 @@ from training.start import PRETRAINED
 MAX_TESTED = 100  # images that are attacked after training
 
 _RECIPE = Template("""\
-# Four ingredients, drafted by `python -m training init`. All of it may be changed.
+# Four ingredients, drafted by `saucier init`. All of it may be changed.
 #
 # The chain: `pretraining` learns the classes and is not kept; `linf` is fine-tuned from it against an attacker, with a
 # learning rate that rises slowly and decays fast; `l2` and `l1` are fine-tuned from `linf`. `nominal` goes on without
 # an attacker for as many epochs as `linf` and `l2` have together: no ingredient is trained longer than another.
 #
-# `python -m training run FILE --dry-run` measures how long this takes here. To save time: fewer epochs (a run with
+# `saucier train FILE --dry-run` measures how long this takes here. To save time: fewer epochs (a run with
 # `--epochs-scale 0.5`), fewer steps of the attack of `l1`, or a smaller input, with the radii for it.
 name: $name
 data:
@@ -45,7 +45,7 @@ augmentation: {$change, flip: true}  # flip: false where left and right differ, 
 # $num_train training images: $steps steps of $batch_size an epoch.
 ingredients:
 $ingredients\
-# A quick look after training; `python -m training evaluate` measures more thoroughly. The radii, here and above, are
+# A quick look after training; `saucier evaluate` measures more thoroughly. The radii, here and above, are
 # half the usual ones for the input size: smaller radii cost less accuracy on clean images.
 evaluation:
   n: $num_tested
@@ -77,11 +77,12 @@ class Init(Command):
 
     Prints what was found, what was chosen and why. Nothing is trained; edit the recipe, then try it by a dry run.
 
-    Example: python -m training init photographs --weights .data/efficientnet-lite0.safetensors
+    Example: saucier init photographs --weights .data/efficientnet-lite0.safetensors
     """
 
     name: ClassVar[str] = "init"
-    folder: Annotated[Path, tyro.conf.Positional] = Field(
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
+    folder: Annotated[Path, Positional] = Field(
         description="one folder of images per class; or train/ with such folders, and test/ or val/"
     )
     out: Path | None = Field(default=None, description="the new recipe; default: the folder's name with .yaml")
@@ -123,7 +124,7 @@ class Init(Command):
         }
         width = max(len(choice.value) for choice in plan.choices)
         chosen = "\n".join(f"  {choice.what:9} {choice.value:{width}}  {choice.why}" for choice in plan.choices)
-        next_step = f"wrote {out}; next: python -m training run {out} --dry-run"
+        next_step = f"wrote {out}; next: saucier train {out} --dry-run"
         return Result(data, f"{contents.text()}\nchosen:\n{chosen}\n{next_step}")
 
 

@@ -1,4 +1,4 @@
-"""`python -m training evaluate`: attack every ingredient of a base set on its test images."""
+"""`saucier evaluate`: attack every ingredient of a base set on its test images."""
 
 import logging
 import re
@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import tyro
 from pydantic import Field, ValidationError
 from torch import nn
 
 from training.bases import BaseSet, load_base_set
 from training.cli import Command, Result
 from training.data import ImageSet, balanced_indices, find_test_folder, load_folder
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.devices import pick_device
 from training.documents import first_error
 from training.journal import Journal
-from training.manifest import Manifest
+from training.manifest import Manifest, parse_threat
+from training.nearest import meant
+from training.parameters import Arg, Positional
 from training.record import check_record, write_record
 from training.robustness import (
     APGD_LOSSES,
@@ -47,22 +49,24 @@ _CHANGED = (
 class Evaluate(Command):
     """Attack every ingredient of a base set: clean, robust and union accuracy, each with its 95 % interval.
 
-    Example: python -m training evaluate bases/cifar10-small --data .data/cifar10 --n 1000 --strong --state runs/strong
+    Example: saucier evaluate bases/cifar10-small --data .data/cifar10 --n 1000 --strong --state runs/strong
     """
 
     name: ClassVar[str] = "evaluate"
-    folder: Annotated[Path, tyro.conf.Positional] = Field(description="the base set")
+    folder: Annotated[Path, Positional] = Field(description="the base set")
     data: Path | None = Field(
         default=None,
         description="the recipe's data folder (its test part is used), or any folder with one folder per class; "
         "default: where the recipe found its data",
     )
     n: int = Field(default=1000, ge=1, description="test images, balanced over classes and drawn by the seed")
-    strong: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    strong: bool = Field(
         default=False,
         description="targeted DLR loss (L1: cross-entropy first), every restart against every target; may take hours",
     )
-    threats: tuple[str, ...] = Field(default=(), description="other radii, such as Linf=4/255 L2=1")
+    threat_models: Annotated[tuple[str, ...], Arg(metavar="NORM:EPS")] = Field(
+        default=(), description="other radii, such as Linf:4/255 L2:1"
+    )
     only: tuple[str, ...] = Field(default=(), description="these ingredients alone")
     attack: AttackName = Field(default="apgd", description="apgd: adaptive; pgd: plain, weaker")
     steps: int | None = Field(default=None, ge=1, description="steps of the attack; default 40, strong 100")
@@ -70,7 +74,7 @@ class Evaluate(Command):
     state: Path | None = Field(default=None, description="folder that an interrupted evaluation continues from")
     record: Path | None = Field(default=None, description="new file, .jsonl or .csv, with one line per image")
     batch_size: int = Field(default=250, ge=1, description="images attacked at once")
-    device: str = Field(default="cpu", description="cpu, cuda, cuda:1, or auto: cuda where there is one")
+    device: DeviceName = Field(default=AUTO, description=DEVICE_HELP)
 
     def execute(self) -> Result:
         """Evaluate."""
@@ -79,7 +83,7 @@ class Evaluate(Command):
         check_record(self.record)
         device = str(pick_device(self.device))
         base = load_base_set(self.folder)
-        threats = _overridden(evaluation_threats(base.manifest), self.threats)
+        threats = _overridden(evaluation_threats(base.manifest), self.threat_models)
         test = load_images(base.manifest, self.data)
         positions = balanced_indices(test.labels, self.n, seed=self.seed)
         chosen = test.subset(positions)
@@ -110,8 +114,9 @@ class Evaluate(Command):
 
     def _models(self, base: BaseSet) -> Iterator[tuple[str, nn.Module]]:
         """Yield what is attacked, by name."""
-        if unknown := [name for name in self.only if name not in base.state_dicts]:
-            raise ValueError(f"--only: no ingredient {unknown[0]!r}, only {list(base.state_dicts)}")
+        known = list(base.state_dicts)
+        if unknown := [name for name in self.only if name not in known]:
+            raise ValueError(f"--only: no ingredient {unknown[0]!r}, only {known}{meant(unknown[0], known)}")
         for name in self.only or base.manifest.ingredient_names:
             yield name, base.model(name)
 
@@ -144,19 +149,18 @@ class Evaluate(Command):
 
 
 def _overridden(threats: Sequence[ThreatModel], given: Sequence[str]) -> tuple[ThreatModel, ...]:
-    """Return the threat models with the radii of those given as NORM=EPS."""
+    """Return the threat models with the radii of those given as NORM:EPS."""
     by_norm = {threat.norm: threat for threat in threats}
     seen: set[Norm] = set()
     for text in given:
-        if not re.fullmatch(r"[^=]+=[^=]+", text):
-            raise ValueError(f"--threats: expected NORM=EPS such as Linf=8/255, got {text!r}")
-        norm, _, eps = text.partition("=")
         try:
-            threat = ThreatModel.model_validate({"norm": norm, "eps": eps})
-        except ValidationError as error:
-            raise ValueError(f"--threats {text}: {first_error(error).removeprefix('top level: ')}") from None
+            threat = parse_threat(text)
+        except ValueError as error:
+            raise ValueError(f"--threat-models: {error}") from None
         if threat.norm in seen:
-            raise ValueError(f"--threats: {threat.norm} is given twice: the union is over one radius of each norm")
+            raise ValueError(
+                f"--threat-models: {threat.norm} is given twice: the union is over one radius of each norm"
+            )
         seen.add(threat.norm)
         by_norm[threat.norm] = threat
     return tuple(by_norm[norm] for norm in NORMS if norm in by_norm)

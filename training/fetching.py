@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import tyro
 from PIL import Image
 from pydantic import Field
 
 from training.cli import Command, Result
 from training.data import ImageSet
 from training.named_sets import CIFAR10_ARCHIVE, CIFAR10_FOLDER, Unavailable, read_cifar10
+from training.parameters import Arg, Positional
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +24,16 @@ logger = logging.getLogger(__name__)
 class Fetch(Command):
     """Download a data set by name, or convert a download, into folders of images: train/CLASS/FILE, test/CLASS/FILE.
 
-    Example: python -m training data cifar10 --out .data/cifar10
+    Example: saucier data cifar10 --out .data/cifar10
 
-    Without a network: python -m training data cifar10 --out .data/cifar10 --from DOWNLOADS
+    Without a network: saucier data cifar10 --out .data/cifar10 --from DOWNLOADS
     """
 
     name: ClassVar[str] = "data"
-    source: Annotated[Literal["cifar10"], tyro.conf.Positional] = Field(description="which data set")
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
+    source: Annotated[Literal["cifar10"], Positional] = Field(description="which data set")
     out: Path = Field(description="folder that is made; it must be new")
-    download: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = Field(
+    download: Annotated[Path | None, Arg(name="from")] = Field(
         default=None,
         description="folder with torchvision's download (cifar-10-python.tar.gz, or cifar-10-batches-py/ unpacked); by "
         "default it is downloaded, and deleted at the end",

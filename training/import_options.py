@@ -5,17 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from training.cli import Command
 from training.data import ImageSet, find_files, find_test_folder
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.documents import Frozen, file_sha256
 from training.folders import class_folders, composed
 from training.foreign import Channels, Fitted
-from training.manifest import NORMS, Ingredient, InputSpec, Metric, Name, ThreatModel
+from training.manifest import Ingredient, InputSpec, Metric, Name, ThreatModel, parse_threat
 from training.measure import accuracy_of, metrics_of
 from training.models import Classifier
+from training.parameters import Arg, Positional
 from training.recipe import EvaluationSpec
 
 SAME_CHANNELS = 1e-4  # a mean or std given on the command line agrees with the checkpoint's within this
@@ -35,13 +36,15 @@ class ImportedFile(Frozen):
 class ImportOptions(Command):
     """The options of `import`."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = Field(
+    checkpoint: Annotated[Path, Positional] = Field(
         description="safetensors, or torch.save's; pickle with code is refused"
     )
     arch: str | None = Field(default=None, description="name in timm's registry; not needed with --into")
     arch_kwargs: str | None = Field(default=None, description="arguments of timm.create_model, as a JSON object")
-    ingredient: Annotated[str, tyro.conf.arg(name="name")] = Field(description="what to call the ingredient")
-    threat_model: str = Field(description='what it was trained against: "Linf:8/255", "L2:0.5", "L1:12" or "none"')
+    ingredient: Annotated[str, Arg(name="name")] = Field(description="what to call the ingredient")
+    threat_model: Annotated[str, Arg(metavar="NORM:EPS")] = Field(
+        description='what it was trained against: "Linf:8/255", "L2:0.5", "L1:12" or "none"'
+    )
     input_size: tuple[int, ...] = Field(
         default=(), description="height and width in pixels; one number for a square; not needed with --into"
     )
@@ -62,7 +65,7 @@ class ImportOptions(Command):
     into: Path | None = Field(
         default=None, description="base set that gets the checkpoint as a further ingredient; it gets a new digest"
     )
-    new_head: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    new_head: bool = Field(
         default=False,
         description="the checkpoint has other classes: keep its backbone, fit a last layer to the training images",
     )
@@ -70,8 +73,8 @@ class ImportOptions(Command):
     key: str | None = Field(default=None, description="where in the checkpoint the weights are, e.g. model_ema")
     source: str | None = Field(default=None, description="where it comes from, for the manifest")
     license: str | None = Field(default=None, description="of the weights, for the manifest")
-    evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(default=False, description="attack it as well")
-    threat_models: tuple[str, ...] = Field(
+    evaluate: bool = Field(default=False, description="attack it as well")
+    threat_models: Annotated[tuple[str, ...], Arg(metavar="NORM:EPS")] = Field(
         default=(),
         description="what it is evaluated against; default: by input size, at 32 pixels Linf:8/255 L2:0.5 L1:12",
     )
@@ -80,7 +83,7 @@ class ImportOptions(Command):
     )
     n: int = Field(default=500, ge=1, description="test images to attack")
     steps: int = Field(default=40, ge=1, description="APGD steps")
-    device: str = Field(default="cpu", description="cpu, cuda or cuda:1; auto: cuda where there is one")
+    device: DeviceName = Field(default=AUTO, description=DEVICE_HELP)
 
 
 def described(options: ImportOptions) -> Ingredient:
@@ -100,18 +103,6 @@ def described(options: ImportOptions) -> Ingredient:
         objective="adversarial" if threat else "nominal",
         parent=None,
     )
-
-
-def parse_threat(text: str) -> ThreatModel:
-    """Return the threat model written as "Linf:8/255".
-
-    Raises:
-        ValueError: not a norm, a colon and a radius, or a radius out of range.
-    """
-    norm, colon, eps = text.partition(":")
-    if not colon or norm not in NORMS:
-        raise ValueError(f"expected a threat model such as Linf:8/255, L2:0.5 or L1:12, got {text!r}")
-    return ThreatModel.model_validate({"norm": norm, "eps": eps})
 
 
 def check_name(option: str, name: str, validate: Callable[[str], str]) -> None:

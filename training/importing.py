@@ -38,7 +38,7 @@ class ImportRecipe(Frozen):
 class Import(ImportOptions):
     """Make a base set of one ingredient from a checkpoint, to train others from; or add it to a base set (--into).
 
-    Example: python -m training import linf.pt --arch saucier_resnet --name linf --threat-model Linf:8/255
+    Example: saucier import linf.pt --arch saucier_resnet --name linf --threat-model Linf:8/255
     --input-size 32 --data .data/cifar10 --out bases/mine
     """
 
@@ -50,16 +50,14 @@ class Import(ImportOptions):
             joined = import_into(self, self.into)
             text = (
                 f"{joined.text()}\nwrote {self.into}; its digest is new: earlier soups and bundles no longer fit; "
-                f"next: python -m adapt default {self.into}"
+                f"next: saucier adapt default {self.into}"
             )
             return Result(joined.manifest.model_dump(mode="json"), text)
         manifest = import_checkpoint(self)
         accuracies = ", ".join(
             f"{name} {metric.value:.3f} (n = {metric.n})" for name, metric in manifest.ingredients[0].metrics.items()
         )
-        text = (
-            f"{self.ingredient}: {accuracies}\nwrote {self.out}; next: python -m training run RECIPE --from {self.out}"
-        )
+        text = f"{self.ingredient}: {accuracies}\nwrote {self.out}; next: saucier train RECIPE --from {self.out}"
         return Result(manifest.model_dump(mode="json"), text)
 
 

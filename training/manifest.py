@@ -6,9 +6,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
-from training.documents import Frozen, Signed, check_file, read_document
+from training.documents import Frozen, Signed, check_file, first_error, read_document
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -73,6 +73,21 @@ class ThreatModel(Frozen):
         if self.eps <= 0:
             raise ValueError(f"expected eps > 0 for {self.norm}, got {self.eps:g}")
         return self
+
+
+def parse_threat(text: str) -> ThreatModel:
+    """Return the threat model written as "Linf:8/255".
+
+    Raises:
+        ValueError: not a norm, a colon and a radius, or a radius out of range.
+    """
+    norm, colon, eps = text.partition(":")
+    if not (norm and colon and eps):
+        raise ValueError(f"expected NORM:EPS such as Linf:8/255, L2:0.5 or L1:12, got {text!r}")
+    try:
+        return ThreatModel.model_validate({"norm": norm, "eps": eps})
+    except ValidationError as error:
+        raise ValueError(f"{text}: {first_error(error).removeprefix('top level: ')}") from None
 
 
 class InputSpec(Frozen):
@@ -254,7 +269,7 @@ def check_mixable(manifest: Manifest) -> None:
     if len(manifest.ingredients) < 2:
         raise BaseSetError(
             f"base set {manifest.name!r}: expected at least 2 ingredients to mix, it has only "
-            f"{manifest.ingredient_names[0]!r}; train others with `python -m training run RECIPE --from DIR`"
+            f"{manifest.ingredient_names[0]!r}; train others with `saucier train RECIPE --from DIR`"
         )
 
 

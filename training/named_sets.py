@@ -51,8 +51,8 @@ def load_cifar10(root: Path) -> dict[str, ImageSet]:
             shutil.rmtree(root, ignore_errors=True)
         raise ValueError(
             f"{root}: expected train/ and test/ with one folder of images per class, or torchvision's download of "
-            f"CIFAR-10, found neither, and it cannot be downloaded: {error}. Where there is a network, `python -m "
-            f"training data cifar10 --out {root}` makes the folders"
+            f"CIFAR-10, found neither, and it cannot be downloaded: {error}. Where there is a network, "
+            f"`saucier data cifar10 --out {root}` makes the folders"
         ) from None
 
 

@@ -42,7 +42,7 @@ def train(
 
     Work in progress stands in a hidden folder beside `out`; a run that was interrupted continues at its last
     checkpoint and draws what an uninterrupted run draws. The default coefficients written here are those of the
-    ingredient with the best clean validation accuracy; `python -m adapt default` replaces them by the best soup.
+    ingredient with the best clean validation accuracy; `saucier adapt default` replaces them by the best soup.
 
     Args:
         recipe: what to train.

@@ -1,1 +1,1 @@
-"""`python -m adapt ...`, one module for each command."""
+"""`saucier adapt ...`, one module for each command."""

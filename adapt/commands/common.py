@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from adapt.documents.soup import Soup, make_soup
@@ -14,9 +13,10 @@ from adapt.networks.forward import score_logits, served_logits
 from adapt.networks.prepared import PreparedBase
 from training.data import ImageSet, load_folder
 from training.manifest import Manifest
+from training.parameters import Positional
 
-BasesArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BASES")]
-FolderArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+BasesArgument = Annotated[Path, Positional]
+FolderArgument = Annotated[Path, Positional]
 
 
 def alone(manifest: Manifest, ingredient: str) -> Soup:

@@ -1,4 +1,4 @@
-"""`python -m adapt default`."""
+"""`saucier adapt default`."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,12 +11,12 @@ from adapt.evidence.scores import TEMPERATURES, choose
 from adapt.images.support import Support
 from adapt.networks.prepared import PreparedBase
 from adapt.rungs.task import Progress, Task
-from adapt.search.config import Device
 from adapt.search.grid import GridKind, lattice
 from adapt.search.surrogate import search_surrogate
 from training.bases import load_base_set, rewrite_manifest
 from training.cli import Command, Result
 from training.data import ImageSet, balanced_indices, loaded
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.devices import pick_device, thread_count
 from training.manifest import Manifest, check_mixable
 from training.splits import DataSpec, find_splits
@@ -27,7 +27,7 @@ class DefaultCommand(Command):
 
     The manifest's digest changes with it: soups and bundles made for the old one no longer fit.
 
-    Example: python -m adapt default bases/cifar10-small --data ~/cifar10
+    Example: saucier adapt default bases/cifar10-small --data ~/cifar10
     """
 
     name: ClassVar[str] = "default"
@@ -36,7 +36,7 @@ class DefaultCommand(Command):
     n: int = Field(default=1000, ge=1, description="validation images to choose by, drawn evenly over the classes")
     grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
     step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")
-    device: Device = Field(default="cpu", description="where to evaluate")
+    device: DeviceName = Field(default=AUTO, description=DEVICE_HELP)
     threads: int | None = Field(default=None, ge=1, description="CPU threads; 1 is fastest beside other load")
 
     def execute(self) -> Result:

@@ -1,4 +1,4 @@
-"""`python -m adapt evaluate`."""
+"""`saucier adapt evaluate`."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -8,16 +8,16 @@ from pydantic import Field
 from adapt.commands.common import BasesArgument, FolderArgument, alone, load_images, measure
 from adapt.documents.soup import check_soup, default_soup, make_soup, read_soup
 from adapt.networks.prepared import PreparedBase
-from adapt.search.config import Device
 from training.bases import load_base_set
 from training.cli import Command, Result
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.devices import pick_device, thread_count
 
 
 class EvaluateCommand(Command):
     """Measure soups on labelled images: every ingredient, the uniform and the default soup, and those given.
 
-    Example: python -m adapt evaluate bases/cifar10-small unseen/ --soups runs/shifted/soup.json
+    Example: saucier adapt evaluate bases/cifar10-small unseen/ --soups runs/shifted/soup.json
     """
 
     name: ClassVar[str] = "evaluate"
@@ -25,7 +25,7 @@ class EvaluateCommand(Command):
     folder: FolderArgument = Field(description="labelled images, one folder per class")
     soups: tuple[Path, ...] = Field(default=(), description="soup.json files")
     n: int | None = Field(default=None, ge=1, description="use only N images, drawn evenly over the classes")
-    device: Device = Field(default="cpu", description="where to evaluate")
+    device: DeviceName = Field(default=AUTO, description=DEVICE_HELP)
     threads: int | None = Field(default=None, ge=1, description="CPU threads; 1 is fastest beside other load")
 
     def execute(self) -> Result:

@@ -1,5 +1,6 @@
-"""`python -m adapt search`."""
+"""`saucier adapt search`."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,15 +24,29 @@ from training.manifest import Manifest
 class SearchCommand(SearchConfig, Command):
     """Find the best soup for a few labelled images and say whether it beats the current one.
 
-    FOLDER holds one folder of images per class; a .zip or .tar of it does too. Exit code 0 whether promoted or kept.
+    Exit code 0 whether promoted or kept.
 
-    Example: python -m adapt search bases/cifar10-small shifted/ --n 100 --test unseen/ --out runs/shifted
+    Example: saucier adapt search bases/cifar10-small shifted/ --test unseen/ --out runs/shifted
     """
 
     name: ClassVar[str] = "search"
+    sections: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Search": ("effort", "rungs", "strategy", "grid", "step", "bn_mode", "device", "threads"),
+        "Evidence": (
+            "promote",
+            "balance",
+            "draw",
+            "reference",
+            "floor",
+            "attempt",
+            "earlier",
+            "false_promotions",
+            "harm",
+        ),
+    }
     effort: Literal["quick", "full", "auto"] = Field(  # type: ignore[assignment]  # the service's three
         default="auto",
-        description="quick leaves out the rungs that train weights, which take most of the time; auto is full here",
+        description="quick leaves out rungs that train weights; auto is full here",
     )
     bases: BasesArgument = Field(description="base set, bases/<name>")
     folder: FolderArgument = Field(description="labelled images: a folder or archive with one folder per class")
@@ -40,11 +55,9 @@ class SearchCommand(SearchConfig, Command):
     )
     test: Path | None = Field(default=None, description="folder of other images to report accuracy on")
     n: int | None = Field(default=None, ge=1, description="use only N images, drawn evenly over the classes")
-    unlabelled: Path | None = Field(
-        default=None, description="folder of more images of the shift, without labels: for statistics and frequencies"
-    )
+    unlabelled: Path | None = Field(default=None, description="folder of more images of the shift, without labels")
     reference: Path | None = Field(
-        default=None, description="trusted labelled images; auto keeps a candidate that is below the --floor on them"
+        default=None, description="trusted labelled images; auto promotes nothing below --floor on them"
     )
     floor: float | None = Field(default=None, gt=0, le=1, description="least accuracy on the reference, a fraction")
     out: Path | None = Field(default=None, description="folder for soup.json, report.json and report.png")

@@ -12,6 +12,7 @@ from adapt.images.archive import ArchiveError, Limits, read_archive
 from training.folders import composed, files_in, indices_by_name, is_ignored
 from training.images import MAX_PIXELS, ImageError, Loaded, Pixels, load_image
 from training.manifest import Manifest
+from training.nearest import meant
 
 DEFAULT_LIMITS = Limits()
 MAX_NAMED_CLASSES = 20  # listed in an error message
@@ -163,8 +164,9 @@ def _class_index(label: object, names: tuple[str, ...], indices: Mapping[str, in
         return found
     if isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < len(names):
         return int(label)
+    expected = f"expected {_known(names)} or an index from 0 to {len(names) - 1}"
     raise SupportError(
-        f"labels[{index}]: expected {_known(names)} or an index from 0 to {len(names) - 1}, got {label!r}",
+        f"labels[{index}]: {expected}, got {label!r}{meant(label, names)}",
         field="labels",
         kind="label",
         index=index,
@@ -292,7 +294,7 @@ def _labels(names: list[str], classes: tuple[str, ...]) -> list[int]:
             )
         if path[depth] not in indices:
             raise SupportError(
-                f"{name}: expected a folder named {_known(classes)}, got {path[depth]!r}",
+                f"{name}: expected a folder named {_known(classes)}, got {path[depth]!r}{meant(path[depth], classes)}",
                 field="archive",
                 kind="label",
                 item=name,

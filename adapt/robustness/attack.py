@@ -1,4 +1,4 @@
-"""`python -m adapt attack`: clean, robust and union accuracy of soups, by the attacks of `training evaluate`."""
+"""`saucier adapt attack`: clean, robust and union accuracy of soups, by the attacks of `training evaluate`."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from training.manifest import Manifest
 class Attack(Evaluate):
     """Attack soups of a base set: the default one, any coefficients, any soup.json; `--only` adds ingredients.
 
-    Example: python -m adapt attack bases/cifar10-small --data .data/cifar10 --coefficients linf=-0.25,nominal=1.25
+    Example: saucier adapt attack bases/cifar10-small --data .data/cifar10 --coefficients linf=-0.25,nominal=1.25
     """
 
     name: ClassVar[str] = "attack"

@@ -4,10 +4,9 @@ import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
-import tyro
 from pydantic import Field
 from tqdm import tqdm
 
@@ -33,9 +32,11 @@ from adapt.robustness.robust import (
 from training.bases import BaseSet, load_base_set
 from training.cli import Command, Result
 from training.data import ImageSet
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.devices import pick_device
 from training.evaluate import APGD_LOSSES, evaluation_threats, load_images
 from training.manifest import NORMS, Manifest, check_mixable
+from training.parameters import Positional
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +46,11 @@ class FrontsCommand(Command):
 
     Writes fronts.png, triangle.png and fronts.json with every number; a run that was interrupted continues.
 
-    Example: python -m adapt fronts bases/cifar10-small --data .data/cifar10 --n 500 --out runs/fronts
+    Example: saucier adapt fronts bases/cifar10-small --data .data/cifar10 --n 500 --out runs/fronts
     """
 
     name: ClassVar[str] = "fronts"
-    bases: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BASES")] = Field(
-        description="base set, bases/<name>"
-    )
+    bases: Annotated[Path, Positional] = Field(description="base set, bases/<name>")
     data: Path | None = Field(default=None, description="the recipe's data folder, or test images, one folder a class")
     out: Path = Field(description="folder for pictures and numbers")
     n: int = Field(default=500, ge=1, description="test images, balanced over classes")
@@ -61,9 +60,9 @@ class FrontsCommand(Command):
         default=None, description="three for the heat maps, such as linf,l2,l1; default: by their threat models"
     )
     step: float = Field(default=STEP, description="of the coefficients; divides 0.25")
-    num_steps: int = Field(default=10, ge=1, description="steps of APGD")
+    steps: int = Field(default=10, ge=1, description="steps of APGD")
     bn_mode: BnMode = Field(default="folded", description="mix BatchNorm folded into the weights, or raw")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="cpu", description="where to evaluate")
+    device: DeviceName = Field(default=AUTO, description=DEVICE_HELP)
     threads: int | None = Field(default=None, ge=1, description="CPU threads; default: torch's choice")
 
     def execute(self) -> Result:
@@ -71,14 +70,14 @@ class FrontsCommand(Command):
         bases = [load_base_set(path) for path in (self.bases, self.compare) if path is not None]
         manifests = [base.manifest for base in bases]
         check_mixable(manifests[0])
-        steps, pairs = edge_steps(self.step), choose_pairs(manifests, self.pairs)
+        values, pairs = edge_steps(self.step), choose_pairs(manifests, self.pairs)
         triangle = choose_triangle(manifests[0], self.ingredients)
         test = load_images(manifests[0], self.data).balanced(self.n, seed=self.seed)
         settings = FrontSettings(
             n=len(test),
             images=test.digest,
             seed=self.seed,
-            num_steps=self.num_steps,
+            num_steps=self.steps,
             losses=APGD_LOSSES,
             threat_models=evaluation_threats(manifests[0]),
             bn_mode=self.bn_mode,
@@ -87,7 +86,7 @@ class FrontsCommand(Command):
         found = read_fronts(path, settings)
         drawn = tuple(known_of(found, manifest) for manifest in manifests)
         others = tuple(base for base in found if base.digest not in {one.digest for one in drawn})
-        results = Fronts(settings=settings, pairs=pairs, steps=steps, triangle=triangle, bases=drawn, others=others)
+        results = Fronts(settings=settings, pairs=pairs, steps=values, triangle=triangle, bases=drawn, others=others)
         results = self._measure(results, bases, test, path)
         write_fronts(path, results)
         pictures = plot_fronts(results, self.out / "fronts.png")

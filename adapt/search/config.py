@@ -2,7 +2,6 @@
 
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field, model_validator
 
 from adapt.documents.soup import BnMode, Strategy
@@ -12,67 +11,57 @@ from adapt.evidence.policies import Promote
 from adapt.evidence.posterior import HARM
 from adapt.rungs.registry import LADDER
 from adapt.search.grid import GridKind
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.documents import Frozen
+from training.nearest import meant
 
 RUNGS = tuple(LADDER)
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 class SearchConfig(Frozen):
     """How to search. Nothing in it says on what images, or which soup is to be beaten."""
 
     strategy: Strategy = Field(
-        default="auto", description="grid: every soup; surrogate: those a prediction calls best; auto: the cheaper"
+        default="auto", description="grid: every soup; surrogate: the most promising; auto: the cheaper"
     )
     rungs: tuple[str, ...] = Field(
-        default=RUNGS,
-        description="tried beside the coefficients: channel statistics of the images, a last layer (head) fitted to "
-        "them, class frequencies (with draw=fair), scales and shifts trained on them and on unlabelled ones (stream), "
-        "first layers (early) or all weights (site) trained on them; give none for coefficients alone",
+        default=RUNGS, description="what is tried beside the coefficients; no value: coefficients alone"
     )
     effort: Literal["quick", "full"] = Field(
-        default="quick",
-        description="quick leaves out the rungs that train weights, which take most of the time; full tries all",
+        default="quick", description="quick leaves out rungs that train weights; full tries all"
     )
     grid: GridKind = Field(default="affine", description="affine extrapolates a little, simplex does not")
     step: float | None = Field(default=None, description="grid step; default 0.25 (affine), 0.1 (simplex)")
     bn_mode: BnMode = Field(default="folded", description="mix BatchNorm folded into the weights, or raw")
-    balance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
-        default=False, description="let every class count alike, however many images it has"
-    )
+    balance: bool = Field(default=False, description="let every class count alike, however many images it has")
     draw: Draw = Field(
-        default="any",
-        description="fair: classes are as frequent among the labelled images as among those to be served, so that "
-        "they may judge class frequencies; any: they need not be",
+        default="any", description="fair: classes are as frequent here as in use, so that the images may judge that"
     )
     promote: Promote = Field(
         default="auto",
-        description="auto: promote what is proven better; likely: also what is probably better and hardly worse; "
-        "always and never overrule the evidence",
+        description="auto: what is proven better; likely: also what is probably better and hardly worse; always and "
+        "never overrule the evidence",
     )
-    attempt: int = Field(
-        default=1, ge=1, description="number of this comparison with the same current soup; later ones are stricter"
-    )
+    attempt: int = Field(default=1, ge=1, description="number of this comparison; later ones are stricter")
     earlier: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(),
-        description="labelled images of the latest earlier attempts, in order, where each attempt's images are among "
-        "those of the next; 0 for one where they are not. Later attempts are less strict then",
+        description="numbers of images of the latest earlier attempts; 0 where the next attempt lacks some of them",
     )
     false_promotions: float = Field(
         default=FALSE_PROMOTIONS, gt=0, lt=1, description="chance of any false promotion over all attempts"
     )
-    harm: float = Field(
-        default=HARM, gt=0, lt=1, description="loss of accuracy, a fraction, whose chance promote=likely bounds"
-    )
-    device: Device = Field(default="cpu", description="where to evaluate")
+    harm: float = Field(default=HARM, gt=0, lt=1, description="loss of accuracy whose chance promote=likely bounds")
+    device: DeviceName = Field(default=AUTO, description=DEVICE_HELP)
     threads: int | None = Field(default=None, ge=1, description="CPU threads; 1 is fastest beside other load")
     seed: int = Field(default=0, ge=0, description="seed of every random choice")
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
         if (unknown := sorted(set(self.rungs) - set(LADDER))) or len(set(self.rungs)) != len(self.rungs):
-            raise ValueError(f"rungs: expected some of {list(LADDER)}, each at most once, got {unknown or self.rungs}")
+            hint = meant(unknown[0], LADDER) if unknown else ""
+            raise ValueError(
+                f"rungs: expected some of {list(LADDER)}, each at most once, got {unknown or self.rungs}{hint}"
+            )
         if len(self.earlier) >= self.attempt:
             raise ValueError(
                 f"earlier: expected fewer sizes than attempt = {self.attempt}, got {len(self.earlier)}: an attempt "

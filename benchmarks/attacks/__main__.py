@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import tyro
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.evaluate import evaluation_threats, load_images
 from training.images import to_input
 from training.intervals import wilson
+from training.parameters import Positional
 from training.threat import ThreatModel
 
 TARGET = 1.3  # images per second of ours over torchattacks', at least
@@ -37,7 +37,7 @@ class Attacks(Command):
     """
 
     name: ClassVar[str] = "attacks"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path | None = Field(default=None, description="the recipe's data folder; default: where the recipe says")
     models: tuple[str, ...] = Field(default=("linf", "l1"), description="ingredients; the first is timed")
     n: int = Field(default=500, ge=1, description="test images for the accuracies")

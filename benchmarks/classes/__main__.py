@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from adapt.networks.prepared import PreparedBase
@@ -23,6 +22,7 @@ from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.devices import thread_count
 from training.manifest import Manifest, check_mixable
+from training.parameters import Positional
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Classes(Command):
     """
 
     name: ClassVar[str] = "classes"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=CIFAR10, description="CIFAR-10, or a folder with test/<class>/<file>")
     shifts: tuple[str, ...] = Field(default=SHIFTS, description="shifts of benchmarks.shifts, with commas")
     classes: int = Field(default=7, ge=2, description="classes with labels, drawn at random for each draw")

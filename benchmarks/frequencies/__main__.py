@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from adapt.networks.prepared import PreparedBase
@@ -22,6 +21,7 @@ from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.data import ImageSet
 from training.devices import thread_count
 from training.manifest import Manifest, check_mixable
+from training.parameters import Positional
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Frequencies(Command):
     """
 
     name: ClassVar[str] = "frequencies"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=Path(".data/cifar10"), description="CIFAR-10, or a folder with test/<class>/<file>")
     folders: Path = Field(default=Path(".data"), description="folder of the natural sets")
     sets: tuple[str, ...] = Field(default=(), description=f"natural sets, with commas: {', '.join(FOLDER_SETS)}")

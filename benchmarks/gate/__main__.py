@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import tyro
 from pydantic import Field
 
 from benchmarks.gate.draws import read_draws, write_draws
@@ -15,6 +14,7 @@ from benchmarks.gate.report import markdown, write_report
 from benchmarks.gate.summary import claims, summary
 from benchmarks.shifts.suite import SUITE
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
+from training.parameters import Positional
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +53,10 @@ class Gate(Command):
     """
 
     name: ClassVar[str] = "gate"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=Path(".data/cifar10"), description="CIFAR-10, or a folder with test/<class>/<file>")
     parts: tuple[Part, ...] = Field(default=PARTS, description="what to draw; everything drawn before is reported, too")
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
-        default=False, description="few draws: at most five minutes with --jobs 2"
-    )
+    quick: bool = Field(default=False, description="few draws: at most five minutes with --jobs 2")
     minutes: float | None = Field(default=None, gt=0, description="start no new draws after this time")
     jobs: int = Field(default=1, ge=1, description="processes, each with one thread")
     work: Path = Field(default=Path("runs/gate"), description="folder that keeps the draws")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from adapt.evidence.levels import attempt_level
@@ -37,6 +36,7 @@ from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.data import ImageSet
 from training.devices import thread_count
 from training.manifest import check_mixable
+from training.parameters import Positional
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Guard(Command):
     """
 
     name: ClassVar[str] = "guard"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=Path(".data/cifar10"), description="CIFAR-10, or a folder with test/<class>/<file>")
     populations: tuple[str, ...] = Field(default=POPULATIONS, description="clean, or shifts of benchmarks.shifts")
     n: int = Field(default=100, ge=20, description="labelled pictures of an upload")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
-import tyro
 from PIL import Image
 from pydantic import Field
 
@@ -50,6 +49,7 @@ from service.store.registry import Registry
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.images import load_image, to_input
 from training.manifest import Manifest, read_manifest
+from training.parameters import Positional
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class LoadTest(Command):
     """
 
     name: ClassVar[str] = "load"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=Path(".data/cifar10"), description="CIFAR-10, or a folder with test/<class>/<file>")
     seconds: float = Field(default=900, gt=0, description="how long")
     concurrency: int = Field(default=8, ge=1, description="connections that keep predicting")

@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-import tyro
 from pydantic import Field
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from training.fit import Fit, Place
 from training.images import to_input
 from training.models import Classifier, create_classifier
 from training.objectives import OBJECTIVES, AttackSpec
+from training.parameters import Positional
 from training.recipe import IngredientSpec
 from training.splits import DataSpec, Splits, load_splits
 from training.threat import DEFAULT_THREATS, Norm, ThreatModel, union
@@ -42,11 +42,11 @@ class Objectives(Command):
     """
 
     name: ClassVar[str] = "objectives"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=Path(".data/cifar10"), description="folder with train/ and test/ (or val/)")
     start: str = Field(default="linf", description="ingredient to fine-tune")
     epochs: float = Field(default=0.5, gt=0, description="of each fine-tune")
-    num_steps: int = Field(default=4, ge=1, description="steps of the attacks in training")
+    steps: int = Field(default=4, ge=1, description="steps of the attacks in training")
     n: int = Field(default=500, ge=1, description="test images")
     eval_steps: int = Field(default=20, ge=1, description="APGD steps of the evaluation")
     rounds: int = Field(default=15, ge=1, description="interleaved steps per objective that are timed")
@@ -83,7 +83,7 @@ class Objectives(Command):
                 "accuracy": self._evaluate(classifier, splits),
             }
         data = {
-            "rows": rows, "n": self.n, "epochs": self.epochs, "num_steps": self.num_steps,
+            "rows": rows, "n": self.n, "epochs": self.epochs, "num_steps": self.steps,
             "eval_steps": self.eval_steps, "rounds": self.rounds, "machine": machine(),
         }  # fmt: skip
         holds = all(rows[name]["cost"] <= target for name, target in TARGETS.items())
@@ -101,7 +101,7 @@ class Objectives(Command):
             chosen = tuple(threats[norm] for norm in EXTREMES)
         elif name in ("advprop", "pyramid-at"):  # as published: smaller radii
             chosen = (ThreatModel(norm="Linf", eps=4 / 255 if name == "advprop" else 1 / 255),)
-        attack = AttackSpec(kind="apgd", num_steps=self.num_steps, loss="kl" if name == "trades" else "ce")
+        attack = AttackSpec(kind="apgd", num_steps=self.steps, loss="kl" if name == "trades" else "ce")
         return IngredientSpec(
             name="x",
             parent="start",
@@ -117,7 +117,7 @@ class Objectives(Command):
         """Train, or read what an earlier call with the same settings trained."""
         import safetensors.torch
 
-        settings = f"{self.epochs:g}-{self.num_steps}-{self.seed}-{name.replace(' ', '-').lower()}"
+        settings = f"{self.epochs:g}-{self.steps}-{self.seed}-{name.replace(' ', '-').lower()}"
         path = self.work / f"{settings}.safetensors"
         if not path.exists():
             work = self.work / settings

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from adapt.networks.prepared import PreparedBase
@@ -20,6 +19,7 @@ from benchmarks.tables import table
 from training.bases import load_base_set
 from training.cli import EXIT_DONE, Command, Result, run
 from training.devices import thread_count
+from training.parameters import Positional
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Plans(Command):
     """
 
     name: ClassVar[str] = "plans"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/photos"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/photos"), description="base set")
     folders: tuple[Path, ...] = Field(description="domains, each a folder of <class>/<file>")
     variants: tuple[str, ...] = Field(default=tuple(VARIANTS), description="ways to train, by name")
     n: int = Field(default=100, ge=10, description="labelled pictures")

@@ -5,9 +5,8 @@ import logging
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-import tyro
 from pydantic import Field
 
 from benchmarks.machine import machine
@@ -40,9 +39,7 @@ class Scale(Command):
     swaps: int = Field(default=5, ge=1, description="swaps, and so many under load")
     n: int = Field(default=100, ge=1, description="labelled images of the adaptation")
     adapt_seconds: float = Field(default=900, gt=0, description="after which an adaptation is given up")
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
-        default=False, description="little of everything, to see that it works"
-    )
+    quick: bool = Field(default=False, description="little of everything, to see that it works")
 
     def execute(self) -> Result:
         """Measure one row after the other."""

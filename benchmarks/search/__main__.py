@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-import tyro
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from benchmarks.machine import machine
 from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.images import to_input
+from training.parameters import Positional
 
 TARGET = 1.1  # grid search over pure forwards, at most
 TARGET_SHARE = 1 / 6  # of the grid's image-forwards that `auto` may spend, all of the ladder included
@@ -41,7 +41,7 @@ class Search(Command):
     """
 
     name: ClassVar[str] = "search"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     n: int = Field(default=1000, ge=1, description="images")
     repeats: int = Field(default=5, ge=1, description="interleaved rounds, after one that does not count")
     threads: int = Field(default=2, ge=1, description="torch CPU threads")

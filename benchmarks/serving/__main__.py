@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from benchmarks.machine import machine
@@ -30,6 +29,7 @@ from service.http.answers import confidences, predictions_json
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.images import load_image, to_input
 from training.manifest import Manifest, read_manifest
+from training.parameters import Positional
 
 NUM_IMAGES = 64
 
@@ -65,20 +65,18 @@ class Serving(Command):
     """
 
     name: ClassVar[str] = "serving"
-    base: Annotated[Path | None, tyro.conf.Positional] = Field(
+    base: Annotated[Path | None, Positional] = Field(
         default=None, description="base set; default: bases/cifar10-small, with --photos bases/photos"
     )
-    photos: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    photos: bool = Field(
         default=False,
         description="send JPEGs of 12 and 1.2 megapixels and of 500 pixels, which rivals leave to Pillow; exit code 1 "
         "unless the service answers 4 times as many of the first as the next best, and more of the others",
     )
-    forms: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    forms: bool = Field(
         default=False, description="measure no server, but how long forms of many parts take to be taken apart"
     )
-    search: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
-        default=False, description="measure the service alone, calm and while a search runs"
-    )
+    search: bool = Field(default=False, description="measure the service alone, calm and while a search runs")
     threads: int = Field(default=2, ge=1, description="of the search, with --search")
     concurrency: tuple[int, ...] = Field(default=(1, 8, 32), description="kept-alive connections")
     rounds: int = Field(

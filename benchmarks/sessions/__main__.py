@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from benchmarks.machine import machine
@@ -22,6 +21,7 @@ from deploy.runtime import Bundle
 from service.demo.server import Server, serve
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.manifest import read_manifest
+from training.parameters import Positional
 
 COLD_START_SECONDS = 3.0
 SMALL_MIB = 250e6 / MIB
@@ -36,7 +36,7 @@ class Sessions(Command):
     """
 
     name: ClassVar[str] = "sessions"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10"), description="base set")
     deployments: int = Field(default=100, ge=1, description="deployments besides `default`, each with its own soup")
     workers: tuple[int, ...] = Field(default=(1, 2, 4), description="predictor processes, one server after the other")
     restarts: int = Field(default=3, ge=1, description="starts of one predictor; the fastest counts")

@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-import tyro
 from pydantic import Field
 
 from adapt.documents.soup import Soup, default_soup, make_soup
@@ -31,6 +30,7 @@ from training.devices import thread_count
 from training.evaluate import evaluation_threats
 from training.images import to_input
 from training.manifest import Manifest
+from training.parameters import Positional
 from training.robustness import evaluate_classifier
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Attack(Command):
     """
 
     name: ClassVar[str] = "attack"
-    out: Annotated[Path, tyro.conf.Positional] = Field(description="folder of the results")
+    out: Annotated[Path, Positional] = Field(description="folder of the results")
     base: Path = Field(default=Path("bases/cifar10-small"), description="base set of the results")
     data: Path = Field(default=Path(".data/cifar10"), description="pictures of the results")
     folders: Path | None = Field(default=None, description="folder of real sets, if the results have such")

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
-import tyro
 from pydantic import Field
 
 from adapt.networks.prepared import PreparedBase
@@ -20,8 +19,10 @@ from benchmarks.shifts.suite import AT_SEVERITIES, SUITE
 from benchmarks.shifts.words import CIFAR10, counts_of, known_names, split_words
 from training.bases import load_base_set
 from training.cli import Command, Result
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.devices import thread_count
 from training.manifest import check_mixable
+from training.parameters import Arg, Positional
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Shifts(Command):
     """
 
     name: ClassVar[str] = "shifts"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path | None = Field(
         default=None,
         description="CIFAR-10 (.data/cifar10 if not given), or a folder with test/<class>/<file>; with --domains the "
@@ -87,18 +88,18 @@ class Shifts(Command):
         description="with commas: folders of <class>/<file>, or a folder of such folders; corruptions for the 15 "
         "standard ones, or the name of one. Each folder is a domain, all corruptions together are one",
     )
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    quick: bool = Field(
         default=False,
         description=f"two shifts of each of five families, n {' and '.join(map(str, QUICK.n))}, {QUICK.seeds} draws, "
         f"{QUICK.n_test} unseen pictures: at most 10 minutes on 2 cores. Other options overrule it",
     )
-    severities: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    severities: bool = Field(
         default=False, description="every shift at every severity, and only methods that look answers up"
     )
     n: tuple[str, ...] | None = Field(
         default=None, description=f"labelled pictures; {','.join(map(str, FULL.n))} if not given"
     )
-    seeds: Annotated[int | None, tyro.conf.arg(aliases=("--draws",))] = Field(
+    seeds: Annotated[int | None, Arg(aliases=("draws",))] = Field(
         default=None, ge=1, description=f"draws, from --seed on; {FULL.seeds} if not given"
     )
     shifts: tuple[str, ...] | None = Field(
@@ -125,13 +126,13 @@ class Shifts(Command):
     threads: int = Field(default=1, ge=1, description="torch CPU threads; beside other work, more may be far slower")
     jobs: int = Field(default=1, ge=1, description="processes, with --domains")
     minutes: float | None = Field(default=None, gt=0, description="begin nothing after this time, with --domains")
-    device: str = Field(default="cpu", description="cpu, cuda or auto, with --domains")
+    device: DeviceName = Field(default=AUTO, description=f"{DEVICE_HELP}; with --domains")
 
     def execute(self) -> Result:
         """Measure what is missing, and report."""
         if self.domains is not None:
             return run_domains(self._request(self.domains))
-        if self.jobs > 1 or self.minutes is not None or self.device != "cpu":
+        if self.jobs > 1 or self.minutes is not None or self.device != AUTO:
             raise ValueError("jobs, minutes, device: expected only together with --domains")
         return self._run_suite()
 
@@ -224,7 +225,7 @@ class Report(Command):
     """
 
     name: ClassVar[str] = "report"
-    out: Annotated[Path, tyro.conf.Positional] = Field(description="folder of the results")
+    out: Annotated[Path, Positional] = Field(description="folder of the results")
 
     def execute(self) -> Result:
         """Report."""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from adapt.networks.prepared import PreparedBase
@@ -18,7 +17,9 @@ from benchmarks.shifts.tuning import SHIFTS, TUNED_N, describe, tune, tune_profi
 from benchmarks.shifts.words import CIFAR10, counts_of, known_names, split_words
 from training.bases import load_base_set
 from training.cli import Command, Result
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.devices import thread_count
+from training.parameters import Positional
 
 
 class Tune(Command):
@@ -30,7 +31,7 @@ class Tune(Command):
     """
 
     name: ClassVar[str] = "tune"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path | None = Field(
         default=None,
         description="CIFAR-10 (.data/cifar10 if not given), or a folder with test/<class>/<file>; with --domains the "
@@ -46,7 +47,7 @@ class Tune(Command):
         default=None, description=f"labelled pictures; {','.join(map(str, TUNED_N))} if not given, with commas"
     )
     n_test: int = Field(default=500, ge=1, description="unseen pictures of each")
-    profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    profile: bool = Field(
         default=False, description="only compare priors of the ladder's channel statistics, and enter nothing"
     )
     threads: int = Field(default=1, ge=1, description="torch CPU threads")
@@ -55,13 +56,13 @@ class Tune(Command):
     )
     jobs: int = Field(default=1, ge=1, description="processes, with --domains")
     minutes: float | None = Field(default=None, gt=0, description="begin nothing after this time, with --domains")
-    device: str = Field(default="cpu", description="cpu, cuda or auto, with --domains")
+    device: DeviceName = Field(default=AUTO, description=f"{DEVICE_HELP}; with --domains")
 
     def execute(self) -> Result:
         """Tune."""
         if self.domains is not None:
             return tune_domains(self._request(self.domains))
-        if self.jobs > 1 or self.out or self.methods or self.minutes is not None or self.device != "cpu":
+        if self.jobs > 1 or self.out or self.methods or self.minutes is not None or self.device != AUTO:
             raise ValueError("methods, out, jobs, minutes, device: expected only together with --domains")
         return self._tune_suite()
 

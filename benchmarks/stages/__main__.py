@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from adapt.networks.prepared import PreparedBase
@@ -21,6 +20,7 @@ from training.bases import load_base_set
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.devices import thread_count
 from training.manifest import check_mixable
+from training.parameters import Positional
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Stages(Command):
     """
 
     name: ClassVar[str] = "stages"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small-ln"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small-ln"), description="base set")
     data: Path = Field(default=CIFAR10, description="CIFAR-10, or a folder with test/<class>/<file>")
     shifts: tuple[str, ...] = Field(default=SHIFTS, description="shifts of benchmarks.shifts, with commas")
     n: int = Field(default=100, ge=10, description="labelled pictures")

@@ -9,7 +9,6 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
-import tyro
 from pydantic import Field
 
 from adapt.networks.prepared import PreparedBase
@@ -27,6 +26,7 @@ from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.data import ImageSet
 from training.devices import thread_count
 from training.manifest import check_mixable
+from training.parameters import Positional
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Streams(Command):
     """
 
     name: ClassVar[str] = "streams"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     data: Path = Field(default=CIFAR10, description="CIFAR-10, or a folder with test/<class>/<file>")
     tuned_on: tuple[str, ...] = Field(default=TUNED_ON, description="shifts that settings are chosen on, with commas")
     shifts: tuple[str, ...] = Field(default=SHIFTS, description="shifts that are reported, with commas")
@@ -63,7 +63,7 @@ class Streams(Command):
     tune_draws: int = Field(default=1, ge=1, description="of each shift that is tuned on, from --seed on")
     draws: int = Field(default=2, ge=1, description="of each shift that is reported")
     n_test: int = Field(default=1000, ge=10, description="unseen pictures")
-    gated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = Field(
+    gated: bool = Field(
         default=False, description="also search with the rung of adapt, which held-out labels decide about"
     )
     minutes: float | None = Field(default=None, gt=0, description="begin no draw after this time")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from benchmarks.machine import machine
@@ -18,6 +17,7 @@ from service.demo.client import Load, hammer, post_request
 from service.demo.server import Server, serve
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result, run
 from training.manifest import read_manifest
+from training.parameters import Positional
 
 TARGET_SECONDS = 1.5
 
@@ -29,7 +29,7 @@ class Swap(Command):
     """
 
     name: ClassVar[str] = "swap"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/cifar10-small"), description="base set")
     swaps: int = Field(default=20, ge=1, description="decisions")
     concurrency: int = Field(default=8, ge=1, description="clients that keep predicting")
     pause: float = Field(default=1.5, gt=0, description="seconds between decisions")

@@ -30,7 +30,7 @@ def tell_what_is_left_out(missing: Sequence[str], without_bundle: Iterable[Base]
     )
     for base in without_bundle:
         logger.error(
-            "%s: expected a serving bundle, found none: where all is installed, run `python -m deploy bundle %s`, and "
+            "%s: expected a serving bundle, found none: where all is installed, run `saucier bundle %s`, and "
             "copy the folder bundle/ that it makes",
             base.manifest.name,
             base.folder,

@@ -7,10 +7,9 @@ camera on a dull, hazy day, posts 100 labelled pictures to `/adapt` while client
 
 import logging
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from adapt.commands.default import DefaultCommand
@@ -34,14 +33,12 @@ class Demo(Command):
 
     Takes about a minute on two cores. Exit code 1 if accuracy did not rise or a request failed.
 
-    Example: python -m service.demo --seed 3 --out runs/demo-3
+    Example: saucier demo --seed 3 --out runs/demo-3
     """
 
     name: ClassVar[str] = "demo"
     out: Path = Field(default=Path("runs/demo"), description="folder for demo.png and demo.json")
-    base: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = Field(
-        default=None, description="digits base set to serve instead of training one"
-    )
+    base: Path | None = Field(default=None, description="digits base set to serve instead of training one")
     clients: int = Field(default=3, ge=1, description="clients that keep asking /predict while the service adapts")
 
     def execute(self) -> Result:
@@ -57,12 +54,12 @@ class Demo(Command):
 
 def train_digits(folder: Path, *, recipe: str = "digits", seed: int) -> Path:
     """Train a recipe on digits and choose its default soup; returns the folder."""
-    logger.info("training the digits ingredients, as `python -m training run %s` does", recipe)
+    logger.info("training the digits ingredients, as `saucier train %s` does", recipe)
     # The network is so small that a second thread gains little, and beside other load costs much.
     with thread_count(1):
         train(load_recipe(Path(recipe)), folder, seed=seed)
         chosen = DefaultCommand(bases=folder).execute()
-    logger.info("default soup, as `python -m adapt default` chooses it: %s", chosen.text.replace("\n", "; "))
+    logger.info("default soup, as `saucier adapt default` chooses it: %s", chosen.text.replace("\n", "; "))
     return folder
 
 

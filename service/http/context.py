@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -27,6 +28,7 @@ from service.store.references import References
 from service.store.registry import Registry
 from service.store.samples import Samples
 from service.store.watches import Watches
+from training.nearest import meant
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -157,10 +159,18 @@ def checked(model: type[Model], body: dict[str, Any]) -> Model:
         return model.model_validate(body)
     except ValidationError as error:
         errors = [
-            FieldError(".".join(map(str, problem["loc"]))[:200] or "body", problem["msg"].removeprefix("Value error, "))
+            FieldError(".".join(map(str, problem["loc"]))[:200] or "body", _message(problem, model))
             for problem in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise Problem(422, f"{errors[0].field}: {errors[0].message}", errors) from None
+
+
+def _message(problem: ErrorDetails, model: type[BaseModel]) -> str:
+    """Return what is wrong with a field; of one that is unknown, which there are."""
+    if problem["type"] != "extra_forbidden" or len(problem["loc"]) != 1:
+        return problem["msg"].removeprefix("Value error, ")
+    known = tuple(model.model_fields)
+    return f"unknown field; expected {', '.join(known)}{meant(problem['loc'][0], known)}"
 
 
 def json_response(model: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

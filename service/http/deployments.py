@@ -37,6 +37,7 @@ from service.store.moves import Move
 from service.store.references import info_of
 from service.store.tables import Deployment
 from service.store.transactions import UnknownDeployment, plan_of
+from training.nearest import meant
 
 ROLLOUT_SECONDS = 10  # how long a rollback or the dial waits for the workers before it answers 202
 
@@ -84,7 +85,10 @@ async def make(context: Context, request: Request) -> Response:
         raise invalid("name", f"expected a name that matches {DEPLOYMENT_NAME}")
     wanted = checked(NewDeployment, await read_json(request, context.settings)).base_set
     if wanted not in context.catalog:
-        raise invalid("base_set", f"expected one of {sorted(context.catalog)}, got {wanted[:80]!r}")
+        raise invalid(
+            "base_set",
+            f"expected one of {sorted(context.catalog)}, got {wanted[:80]!r}{meant(wanted, context.catalog)}",
+        )
     soup = default_soup(context.catalog[wanted].manifest)
     is_new = await asyncio.to_thread(context.registry.ensure_deployment, name, soup, who=caller(request))
     await context.predictor.refresh()

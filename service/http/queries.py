@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from service.http.problems import invalid
 from service.store.transactions import UnknownVersion
+from training.nearest import meant
 
 REMEMBERED_BYTES = 200  # of a query string
 VERSION = r"^[1-9][0-9]{0,8}$"  # the database's integers end somewhere
@@ -38,7 +39,7 @@ def _parsed(query: bytes, names: tuple[str, ...]) -> Mapping[str, str]:
     values: dict[str, str] = {}
     for name, value in QueryParams(query).multi_items():
         if name not in names:
-            raise invalid(name, f"unknown query parameter; expected {', '.join(names)}", status=400)
+            raise invalid(name, f"unknown query parameter; expected {', '.join(names)}{meant(name, names)}", status=400)
         if name in values:
             raise invalid(name, "expected once in the query", status=400)
         values[name] = value

@@ -114,7 +114,7 @@ def check_bundles(catalog: Mapping[str, Base], home: Path) -> None:
                 break
             except BundleError as error:
                 if folder.parent != home / "bundles":
-                    advice = f"run `python -m deploy bundle {base.folder}`, or remove the folder"
+                    advice = f"run `saucier bundle {base.folder}`, or remove the folder"
                     raise BundleError(f"{error}; {advice}") from None
                 logger.warning("the serving bundle of %s is built again: %s", base.manifest.name, error)
                 _discard(folder)

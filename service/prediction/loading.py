@@ -41,7 +41,7 @@ class OtherWeights(NotReady):
         super().__init__(
             f"version {pointer.version} of deployment {pointer.name!r} was made for other weights of base set "
             f"{pointer.base_set!r} than this worker has; another worker may have them, or the operator runs "
-            "`python -m service db rebase`"
+            "`saucier db rebase`"
         )
 
 

@@ -18,7 +18,7 @@ from service.store.tables import Identity, new_id
 logger = logging.getLogger(__name__)
 
 ADVICE = (
-    "run `python -m service db identity copy` if the original goes on being used, or `python -m service db identity "
+    "run `saucier db identity copy` if the original goes on being used, or `saucier db identity "
     "moved` if this registry took its place"
 )
 

@@ -69,7 +69,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         KeysError: it is not there, cannot be read, or is not a keys file; names the file.
     """
     hint = ", a newer version of this program wrote it"
-    what = "the file of the API keys (made by `python -m service keys add`)"
+    what = "the file of the API keys (made by `saucier keys add`)"
     return read_document(path, KeysFile, version=FORMAT_VERSION, what=what, error=KeysError, hint=hint).keys
 
 

@@ -4,7 +4,7 @@ Versions of the code that follow each other share a registry while a service is 
 revision only adds what the code of the revision before can do without, and what that code still uses is removed by a
 later revision. The registry stores the oldest revision whose code works with its schema; older code refuses it.
 
-Alembic is imported here and nowhere else, by the process that starts the others and by `python -m service db`.
+Alembic is imported here and nowhere else, by the process that starts the others and by `saucier db`.
 """
 
 from pathlib import Path

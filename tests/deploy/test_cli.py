@@ -7,7 +7,8 @@ import pytest
 
 from adapt.documents.patch import Patch
 from adapt.documents.soup import make_soup, write_soup
-from deploy.__main__ import main, parse_coefficients
+from deploy.__main__ import main
+from deploy.making import parse_coefficients
 from training.manifest import read_manifest
 
 

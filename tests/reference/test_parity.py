@@ -17,10 +17,10 @@ import yaml
 from torch import Tensor, nn
 
 from benchmarks.attacks.references import REFERENCES, ours, survivors
-from training.__main__ import COMMANDS
 from training.attack_losses import LossName
 from training.bases import load_base_set
 from training.cli import run
+from training.commands import COMMANDS
 from training.evaluate import evaluation_threats, load_images
 from training.images import to_input
 from training.models import Classifier

@@ -283,7 +283,7 @@ def database(registry_url: str) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def prebuilt_bases(tiny_base_set: Path, tiny_ln_base_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two base sets with their serving bundles beside them, as `python -m deploy bundle` puts them."""
+    """A folder of two base sets with their serving bundles beside them, as `saucier bundle` puts them."""
     bases = tmp_path_factory.mktemp("prebuilt")
     for source in (tiny_base_set, tiny_ln_base_set):
         folder = bases / source.name

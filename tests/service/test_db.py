@@ -1,4 +1,4 @@
-"""`python -m service db`: upgrade, check, backup, on SQLite and PostgreSQL."""
+"""`saucier db`: upgrade, check, backup, on SQLite and PostgreSQL."""
 
 import json
 import os
@@ -105,7 +105,7 @@ def test_check_says_when_the_schema_is_not_up_to_date(tmp_path: Path, capsys: py
         connection.execute("CREATE TABLE something (id INTEGER)")
     code, found, _ = call(capsys, "check")
     assert code == 1
-    assert "python -m service db upgrade" in found["problems"][0]
+    assert "saucier db upgrade" in found["problems"][0]
 
 
 def test_check_finds_damage(tmp_path: Path, soup: Soup, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,4 +261,4 @@ def test_registry_that_cannot_be_used_is_one_line_without_the_password(
 def test_unknown_group_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nothing"]) == 2
     assert main(["--help"]) == 0
-    assert "python -m service db check" in capsys.readouterr().out
+    assert "Usage: python -m service COMMAND" in capsys.readouterr().out

@@ -78,7 +78,7 @@ def test_replicas_with_different_settings_do_not_move_default_to_and_fro(
         assert kinds(database) == ["created"]
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(told) == 2
-    assert "found process 7 on h; `python -m service db rebase --base-set tiny-ln` moves it" in told[0]
+    assert "found process 7 on h; `saucier db rebase --base-set tiny-ln` moves it" in told[0]
 
 
 def test_workers_that_were_killed_a_moment_ago_are_waited_for(fresh: Database, prebuilt_bases: Path) -> None:

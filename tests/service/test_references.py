@@ -1,4 +1,4 @@
-"""`python -m service reference`, and what a floor does to a promotion."""
+"""`saucier reference`, and what a floor does to a promotion."""
 
 import json
 import os

@@ -272,12 +272,12 @@ def test_server_with_new_weights_starts_says_what_to_do_and_serves_the_rest(
         server.wait_for(lambda: httpx.get(f"{server.url}/livez").status_code == 200, "server")
         answer = server.client.post("/predict", **picture)
         assert answer.status_code == 503
-        assert "python -m service db rebase" in answer.json()["detail"]
+        assert "saucier db rebase" in answer.json()["detail"]
         assert server.client.get("/readyz").status_code == 503
         assert server.client.post("/predict?deployment=other", **picture).status_code == 422  # it looks at the image
         dial = server.client.put("/deployments/default/soup", json={"coefficients": {"linf": 1.0}})
         assert dial.status_code == 409
-        assert "python -m service db rebase" in server.log.read_text()
+        assert "saucier db rebase" in server.log.read_text()
     finally:
         assert server.stop() == 0
 

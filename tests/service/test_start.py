@@ -55,7 +55,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no base sets": (shutil.rmtree, "expected at least one base set"),
     "corrupt bundle": (
         corrupt_bundle,
-        r"rows_folded.bin: expected sha256 \w+, got \w+: .*; run `python -m deploy bundle ",
+        r"rows_folded.bin: expected sha256 \w+, got \w+: .*; run `saucier bundle ",
     ),
 }
 
@@ -120,7 +120,7 @@ def test_corrupt_bundle_in_the_home_is_removed_to_be_built_again(
     check_bundles(catalog, home)
     assert catalog["tiny"].bundle(home) == bases / "tiny" / "bundle" / built.name
     corrupt_bundle(bases / "tiny")
-    with pytest.raises(BundleError, match="run `python -m deploy bundle"):
+    with pytest.raises(BundleError, match="run `saucier bundle"):
         check_bundles(catalog, home)
 
 

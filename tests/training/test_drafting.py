@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from tests.training.pictures import write_pictures
-from training.__main__ import COMMANDS
 from training.bases import load_base_set
 from training.choosing import choose
 from training.cli import run
+from training.commands import COMMANDS
 from training.contents import look_at
 from training.manifest import Architecture, InputSpec
 from training.models import create_classifier
@@ -124,7 +124,7 @@ def test_the_output_names_what_was_found_chosen_and_why(
         "the median image has 40 pixels on its shorter side",
         "of each class 0.2 for test, of the rest 0.125 for validation",
         "half the usual ones at 96 x 96 pixels",
-        f"wrote {out}; next: python -m training run {out} --dry-run",
+        f"wrote {out}; next: saucier train {out} --dry-run",
     ):
         assert part in text
     comments = [line for line in out.read_text().splitlines() if "#" in line]

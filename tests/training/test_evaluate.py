@@ -227,7 +227,7 @@ def test_embedded_digits_need_no_folder(tiny_base_set: Path) -> None:
 
 def test_radii_can_be_given(tiny_base_set: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = [tiny_base_set, "--data", image_folder, "--n", 3, "--steps", 1, "--only", "linf"]
-    assert evaluate(*common, "--threats", "Linf=4/255", "L1=30", "--json") == 0
+    assert evaluate(*common, "--threat-models", "Linf:4/255", "L1:30", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["threat_models"] == {"Linf": 4 / 255, "L2": 0.5, "L1": 30}
     assert list(found["ingredients"]) == ["linf"]
@@ -268,18 +268,27 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "no data": (lambda base, data: [base, "--data", data / "nothing"], "nothing: expected a folder"),
     "other classes": (lambda base, data: [base, "--data", data.parent], "expected a class folder named one of"),
     "eps of 8": (
-        lambda base, data: [base, "--data", data, "--threats", "Linf=8"],
-        "Linf=8: expected 0 < eps <= 1 on the [0, 1] pixel scale for Linf, got 8 (did you mean 8/255?)",
+        lambda base, data: [base, "--data", data, "--threat-models", "Linf:8"],
+        "Linf:8: expected 0 < eps <= 1 on the [0, 1] pixel scale for Linf, got 8 (did you mean 8/255?)",
     ),
-    "eps of 0": (lambda base, data: [base, "--data", data, "--threats", "Linf=0"], "expected 0 < eps <= 1"),
-    "no number": (lambda base, data: [base, "--data", data, "--threats", "L2=far"], 'a fraction such as "8/255", got'),
-    "eps that is NaN": (lambda base, data: [base, "--data", data, "--threats", "L1=nan"], "expected a number or"),
+    "eps of 0": (lambda base, data: [base, "--data", data, "--threat-models", "Linf:0"], "expected 0 < eps <= 1"),
+    "no number": (
+        lambda base, data: [base, "--data", data, "--threat-models", "L2:far"],
+        'a fraction such as "8/255", got',
+    ),
+    "eps that is NaN": (lambda base, data: [base, "--data", data, "--threat-models", "L1:nan"], "expected a number or"),
     "unknown norm": (
-        lambda base, data: [base, "--data", data, "--threats", "linf=0.1"],
+        lambda base, data: [base, "--data", data, "--threat-models", "linf:0.1"],
         "norm: expected one of Linf, L2, L1, got 'linf' (did you mean Linf?)",
     ),
-    "norm without eps": (lambda base, data: [base, "--data", data, "--threats", "Linf"], "expected NORM=EPS such as"),
-    "one norm twice": (lambda base, data: [base, "--data", data, "--threats", "L2=1", "L2=2"], "L2 is given twice"),
+    "norm without eps": (
+        lambda base, data: [base, "--data", data, "--threat-models", "Linf"],
+        "expected NORM:EPS such as",
+    ),
+    "one norm twice": (
+        lambda base, data: [base, "--data", data, "--threat-models", "L2:1", "L2:2"],
+        "L2 is given twice",
+    ),
     "no such ingredient": (lambda base, data: [base, "--data", data, "--only", "linff"], "no ingredient 'linff'"),
     "strong pgd": (lambda base, data: [base, "--data", data, "--strong", "--attack", "pgd"], "leave one out"),
     "record of no format": (lambda base, data: [base, "--data", data, "--record", "a.txt"], "ending in .jsonl or .csv"),

@@ -16,14 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.conftest import BATCHNORM_NET, CLASSES, INPUT, LAYERNORM_NET, shake
-from training.__main__ import COMMANDS
 from training.bases import load_base_set
 from training.cli import run
+from training.commands import COMMANDS
 from training.documents import file_sha256
 from training.foreign import CheckpointError, load_weights
 from training.images import to_input
-from training.import_options import parse_threat
-from training.manifest import Architecture
+from training.manifest import Architecture, parse_threat
 from training.models import Classifier, create_classifier
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -498,7 +497,7 @@ def test_normalisations_that_disagree_are_refused(
         (["--arch", "os.system"], "timm knows no model 'os.system'"),
         (["--arch-kwargs", "{"], "--arch-kwargs: expected a JSON object"),
         (["--arch-kwargs", '{"checkpoint_path": "x"}'], "must not contain ['checkpoint_path']"),
-        (["--threat-model", "Linf"], "expected a threat model such as Linf:8/255"),
+        (["--threat-model", "Linf"], "expected NORM:EPS such as Linf:8/255"),
         (["--threat-model", "Linf:8"], "did you mean 8/255?"),
         (["--threat-models", "L2:0.5", "L2:1"], "at most one of each norm"),
         (["--input-size", "16", "16", "3"], "--input-size: expected a height and a width"),

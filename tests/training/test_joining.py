@@ -12,9 +12,9 @@ from deploy.bundle import build_bundle
 from tests.conftest import BATCHNORM_NET, CLASSES, INPUT, shake
 from tests.training.pictures import write_pictures
 from training import bases
-from training.__main__ import COMMANDS
 from training.bases import BaseSet, load_base_set
 from training.cli import run
+from training.commands import COMMANDS
 from training.data import load_folder
 from training.documents import file_sha256
 from training.images import to_input
@@ -193,7 +193,7 @@ OTHER_ARCH = ["--arch", "resnet18"]
         (["--name", "moments"], "is for its moments: choose another name"),
         (["--out", "elsewhere"], "--out: expected none with --into"),
         (["--new-head"], "--new-head: expected none with --into"),
-        (["--threat-model", "Linf"], "expected a threat model such as Linf:8/255"),
+        (["--threat-model", "Linf"], "expected NORM:EPS such as Linf:8/255"),
         (["--key", "ema"], "expected weights under 'ema', found the keys ['state_dict']"),
     ],
 )

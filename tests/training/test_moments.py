@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from pydantic import JsonValue
 
-from training.__main__ import COMMANDS
 from training.bases import add_moments, load_base_set, rewrite_manifest
 from training.cli import run
+from training.commands import COMMANDS
 from training.documents import file_sha256
 from training.images import to_input
 from training.manifest import Architecture, BaseSetError, InputSpec, read_manifest

@@ -9,9 +9,9 @@ import torch
 from tests.conftest import BATCHNORM_NET, INPUT, LAYERNORM_NET, shake
 from tests.training.pictures import write_pictures
 from tests.training.test_train import tiny_recipe
-from training.__main__ import COMMANDS
 from training.bases import load_base_set
 from training.cli import run
+from training.commands import COMMANDS
 from training.compute import Compute
 from training.evaluate import load_images
 from training.images import to_input

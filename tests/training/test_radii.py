@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests.training.test_train import PHASES, tiny_recipe
-from training.__main__ import COMMANDS, _table
 from training.cli import run
+from training.commands import COMMANDS
 from training.compute import Compute
+from training.listing import table
 from training.recipe import Recipe, load_recipe
 from training.train import train
 
@@ -89,7 +90,7 @@ def test_a_norm_that_the_recipe_omits_is_attacked_nowhere(tmp_path: Path, capsys
         assert set(ingredient.metrics) == {"clean", "L2", "union"}
         assert ingredient.metrics["union"].attack == "worst case over L2"
         assert ingredient.metrics["union"].value == ingredient.metrics["L2"].value
-    assert _table([manifest]).splitlines()[1].split()[4:] == [
+    assert table([manifest]).splitlines()[1].split()[4:] == [
         f"{manifest.ingredients[0].metrics['clean'].value:.3f}",
         "-",
         f"{manifest.ingredients[0].metrics['L2'].value:.3f}",

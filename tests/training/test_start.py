@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from tests.training.test_train import PHASES, tiny_recipe
-from training.__main__ import COMMANDS
 from training.bases import load_base_set
 from training.cli import run
+from training.commands import COMMANDS
 from training.compute import Compute
 from training.documents import file_sha256
 from training.fit import Fit, Place

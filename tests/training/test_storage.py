@@ -9,9 +9,9 @@ import torch
 
 from adapt import __main__ as adapt
 from tests.training.test_bases import resign
-from training.__main__ import COMMANDS
 from training.bases import BaseSet, load_base_set, rewrite_manifest, save_base_set
 from training.cli import run
+from training.commands import COMMANDS
 from training.data import load_folder
 from training.manifest import BaseSetError, Manifest, Metric, Storage, read_manifest
 from training.measure import accuracy_of

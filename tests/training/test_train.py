@@ -234,7 +234,7 @@ def call(capsys: pytest.CaptureFixture[str], commands: Callable[[], int]) -> tup
 def test_bad_input_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
 ) -> None:
-    from training.__main__ import COMMANDS
+    from training.commands import COMMANDS
 
     monkeypatch.chdir(tmp_path)
     code, out, err = call(capsys, lambda: run(COMMANDS, prog="training", description="", args=args))
@@ -244,7 +244,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_list_prints_one_json_object(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
-    from training.__main__ import COMMANDS
+    from training.commands import COMMANDS
 
     args = ["list", str(trained.parent), "--json"]
     code, out, _ = call(capsys, lambda: run(COMMANDS, prog="training", description="", args=args))

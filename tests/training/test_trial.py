@@ -85,8 +85,8 @@ def test_sound_networks_pass_and_random_numbers_stay() -> None:
 def test_the_command_line_says_so_in_one_line(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from training.__main__ import COMMANDS
     from training.cli import run
+    from training.commands import COMMANDS
 
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "training/recipes/digits.yaml").read_text(encoding="utf-8")

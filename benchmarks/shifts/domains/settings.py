@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from adapt.documents.soup import default_soup
@@ -27,7 +26,9 @@ from benchmarks.shifts.words import counts_of, known_names, split_words
 from benchmarks.tables import table
 from training.bases import load_base_set
 from training.cli import Command, Result
+from training.device_names import AUTO, DEVICE_HELP, DeviceName
 from training.manifest import check_mixable
+from training.parameters import Positional
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class CompareSettings(Command):
     """
 
     name: ClassVar[str] = "settings"
-    base: Annotated[Path, tyro.conf.Positional] = Field(default=Path("bases/photos"), description="base set")
+    base: Annotated[Path, Positional] = Field(default=Path("bases/photos"), description="base set")
     domains: tuple[str, ...] = Field(description="with commas: folders, corruptions, or names of corruptions")
     data: Path | None = Field(default=None, description="the base set's own pictures; where its recipe says by default")
     folders: Path | None = Field(default=None, description="what names of domains are relative to")
@@ -104,7 +105,7 @@ class CompareSettings(Command):
     threads: int = Field(default=1, ge=1, description="torch CPU threads")
     jobs: int = Field(default=1, ge=1, description="processes")
     minutes: float | None = Field(default=None, gt=0, description="begin nothing after this time")
-    device: str = Field(default="cpu", description="cpu, cuda or auto")
+    device: DeviceName = Field(default=AUTO, description=DEVICE_HELP)
 
     def execute(self) -> Result:
         """Search where results are missing, and compare."""

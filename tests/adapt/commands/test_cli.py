@@ -243,10 +243,8 @@ def test_default_refuses_data_of_other_classes(tiny_base_set: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("command", ["search", "evaluate", "default", "plot", "fronts"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    assert "Example: python -m adapt" in capsys.readouterr().out
+    assert main([command, "--help"]) == 0
+    assert "Example: saucier" in capsys.readouterr().out
 
 
 def test_one_ingredient_is_evaluated_but_not_searched(
@@ -255,7 +253,7 @@ def test_one_ingredient_is_evaluated_but_not_searched(
     bases = base_set_factory(tmp_path / "bases", names=("linf",))
     for args in (("search", bases, folder), ("default", bases)):
         message = failure(capsys, *args)
-        assert "at least 2 ingredients to mix, it has only 'linf'; train others with `python -m training run" in message
+        assert "at least 2 ingredients to mix, it has only 'linf'; train others with `saucier train" in message
     accuracy = run_json(capsys, "evaluate", bases, folder)["accuracy"]
     assert accuracy["linf"] == accuracy["default"]
 
@@ -268,4 +266,6 @@ def test_auto_effort_is_full_on_the_command_line(tmp_path: Path):
 
 def test_effort_is_one_of_three(tiny_base_set: Path, folder: Path, capsys: pytest.CaptureFixture[str]):
     assert run_json(capsys, "search", tiny_base_set, folder, "--effort", "quick")["state"] in ("kept", "promoted")
-    assert "('quick', 'full', 'auto')" in failure(capsys, "search", tiny_base_set, folder, "--effort", "slow")
+    assert "expected 'quick', 'full' or 'auto', got 'slow'" in failure(
+        capsys, "search", tiny_base_set, folder, "--effort", "slow"
+    )

@@ -10,8 +10,8 @@ import yaml
 from adapt.__main__ import main
 from tests.conftest import BATCHNORM_NET, INPUT, LAYERNORM_NET
 from tests.training.pictures import write_pictures
-from training.__main__ import COMMANDS
 from training.cli import run
+from training.commands import COMMANDS
 
 COUNTS = {"cat": 12, "dog": 12, "ship": 12}
 
@@ -61,7 +61,7 @@ def test_every_command_reads_it(call: Callable[..., dict[str, object]], tmp_path
     assert compressed["ingredients"][1]["storage"]["after"]["n"] == 9  # type: ignore[index]
     assert call("adapt", "default", base)["n"] == 9
     assert call("adapt", "attack", base, "--steps", 1)["ingredients"]["default"]["n"] == 9  # type: ignore[index]
-    fronts = call("adapt", "fronts", base, "--out", tmp_path / "fronts", "--num-steps", 1, "--step", 0.25)
+    fronts = call("adapt", "fronts", base, "--out", tmp_path / "fronts", "--steps", 1, "--step", 0.25)
     assert fronts["settings"]["n"] == 9  # type: ignore[index]
     imported = ["import", base / "nominal.safetensors", "--arch", BATCHNORM_NET.name, "--arch-kwargs"]
     imported += [json.dumps(BATCHNORM_NET.kwargs), "--name", "linf", "--threat-model", "none", "--input-size", 16]

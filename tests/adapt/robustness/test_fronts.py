@@ -267,7 +267,7 @@ def test_the_command_draws_compares_and_resumes(
     provenance = manifest.provenance.model_copy(update={"recipe": recipe})
     rewrite_manifest(other, manifest.model_copy(update={"name": "longer", "provenance": provenance}))
     out = tmp_path / "fronts"
-    args = ("fronts", tiny_base_set, "--data", data, "--n", 9, "--num-steps", 2, "--step", 0.25, "--out", out)
+    args = ("fronts", tiny_base_set, "--data", data, "--n", 9, "--steps", 2, "--step", 0.25, "--out", out)
     found = run_json(capsys, *args, "--pairs", "linf:l2", "linf:l1")
     assert found["pictures"] == [str(out / "fronts.png"), str(out / "triangle.png")]
     assert found["triangle"] == ["linf", "l2", "l1"]
@@ -284,7 +284,7 @@ def test_the_command_draws_compares_and_resumes(
     again = run_json(capsys, *args, "--pairs", "linf:l2")
     assert [base["base_set"] for base in again["others"]] == ["longer"]
     assert json.loads((out / "fronts.json").read_text())["others"] == again["others"]
-    assert "has results for num_steps 2, not 3" in failure(capsys, *args, "--num-steps", "3")
+    assert "has results for num_steps 2, not 3" in failure(capsys, *args, "--steps", "3")
 
 
 @pytest.mark.parametrize(
