@@ -36,6 +36,7 @@ from service.logs import set_up_logging
 from service.metrics import Metrics
 from service.prediction.catalog import Base, check_bundles, read_catalog
 from service.prediction.predictor import Predictor
+from service.runtimes import check_runtimes
 from service.settings import Settings, SettingsError
 from service.stopping import on_stop, refuse_connections_when_stopping
 from service.store.database import Database, SchemaError
@@ -221,6 +222,7 @@ class Saucier:
         refuse_connections_when_stopping(settings.drain_seconds)
         try:
             check_tracing()
+            check_runtimes()
             check_keys(_bound_host())
             catalog = read_catalog(*settings.bases_folders, check_files=True)
             check_bundles(catalog, settings.home)

@@ -196,7 +196,7 @@ const KINDS = {
   promoted: "Promoted",
   rollback: "Set to a stored version",
   dial: "Dialled",
-  rebased: "Moved to new weights",
+  rebased: "Moved to other weights",
   reservoir_on: "Keeps recent images",
   reservoir_off: "Keeps no recent images",
   watch_on: "Watched",
