@@ -7,6 +7,7 @@ from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from adapt.documents.landscape import Landscape
+from adapt.documents.patch import PatchSummary
 from adapt.documents.soup import Outcome, Soup, SupportSummary
 from service.store.clock import Now, is_silent, read_clock
 from service.store.database import Database, is_text
@@ -162,7 +163,7 @@ class JobQueue:
             for attempt, version, support in session.execute(rows.order_by(Job.attempt.desc())):
                 if version is None or version == job.base_version:
                     continue
-                candidate = soup_of(get_soup(session, job.deployment, version), held_out=True)
+                candidate = soup_of(get_soup(session, job.deployment, version), patch=False, held_out=True)
                 images = set() if candidate.held_out is None else set(candidate.held_out.answers().hashes)
                 if images and images <= later:
                     sizes[attempt], later = support["n"], images
@@ -250,8 +251,7 @@ class JobQueue:
             mine = _mine(session, job)
             if found is None or mine is None:
                 return _ended_by(session, job)
-            current = soup_of(get_soup(session, mine.deployment, mine.base_version))
-            is_new = not _serves_the_same(candidate, current)
+            is_new = not _is_served_by(get_soup(session, mine.deployment, mine.base_version), candidate)
             version = mine.base_version
             if is_new:
                 version = add_soup(session, mine.deployment, candidate, source="adapt", job=mine.id)
@@ -394,6 +394,10 @@ def _is_proven(outcome: Outcome) -> bool:
     return accuracy is not None and level is not None and accuracy.p_value < level
 
 
-def _serves_the_same(one: Soup, other: Soup) -> bool:
-    told = {"evidence": None, "held_out": None}  # about the network, and no part of it
-    return one.model_copy(update=told) == other.model_copy(update=told)
+def _is_served_by(row: SoupVersion, soup: Soup) -> bool:
+    """Say if a version serves the same network as a soup; patches are compared by their digests."""
+    told = {"evidence": None, "held_out": None, "patch": None}  # no part of the network, or compared apart
+    if soup.model_copy(update=told) != soup_of(row, patch=False).model_copy(update=told):
+        return False
+    found = row.soup.get("patch")
+    return (soup.patch and soup.patch.summary) == (found and PatchSummary.model_validate(found))
