@@ -20,7 +20,7 @@ KEYS = Group(
     {
         "add": Entry("service.keys:AddCommand", "make a key and print it"),
         "list": Entry("service.keys:ListCommand", "list names, roles and when the keys were made"),
-        "revoke": Entry("service.keys:RevokeCommand", "take a key back"),
+        "revoke": Entry("service.keys:RevokeCommand", "revoke a key"),
     },
 )
 REFERENCE = Group(

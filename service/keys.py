@@ -49,7 +49,7 @@ class ListCommand(Command):
 
 
 class RevokeCommand(Command):
-    """Take a key back. Running services refuse it within a second.
+    """Revoke a key. Running services refuse it within a second.
 
     Example: SAUCIER_API_KEYS_FILE=keys.json saucier keys revoke --name camera-7
     """

@@ -27,7 +27,7 @@ class ServeCommand(Command):
     unused: ClassVar[tuple[str, ...]] = ("print_json", "seed")
     host: str | None = Field(default=None, description="address to bind; default: SAUCIER_HOST, or 127.0.0.1")
     port: int | None = Field(default=None, ge=1, le=65535, description="port to bind; default: SAUCIER_PORT, or 3000")
-    workers: int | None = Field(default=None, ge=1, description="predictor processes; default: SAUCIER_WORKERS, or 2")
+    workers: int | None = Field(default=None, ge=1, description="worker processes; default: SAUCIER_WORKERS, or 2")
     bases: Path | None = Field(default=None, description="folder of base sets, or one base set; default: SAUCIER_BASES")
     base_set: str | None = Field(
         default=None, description="base set that `default` is to serve; default: SAUCIER_BASE_SET, or what it serves"

@@ -21,7 +21,7 @@ class AddMoments(Command):
     """
 
     name: ClassVar[str] = "moments"
-    folder: Annotated[Path, Positional] = Field(description="the base set; its manifest is written anew")
+    folder: Annotated[Path, Positional] = Field(description="the base set; its manifest is rewritten")
     data: Path | None = Field(
         default=None,
         description="the recipe's data folder (its validation part is used), or any folder of unshifted images with "

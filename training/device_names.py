@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 from training.parameters import Arg
 
 AUTO = "auto"
-DEVICE_HELP = "cpu, cuda or cuda:1; auto: cuda where there is one"
+DEVICE_HELP = "cpu, cuda or cuda:1; auto: cuda if there is one"
 
 
 def check_device_name(name: str) -> str:

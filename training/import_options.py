@@ -79,7 +79,7 @@ class ImportOptions(Command):
         description="what it is evaluated against; default: by input size, at 32 pixels Linf:8/255 L2:0.5 L1:12",
     )
     num_images: int | None = Field(
-        default=None, ge=1, description="use only so many test images, balanced over classes; default: all"
+        default=None, ge=1, description="number of test images to use, balanced over classes; default: all"
     )
     n: int = Field(default=500, ge=1, description="test images to attack")
     steps: int = Field(default=40, ge=1, description="APGD steps")

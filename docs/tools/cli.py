@@ -1,5 +1,6 @@
 """The reference page of the command line, from the tree of commands."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 from docs.tools.tables import filled, paragraphs, table
@@ -7,6 +8,7 @@ from service.saucier import reference
 from training.parameters import Parameter
 from training.reference import CommandReference
 
+_LINE = re.compile(r"([A-Z][^:]*): ((?:[A-Z_]+=\S+ )*(?:saucier|accelerate|python|eval) .*)")
 _COMMON = ("print_json", "seed")  # described once, above all commands
 
 
@@ -27,9 +29,12 @@ def _commands(found: Iterable[CommandReference]) -> Iterator[str]:
 
 
 def _paragraph(text: str) -> str:
+    """Return a paragraph of a description; a command line after a label becomes a block of code."""
     words = " ".join(text.split())
-    label, colon, example = words.partition(": ")
-    return f"```sh\n{example}\n```" if label == "Example" and colon else words
+    if (match := _LINE.fullmatch(words)) is None:
+        return words
+    block = f"```sh\n{match[2]}\n```"
+    return block if match[1] == "Example" else f"{match[1]}:\n\n{block}"
 
 
 def _row(parameter: Parameter) -> tuple[str, str, str]:
