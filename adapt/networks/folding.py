@@ -180,7 +180,7 @@ def fold(net: nn.Module, state_dict: Mapping[str, Tensor], pairs: Mapping[str, s
     """Return the weights with every BatchNorm folded, same keys, shapes and dtypes.
 
     With s = gamma / sqrt(var + eps), a BatchNorm behind a convolution becomes gamma 1, beta + (b - mean) s, mean 0,
-    var 1 - eps, and the convolution w s with bias 0; any other becomes gamma s, beta - mean s, mean 0, var 1 - eps.
+    var 1 - eps, and the convolution w s with bias 0. Any other becomes gamma s, beta - mean s, mean 0, var 1 - eps.
     Computed in float64.
 
     Args:

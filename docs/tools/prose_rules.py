@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-MAX_WORDS = 60  # of a sentence
+MAX_WORDS = 45  # of a sentence
 MAX_CELL = 420  # characters of a table cell, code and links counted as their text
 
 
