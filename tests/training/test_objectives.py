@@ -1,4 +1,6 @@
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tests.training.conftest import Trained
+from training import objectives
 from training.attacks import apgd
 from training.augmentation import seeded
 from training.manifest import Norm, ThreatModel
@@ -229,3 +232,21 @@ def test_bad_levels_of_a_pyramid_are_refused(trained: Trained, changes: dict[str
 )
 def test_steps_may_differ_by_norm(num_steps: int | dict[Norm, int], norm: Norm, expected: int) -> None:
     assert AttackSpec(kind="apgd", num_steps=num_steps).steps(norm) == expected
+
+
+def test_the_objective_that_the_how_to_page_shows_trains(
+    batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "write-an-objective.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.setattr(objectives, "OBJECTIVES", dict(OBJECTIVES))
+    exec(compile(code, str(page), "exec"), vars(objectives) | {"OBJECTIVES": objectives.OBJECTIVES})
+    shown = objectives.OBJECTIVES["smooth"]
+    assert shown.options(amount=0.2).model_dump() == {"amount": 0.2}
+    images, labels = batch
+    net = make_net().train()
+    step = make_step(net, images, labels, TAKEN[shown.num_threats])
+    plain, smooth = (shown.function(step, amount=amount) for amount in (0.0, 0.2))
+    smooth.backward()
+    assert torch.isfinite(smooth)
+    assert plain != smooth
