@@ -66,13 +66,18 @@ def files() -> list[Path]:
 
 def check(path: Path) -> list[Finding]:
     """Return what the rules find in one file."""
-    blocks = _docstrings(path.read_text()) if path.suffix == ".py" else _blocks(path.read_text())
+    text = path.read_text()
+    blocks = _docstrings(text) if path.suffix == ".py" else _blocks(text)
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    headless = [] if path.suffix == ".py" else _headless(text)
     return [
-        Finding(shown, line, sentence, rule, advice)
-        for line, text in blocks
-        for sentence in sentences(text)
-        for rule, advice in faults(sentence, is_docstring=path.suffix == ".py")
+        *(Finding(shown, line, text, "no-subject", "begin with the subject: 'The command'") for line, text in headless),
+        *(
+            Finding(shown, line, sentence, rule, advice)
+            for line, text in blocks
+            for sentence in sentences(text)
+            for rule, advice in faults(sentence, is_docstring=path.suffix == ".py")
+        ),
     ]
 
 
@@ -130,6 +135,12 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
         if not lines:
             start = number
         lines.append(entry[1] if entry else line)
+
+
+def _headless(text: str) -> Iterator[tuple[int, str]]:
+    """Yield paragraphs that continue a block of code instead of beginning with a subject."""
+    for match in re.finditer(r"^ *```\n\n([a-z].*)$", text, re.MULTILINE):
+        yield text.count("\n", 0, match.start(1)) + 1, match[1]
 
 
 def _docstrings(text: str) -> Iterator[tuple[int, str]]:

@@ -138,6 +138,12 @@ def test_long_sentences_and_entries_of_lists_are_found_where_they_begin(tmp_path
     assert [(found.line, found.rule) for found in prose.check(page)] == [(4, "long")]
 
 
+def test_a_paragraph_that_continues_a_block_of_code_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```sh\nsaucier list\n```\n\nlists the base sets.\n\n```sh\nls\n```\n\nThe command lists files.\n")
+    assert [(found.line, found.rule) for found in prose.check(page)] == [(5, "no-subject")]
+
+
 def test_docstrings_are_checked(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
     module.write_text('"""A module."""\n\n\ndef f() -> None:\n    """Build it.\n\n    It is built anew.\n    """\n')
