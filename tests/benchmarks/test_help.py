@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -20,7 +21,8 @@ def commands() -> Iterator[type[Command]]:
     for package in (benchmarks, examples):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             try:
-                found = vars(importlib.import_module(module.name)).values()
+                with warnings.catch_warnings(action="ignore"):  # of libraries that rivals use
+                    found = vars(importlib.import_module(module.name)).values()
             except ModuleNotFoundError as error:
                 if error.name in OTHERS:
                     continue
