@@ -14,7 +14,7 @@ ReportArgument = Annotated[Path, Positional]
 
 
 class PlotCommand(Command):
-    """Draw a search again from its report.json.
+    """Print what a search found, from its report.json, and draw it again.
 
     Example: saucier report runs/shifted/report.json --out shifted.png
     """
@@ -27,5 +27,6 @@ class PlotCommand(Command):
     def execute(self) -> Result:
         """Read and draw."""
         path = self.out or self.report.with_suffix(".png")
-        plot_report(reports.read_report(self.report), path)
-        return Result({"plot": str(path)}, str(path))
+        report = reports.read_report(self.report)
+        plot_report(report, path)
+        return Result({"plot": str(path)}, f"{reports.table(report)}\nwrote {path}")

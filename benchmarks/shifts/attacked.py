@@ -45,6 +45,7 @@ class Attack(Command):
     """
 
     name: ClassVar[str] = "attack"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     out: Annotated[Path, Positional] = Field(description="folder of the results")
     base: Path = Field(default=Path("bases/cifar10-small"), description="base set of the results")
     data: Path = Field(default=Path(".data/cifar10"), description="pictures of the results")

@@ -225,6 +225,7 @@ class Report(Command):
     """
 
     name: ClassVar[str] = "report"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
     out: Annotated[Path, Positional] = Field(description="folder of the results")
 
     def execute(self) -> Result:

@@ -46,6 +46,7 @@ class List(Command):
     """
 
     name: ClassVar[str] = "list"
+    unused: ClassVar[tuple[str, ...]] = ("seed",)
 
     def execute(self) -> Result:
         """List."""

@@ -172,9 +172,13 @@ def checked(model: type[Model], body: dict[str, Any]) -> Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        problems.sort(
+            key=lambda problem: problem["type"] != "extra_forbidden"
+        )  # misspelled, so that another is missing
         errors = [
             FieldError(".".join(map(str, problem["loc"]))[:200] or "body", _message(problem, model))
-            for problem in error.errors(include_url=False, include_context=False, include_input=False)
+            for problem in problems
         ]
         raise Problem(422, f"{errors[0].field}: {errors[0].message}", errors) from None
 

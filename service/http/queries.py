@@ -71,7 +71,9 @@ class Query:
         for choice in choices:
             if value == choice:
                 return choice
-        raise invalid(name, f"expected one of {', '.join(choices)}, got {value[:80]!r}", status=400)
+        raise invalid(
+            name, f"expected one of {', '.join(choices)}, got {value[:80]!r}{meant(value, choices)}", status=400
+        )
 
     def integer(self, name: str, default: int, *, low: int) -> int:
         """Return a whole number of at least `low`; absurdly large ones come back smaller, but large."""

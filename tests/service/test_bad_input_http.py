@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.conftest import CLASSES
 from tests.service.conftest import ROOT, Labelled, Server, as_parts, encode, stored
 
 pytestmark = pytest.mark.e2e
@@ -148,6 +149,30 @@ def test_too_many_images_are_a_413(server: Server) -> None:
 )
 def test_bad_query_value_is_a_400(server: Server, path: str, field: str) -> None:
     check(server.client.post(path, files=as_parts([GOOD]), data={"labels": "[0]"}), 400, field)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "nearest"),
+    [
+        ("POST", "/predict?topk=1", {"images": []}, "top_k"),
+        ("POST", "/adapt?promote=alway", None, "always"),
+        ("GET", "/deployments/default/soups?limti=3", None, "limit"),
+        ("PUT", "/deployments/default/soup", {"coeficients": {"linf": 1}}, "coefficients"),
+        ("PUT", "/deployments/gate", {"base-set": "tiny"}, "base_set"),
+        ("PUT", "/deployments/gate", {"base_set": "tyny"}, "tiny"),
+    ],
+)
+def test_the_nearest_name_is_told(server: Server, method: str, path: str, body: object, nearest: str) -> None:
+    answer = server.client.request(method, path, json=body)
+    assert answer.status_code in (400, 422)
+    assert f"did you mean {nearest}?" in answer.json()["detail"]
+
+
+def test_the_nearest_class_is_told(server: Server) -> None:
+    name = CLASSES[0]
+    answer = server.client.post("/adapt", files=as_parts([GOOD]), data={"labels": json.dumps([f"{name}s"])})
+    check(answer, 422, "labels[0]")
+    assert f"got '{name}s'; did you mean {name}?" in answer.json()["detail"]
 
 
 def test_unknown_deployment_job_and_version_are_a_404(server: Server) -> None:

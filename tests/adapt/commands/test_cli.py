@@ -100,6 +100,9 @@ def test_search_writes_soup_report_and_plot(
         assert picture.width > picture.height > 300
     redrawn = run_json(capsys, "plot", out / "report.json", "--out", tmp_path / "again.svg")
     assert Path(redrawn["plot"]).read_text().startswith("<?xml")
+    assert main(["plot", str(out / "report.json"), "--out", str(tmp_path / "again.svg")]) == 0
+    assert "accuracy" in (printed := capsys.readouterr().out)
+    assert printed.endswith(f"wrote {tmp_path / 'again.svg'}\n")
     assert "already exists" in failure(capsys, *args)
     evaluated = run_json(capsys, "evaluate", tiny_base_set, unseen, "--soups", out / "soup.json")
     assert evaluated["accuracy"][str(out / "soup.json")] == pytest.approx(job["test"]["candidate"])
