@@ -21,7 +21,9 @@ from training.version import VERSION
 PACKAGES = ("training", "adapt", "deploy", "service")
 BUNDLED = "cifar10-small"
 MOST_BYTES = 6_000_000
+COMMANDS = {"own": ("saucier", "serve"), "bentoml": ("python", "-m", "bentoml", "serve", "service.app:Saucier")}
 NUM_IMAGES = 60
+FIRST_START_SECONDS = 240
 NOT_INSTALLED = ("__pycache__", "container", "bundle")  # folders
 
 
@@ -77,6 +79,16 @@ class WheelServer(Server):
         super().__init__(folder.parent / "home" / ".saucier", None)
         self.folder, self.command = folder, (str(python.parent / command[0]), *command[1:])
 
+    def start(self, *, wait: bool = True) -> "WheelServer":
+        """Start it and wait until it has built its serving bundle, too."""
+        super().start(wait=False)
+        try:
+            self.wait_for(lambda: len(self.live_workers()) == 2, "two ready workers", FIRST_START_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
 
 def installed_files(python: Path) -> set[str]:
     """The files of Saucier in the environment, without compiled modules."""
@@ -114,11 +126,8 @@ def test_wheel_holds_all_that_the_packages_hold_and_the_smallest_base_set(built:
 
 @pytest.mark.slow
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    "command",
-    [("saucier", "serve"), ("python", "-m", "bentoml", "serve", "service.app:Saucier")],
-    ids=["own", "bentoml"],
-)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_wheel_serves_and_adapts_in_an_empty_directory(installed: Path, empty: Path, command: Sequence[str]) -> None:
     before = installed_files(installed)
     server = WheelServer(installed, empty, command).start()
@@ -153,7 +162,7 @@ def adapt_to_own_answers(server: Server, client: httpx.Client) -> None:
 @pytest.mark.e2e
 def test_own_base_set_in_the_working_directory_comes_first(installed: Path, empty: Path, prebuilt_bases: Path) -> None:
     shutil.copytree(prebuilt_bases / "tiny", empty / "bases" / "tiny")
-    server = WheelServer(installed, empty, ("saucier", "serve")).start()
+    server = WheelServer(installed, empty, COMMANDS["own"]).start()
     try:
         assert server.client.get("/deployments/default").json()["base_set"] == "tiny"
         assert {base["name"] for base in server.client.get("/bases").json()["bases"]} == {"tiny", BUNDLED}
