@@ -57,6 +57,8 @@ def test_roles_hold_from_end_to_end(keyed: KeyedServer, client: httpx.Client, la
         assert client.get(path).status_code == 401
     assert client.post("/predict", files=files).status_code == 401
     predict, adapt = keyed.headers("predict"), keyed.headers("adapt")
+    assert client.get("/whoami").status_code == 401
+    assert client.get("/whoami", headers=predict).json() == {"name": "the-predict", "role": "predict"}
     assert client.post("/predict", files=files, headers=predict).status_code == 200
     request = labelled.request(0, 12) | {"params": {"wait": 0, "promote": "never"}}
     assert client.post("/adapt", **request, headers=predict).status_code == 403
