@@ -1,10 +1,10 @@
 // Adapt: labelled images in, progress, what came out.
 
 import { ApiError, call, follow } from "./api.js";
-import { beforeAfter, miniBar } from "./charts.js";
 import { announce, busy, byId, el, fill, showProblem } from "./dom.js";
-import { attemptText, duration, judgedText, mixture, pValue, patchText, percent, plural, range } from "./format.js";
-import { classTable } from "./frequencies.js";
+import { percent } from "./format.js";
+import { resultCard, resultTitle } from "./result.js";
+import { may } from "./session.js";
 import { createStaging } from "./staging.js";
 
 const ANNOUNCE_MS = 4000; // between two announcements of progress
@@ -17,7 +17,6 @@ const FAIR =
 const ACTIVE = ["queued", "running"];
 
 export const isActive = (job) => ACTIVE.includes(job.state);
-const isCancelled = (job) => /^cancelled(:| by |$)/.test(job.reason ?? "");
 
 export function createAdapt({ onFinished, serve, cancel }) {
   const root = byId("adapt");
@@ -28,7 +27,7 @@ export function createAdapt({ onFinished, serve, cancel }) {
     el("option", { value: "auto" }, "only if it is proven better"),
     el("option", { value: "likely" }, "if it is probably better"),
     el("option", { value: "never" }, "never, keep it as a candidate"),
-    el("option", { value: "always" }, "always, even unproven"),
+    el("option", { value: "always" }, "always, even unproven (admin only)"),
   );
   const hint = el("p", { id: "promote-hint", class: "hint", hidden: true }, LIKELY);
   const draw = el(
@@ -62,6 +61,7 @@ export function createAdapt({ onFinished, serve, cancel }) {
   const later = el("div", {}); // of a follow-up, below the result of the job that it follows
   let model = null;
   let following = null; // { job, stop }
+  const results = new Map(); // by the place that shows it: { job, served }, the version that it says is served
 
   fill(
     root,
@@ -90,11 +90,14 @@ export function createAdapt({ onFinished, serve, cancel }) {
     model = next;
     if (isOther) {
       stop();
+      results.clear();
       staging.setClasses(next.base === null ? [] : next.base.class_names);
       fill(progress);
       fill(later);
       showProblem(problem, null);
     }
+    [...promote.options].at(-1).disabled = !may("admin");
+    refreshResults();
     const running = next.jobs.find(isActive);
     if (running !== undefined && following === null) {
       track(running);
@@ -180,69 +183,29 @@ export function createAdapt({ onFinished, serve, cancel }) {
   }
 
   function showResult(job) {
-    const isPromoted = job.state === "promoted";
-    const title = (job.follows === null ? TITLES : FOLLOW_UP_TITLES)[job.state](job);
-    const heading = el("h3", { tabindex: "-1" }, title);
-    const hadFocus = placeOf(job).contains(document.activeElement);
-    const isCandidateNew = job.candidate_version !== null && job.candidate_version !== job.version;
-    announce(`${title}. ${job.reason ?? ""}`);
-    fill(
-      placeOf(job),
-      el(
-        "div",
-        { class: `result ${job.state}` },
-        heading,
-        el("p", {}, sentence(job.reason)),
-        job.accuracy && beforeAfter(job.accuracy, ["Before", isPromoted ? "After" : "Candidate"]),
-        job.accuracy && el("p", { class: "hint" }, gainText(job)),
-        job.coefficients &&
-          el(
-            "p",
-            { class: "found" },
-            miniBar(job.coefficients),
-            ` ${mixture(job.coefficients)}${job.patch ? `; replaces ${patchText(job.patch)}` : ""}`,
-          ),
-        job.search && el("p", { class: "hint" }, searchText(job)),
-        job.followed_by && el("p", { class: "hint" }, "A follow-up tries on the same images what takes longer."),
-        classTable(job.classes, { isServed: job.patch?.rungs.includes("frequencies") ?? false }),
-        el(
-          "div",
-          { class: "row" },
-          isPromoted &&
-            el(
-              "button",
-              { type: "button", onclick: () => serve(job.previous_version) },
-              `Roll back to version ${job.previous_version}`,
-            ),
-          !isPromoted &&
-            isCandidateNew &&
-            el(
-              "button",
-              { type: "button", onclick: () => serve(job.candidate_version) },
-              `Promote version ${job.candidate_version} all the same`,
-            ),
-        ),
-      ),
-    );
+    const place = placeOf(job);
+    const hadFocus = place.contains(document.activeElement);
+    results.set(place, { job, served: job.version });
+    fill(place, resultCard(job, job.version, { serve }));
+    announce(`${resultTitle(job, job.version)}. ${job.reason ?? ""}`);
     if (hadFocus) {
-      heading.focus({ preventScroll: true }); // what had the focus is gone: go on from here
+      place.querySelector("h3").focus({ preventScroll: true }); // what had the focus is gone: go on from here
+    }
+  }
+
+  /** Have the results say what is served now. */
+  function refreshResults() {
+    const served = model.view.version;
+    for (const [place, shown] of results) {
+      if (shown.job.state !== "failed" && shown.served !== served && place.querySelector(".result") !== null) {
+        shown.served = served;
+        fill(place, resultCard(shown.job, served, { serve }));
+      }
     }
   }
 
   return { update };
 }
-
-const TITLES = {
-  promoted: (job) => `Promoted: version ${job.version} is served`,
-  kept: () => "Kept what was served",
-  failed: (job) => (isCancelled(job) ? "Cancelled" : "Failed"),
-};
-
-const FOLLOW_UP_TITLES = {
-  promoted: (job) => `Follow-up promoted: version ${job.version} is served`,
-  kept: () => "Follow-up kept what was served",
-  failed: (job) => (isCancelled(job) ? "Follow-up cancelled" : "Follow-up failed"),
-};
 
 /** Return what a job that waits or runs is doing. */
 function stepText({ follows, state, message }) {
@@ -260,26 +223,6 @@ export function cancelButton(job, cancel, properties = {}) {
     "Cancel",
   );
   return button;
-}
-
-function gainText(job) {
-  const { interval, p_value: p, labels_needed: count, judged } = job.accuracy;
-  const fair = "Every image was held out from the choice that it judges.";
-  const more = count === null ? "" : ` About ${count} labelled images would prove a gain of this size.`;
-  const images = judged ? ` Both soups are judged ${judgedText(judged)}.` : "";
-  const attempt = attemptText(job);
-  return `${range(interval)} points; ${pValue(p)}, one-sided.${images} ${fair}${attempt ? ` ${attempt}` : ""}${more}`;
-}
-
-const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
-
-function searchText({ search, support }) {
-  const images = [
-    plural(support.n, "labelled image"),
-    support.unlabelled > 0 && `${support.unlabelled} without a label`,
-  ];
-  const what = `${plural(search.candidates, "soup")} tried on ${images.filter(Boolean).join(" and ")}`;
-  return `${what} in ${duration(search.seconds)}.`;
 }
 
 /** Return an error that names the files at fault, where the service could only count them. */

@@ -1,6 +1,6 @@
 // The console: loads a deployment, hands it to its panels, keeps up with the service.
 
-import { ApiError, at, call, forgetKey, get, getKey, list, setKey, whenUnauthorized } from "./api.js";
+import { at, call, get, list } from "./api.js";
 import { createAdapt, isActive } from "./adapt.js";
 import { createDeployments, link } from "./deployments.js";
 import { createDial } from "./dial.js";
@@ -8,6 +8,7 @@ import { announce, busy, byId, confirm, el, goOnFrom, showProblem } from "./dom.
 import { mixture } from "./format.js";
 import { createJobs, createVersions, evidence, updateEvents } from "./history.js";
 import { createMap } from "./map.js";
+import { guard, identify, setUpSession, showFrame } from "./session.js";
 import { updateSoup, updateSummary, updateWorkers } from "./soup.js";
 import { createTrial } from "./trial.js";
 
@@ -47,6 +48,9 @@ async function load(name) {
   const mine = ++turn;
   numVersions = model?.view.deployment === name ? numVersions : VERSIONS;
   try {
+    if (!(await identify())) {
+      return;
+    }
     const [all, view, soups, newest, log] = await Promise.all([
       list("deployments", "deployments"),
       get(at(name)),
@@ -84,13 +88,14 @@ async function load(name) {
   }
 }
 
-/** Add the landscape of the job that was asked for, else of the newest that searched with these weights. */
+/** Add the jobs that searched with these weights, and the landscape of the one that was asked for, else of the newest. */
 async function findLandscape(next, before) {
   const ofTheseWeights = (job) =>
     next.soups.find((soup) => soup.version === job.candidate_version)?.base_digest === next.base?.digest;
-  const searched = next.jobs.filter(
+  next.searched = next.jobs.filter(
     (job) => !isActive(job) && job.search !== null && job.support.n > 0 && ofTheseWeights(job),
   );
+  const { searched } = next;
   const job = searched.find((found) => found.job === pinned) ?? searched[0];
   if (job === undefined) {
     return;
@@ -117,12 +122,12 @@ function ordered(coefficients, base) {
 function show() {
   const { view } = model;
   const section = document.activeElement.closest("section");
-  byId("frame").hidden = false;
-  byId("sign-in").hidden = true;
+  showFrame();
   byId("deployment").hidden = false;
-  byId("sign-out").hidden = getKey() === null;
   byId("name").textContent = view.deployment;
   byId("delete").hidden = view.deployment === DEFAULT;
+  guard(byId("delete"));
+  guard(byId("make-it"));
   document.title = `${view.deployment} \u2013 Saucier console`;
   if (hasFailed) {
     showProblem(byId("page-problem"), null); // what an action met stays until the next one
@@ -145,8 +150,7 @@ function fail(error) {
   if (error.status === 401) {
     return; // the field for the key is there already
   }
-  byId("frame").hidden = false;
-  byId("sign-out").hidden = getKey() === null; // another key may be allowed more
+  showFrame();
   const isGone = error.status === 404 && wanted() !== DEFAULT;
   byId("deployment").hidden = model === null || isGone;
   hasFailed = true;
@@ -269,15 +273,6 @@ async function change(action, done) {
   }
 }
 
-function askForKey(error, hadKey) {
-  forgetKey();
-  byId("frame").hidden = true;
-  byId("sign-in").hidden = false;
-  byId("sign-out").hidden = true;
-  showProblem(byId("sign-in-problem"), hadKey ? new ApiError(401, "", "This key is not accepted.") : null);
-  byId("key").focus();
-}
-
 function setUpTheme() {
   const button = byId("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -294,22 +289,10 @@ function setUpTheme() {
 
 function start() {
   setUpTheme();
-  whenUnauthorized(askForKey);
-  byId("sign-in")
-    .querySelector("form")
-    .addEventListener("submit", (event) => {
-      event.preventDefault();
-      setKey(byId("key").value.trim());
-      byId("key").value = "";
-      busy(event.submitter, reload);
-    });
+  setUpSession(reload);
   document.querySelector(".skip").addEventListener("click", (event) => {
     event.preventDefault(); // the address names the deployment
     byId("main").focus();
-  });
-  byId("sign-out").addEventListener("click", () => {
-    forgetKey();
-    location.reload();
   });
   byId("delete").addEventListener("click", (event) =>
     busy(event.currentTarget, () =>
