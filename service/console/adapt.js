@@ -20,7 +20,7 @@ export const isActive = (job) => ACTIVE.includes(job.state);
 
 export function createAdapt({ onFinished, serve, cancel }) {
   const root = byId("adapt");
-  const staging = createStaging({ onChange: () => (start.disabled = staging.isEmpty()) });
+  const staging = createStaging({ onChange: allowStart });
   const promote = el(
     "select",
     { id: "promote", "aria-describedby": "promote-hint", onchange: () => (hint.hidden = promote.value !== "likely") },
@@ -51,6 +51,12 @@ export function createAdapt({ onFinished, serve, cancel }) {
     el("option", { value: "quick" }, "answer soon, train nothing"),
     el("option", { value: "full" }, "train before the answer"),
   );
+  const samples = el(
+    "select",
+    { id: "samples", onchange: allowStart },
+    el("option", { value: "new" }, "the images given here"),
+    el("option", { value: "all" }, "these and all kept ones"),
+  );
   const start = el(
     "button",
     { type: "button", class: "primary", id: "adapt-start", disabled: true, onclick: () => busy(start, send) },
@@ -74,6 +80,7 @@ export function createAdapt({ onFinished, serve, cancel }) {
       el("div", {}, el("label", { for: "strategy" }, "Search"), strategy),
       el("div", {}, el("label", { for: "effort" }, "Effort"), effort),
       el("div", {}, el("label", { for: "draw" }, "Labelled images"), draw),
+      el("div", {}, el("label", { for: "samples" }, "Search on"), samples),
       start,
     ),
     hint,
@@ -82,6 +89,11 @@ export function createAdapt({ onFinished, serve, cancel }) {
     progress,
     later,
   );
+
+  /** Kept images are enough where they are searched on. */
+  function allowStart() {
+    start.disabled = staging.isEmpty() && !(samples.value === "all" && model?.samples.images > 0);
+  }
 
   const placeOf = (job) => (job.follows === null ? progress : later);
 
@@ -98,6 +110,7 @@ export function createAdapt({ onFinished, serve, cancel }) {
     }
     [...promote.options].at(-1).disabled = !may("admin");
     refreshResults();
+    allowStart();
     const running = next.jobs.find(isActive);
     if (running !== undefined && following === null) {
       track(running);
@@ -118,11 +131,11 @@ export function createAdapt({ onFinished, serve, cancel }) {
     }
     const name = model.view.deployment;
     const asked = { promote: promote.value, strategy: strategy.value, effort: effort.value, draw: draw.value };
-    const query = new URLSearchParams({ deployment: name, ...asked, wait: 0 });
+    const query = new URLSearchParams({ deployment: name, ...asked, samples: samples.value, wait: 0 });
     fill(progress, el("p", { class: "lead" }, "Sending the images\u2026"));
     announce("Sending the images");
     try {
-      const job = await call("POST", `adapt?${query}`, { body: form });
+      const job = await call("POST", `adapt?${query}`, { body: staging.isEmpty() ? undefined : form });
       if (model.view.deployment === name) {
         staging.clear();
         await track(job);

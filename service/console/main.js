@@ -7,9 +7,11 @@ import { createDial } from "./dial.js";
 import { announce, busy, byId, confirm, el, goOnFrom, showProblem } from "./dom.js";
 import { mixture } from "./format.js";
 import { createJobs, createVersions, evidence, updateEvents } from "./history.js";
+import { createKept } from "./kept.js";
 import { createMap } from "./map.js";
 import { guard, identify, setUpSession, showFrame } from "./session.js";
 import { updateSoup, updateSummary, updateWorkers } from "./soup.js";
+import { createSwitches } from "./switches.js";
 import { createTrial } from "./trial.js";
 
 const DEFAULT = "default";
@@ -32,6 +34,8 @@ const adapt = createAdapt({ onFinished: reload, serve, cancel });
 const versions = createVersions({ serve, loadMore });
 const jobs = createJobs({ showOnMap, cancel });
 const trial = createTrial();
+const switches = createSwitches({ onChanged: reload });
+const kept = createKept({ onChanged: reload });
 
 /** Show a deployment, by its name in the address. */
 async function select(name) {
@@ -47,16 +51,16 @@ const wanted = () => (location.hash.startsWith("#/") ? decodeURIComponent(locati
 async function load(name) {
   const mine = ++turn;
   numVersions = model?.view.deployment === name ? numVersions : VERSIONS;
+  const identified = identify();
   try {
-    if (!(await identify())) {
-      return;
-    }
-    const [all, view, soups, newest, log] = await Promise.all([
+    const [all, view, soups, newest, log, samples] = await Promise.all([
       list("deployments", "deployments"),
       get(at(name)),
       list(at(name, "/soups"), "soups", numVersions),
       get(at(name, "/jobs")),
       get(at(name, `/events?limit=${EVENTS}`)),
+      get(at(name, "/samples")),
+      identified,
     ]);
     if (bases.length === 0 || !bases.some((base) => base.name === view.base_set)) {
       bases = (await get("bases")).bases;
@@ -72,7 +76,7 @@ async function load(name) {
       const served = await get(at(name, `/soups?limit=1&before=${view.version + 1}`)); // long ago
       soups.found.push(...served.soups);
     }
-    const lists = { soups: soups.found, hasMore: soups.next !== null, jobs: newest.jobs, events: log.events };
+    const lists = { soups: soups.found, hasMore: soups.next !== null, jobs: newest.jobs, events: log.events, samples };
     const next = { view, ...lists, base, landscape: null, landscapeJob: null };
     [view, ...next.soups].forEach((soup) => (soup.coefficients = ordered(soup.coefficients, base)));
     await findLandscape(next, isOther ? null : model);
@@ -82,7 +86,8 @@ async function load(name) {
       show();
     }
   } catch (error) {
-    if (mine === turn) {
+    const isAllowed = await identified.catch(() => true);
+    if (mine === turn && isAllowed) {
       fail(error);
     }
   }
@@ -141,6 +146,8 @@ function show() {
   versions.update(model);
   jobs.update(model);
   trial.update(model);
+  switches.update(model);
+  kept.update(model);
   updateEvents(model);
   updateWorkers(model);
   goOnFrom(section);
@@ -196,8 +203,8 @@ async function poll() {
 
 /** Return a deployment without what changes every second. */
 function stable({ workers, reservoir, watch, ...rest }) {
-  const shown = { size: reservoir?.size, against: watch?.against };
-  return { ...rest, ...shown, workers: workers.map(({ id, version }) => [id, version]) };
+  const switches = [reservoir?.size, reservoir?.retention_hours, watch?.min_images, watch?.confidence_drop];
+  return { ...rest, switches, against: watch?.against, workers: workers.map(({ id, version }) => [id, version]) };
 }
 
 function loadMore() {

@@ -50,7 +50,11 @@ export function setUpSession(onKey) {
 export async function identify() {
   const key = getKey();
   if (asked === null || asked.key !== key) {
-    me = await get("whoami");
+    const found = await get("whoami");
+    if (getKey() !== key) {
+      return true; // another key was entered meanwhile, and is asked about by itself
+    }
+    me = found;
     asked = { key };
   }
   if (!may(LEAST)) {

@@ -42,17 +42,9 @@ export function updateSoup({ view, base, soups, searched }) {
       fact("Patch", patchText(view.patch)),
       fact("Temperature", view.temperature.toPrecision(3)),
       fact("BatchNorm", view.bn_mode),
-      fact(
-        "Recent images",
-        view.reservoir === null ? "not kept" : `${view.reservoir.kept} of at most ${view.reservoir.size} kept`,
-      ),
-      fact("Goes back by itself", view.watch === null ? "no" : watchText(view.watch)),
     ),
   );
 }
-
-const watchText = ({ against }) =>
-  against === null ? "yes, when a promotion turns out badly" : `yes, to version ${against}`;
 
 function threatText(threat) {
   if (threat === null || threat === undefined) {

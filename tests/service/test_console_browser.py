@@ -107,21 +107,63 @@ def test_dropped_folder_is_adapted_to_promoted_and_rolled_back(
 def test_what_the_watch_did_is_listed_with_its_reason(
     browser: Browser, server: Server, name: str, labelled: Labelled
 ) -> None:
-    client, fact = server.client, "#soup .facts"
+    client, fact = server.client, "#switches"
     with console(browser, server, at=f"#/{name}") as page:
         shown(page, name)
-        expect(page.locator(fact)).to_contain_text(re.compile(r"Goes back by itself\s*no"))
-        assert client.put(f"/deployments/{name}/watch", json={}).status_code == 201
+        expect(page.locator(fact)).to_contain_text("Not watched.")
+        page.fill("#watch-min_images", "250")
+        page.click("#watch-on")
+        expect(page.locator(fact)).to_contain_text("nothing is judged until the next promotion")
+        assert current(server, name)["watch"]["min_images"] == 250
         for values in ((0.0, 0.0, 1.0, 0.0), (0.0, -1.0, 2.0, 0.0)):  # right, and mostly wrong
             client.put(f"/deployments/{name}/soup", json={"coefficients": dict(zip(NAMES, values, strict=True))})
-        expect(page.locator(fact)).to_contain_text("yes, to version 2")
+        expect(page.locator(fact)).to_contain_text("Watched against version 2")
         reason = adapted(server, name, labelled, 60)["reason"]
-        expect(page.locator(fact)).to_contain_text("yes, when a promotion turns out badly")
+        expect(page.locator(fact)).to_contain_text("nothing is judged until the next promotion")
         newest = page.locator("#events tbody tr").first
         expect(newest).to_contain_text("Back to version 2")
         expect(newest).to_contain_text("(watch)")
         expect(newest.locator(".hint")).to_contain_text("version 2 before it has accuracy 1.000")
         assert newest.locator(".hint").inner_text() in reason
+
+
+def test_switches_and_kept_images_are_changed_here(
+    browser: Browser, server: Server, name: str, labelled: Labelled
+) -> None:
+    client = server.client
+    adapted(server, name, labelled, 60)
+    counts = client.get(f"/deployments/{name}/samples").json()
+    with console(browser, server, at=f"#/{name}") as page:
+        shown(page, name)
+        page.fill("#reservoir-size", "40")
+        page.fill("#reservoir-retention_hours", "2.5")
+        page.click("#reservoir-on")
+        expect(page.locator("#switches")).to_contain_text("0 of at most 40 are kept")
+        page.click("#reservoir-off")
+        agree(page)
+        expect(page.locator("#switches")).to_contain_text("None are kept.")
+        assert current(server, name)["reservoir"] is None
+        expect(page.locator("#events tbody tr").nth(1)).to_contain_text("at most 40 images, for 2.5 hours")
+
+        expect(page.locator("#adapt-start")).to_be_disabled()
+        page.select_option("#samples", "all")
+        page.select_option("#effort", "quick")
+        page.select_option("#promote", "never")
+        page.click("#adapt-start")  # without any image: all that are kept
+        page.wait_for_selector(".result.kept")
+        job = client.get(f"/deployments/{name}/jobs").json()["jobs"][0]
+        assert job["support"]["n"] == 60
+
+        label, count = next(iter(counts["per_class"].items()))
+        expect(page.locator("#kept tbody tr", has_text=label)).to_contain_text(str(count))
+        page.get_by_role("button", name=f"Delete {label}").click()
+        agree(page)
+        expect(page.locator("#kept .lead")).to_contain_text(f"{60 - count} images")
+        page.get_by_role("button", name="Delete all").click()
+        agree(page)
+        expect(page.locator("#kept")).to_contain_text("None.")
+        assert client.get(f"/deployments/{name}/samples").json()["images"] == 0
+        expect(page.locator("#adapt-start")).to_be_disabled()
 
 
 def test_archive_is_kept_as_a_candidate_and_promoted_by_hand(
