@@ -94,9 +94,8 @@ function createSwitch({ key, title, what, on, off, fields, state, loses }, onCha
       "div",
       { class: "row fields" },
       inputs.map(({ node }) => node),
-      set,
-      end,
     ),
+    el("div", { class: "row" }, set, end),
   );
   const node = el(
     "div",
