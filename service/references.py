@@ -15,6 +15,7 @@ from service.store.objects import ObjectStore
 from service.store.rebasing import MAX_NAMED
 from service.store.references import ReferenceInfo, References
 from service.store.registry import Registry
+from service.store.tables import COMMAND_LINE
 from service.store.transactions import UnknownDeployment
 from training.cli import Command, Result
 from training.nearest import meant
@@ -48,7 +49,7 @@ class AddCommand(Command):
             if base_set not in catalog:
                 raise ValueError(f"expected the base set {base_set!r}, found {sorted(catalog)}")
             images = supports.load(self.folder, catalog[base_set].manifest)
-            info = references.put(self.deployment, images, self.floor)
+            info = references.put(self.deployment, images, self.floor, who=COMMAND_LINE)
         return Result(_data(self.deployment, info), _text(self.deployment, info))
 
 
@@ -82,7 +83,7 @@ class RemoveCommand(Command):
     def execute(self) -> Result:
         """Delete them."""
         with _references(Settings.load()) as (_, references):
-            removed = references.remove(self.deployment)
+            removed = references.remove(self.deployment, who=COMMAND_LINE)
         text = "removed" if removed else "there were none"
         return Result({"deployment": self.deployment, "removed": removed}, f"{self.deployment}: {text}")
 

@@ -1,10 +1,10 @@
 // Adapt: labelled images in, progress, what came out.
 
 import { ApiError, call, follow } from "./api.js";
-import { beforeAfter, miniBar } from "./charts.js";
 import { announce, busy, byId, el, fill, showProblem } from "./dom.js";
-import { attemptText, duration, judgedText, mixture, pValue, patchText, percent, plural, range } from "./format.js";
-import { classTable } from "./frequencies.js";
+import { percent } from "./format.js";
+import { resultCard, resultTitle } from "./result.js";
+import { may } from "./session.js";
 import { createStaging } from "./staging.js";
 
 const ANNOUNCE_MS = 4000; // between two announcements of progress
@@ -17,18 +17,17 @@ const FAIR =
 const ACTIVE = ["queued", "running"];
 
 export const isActive = (job) => ACTIVE.includes(job.state);
-const isCancelled = (job) => /^cancelled(:| by |$)/.test(job.reason ?? "");
 
 export function createAdapt({ onFinished, serve, cancel }) {
   const root = byId("adapt");
-  const staging = createStaging({ onChange: () => (start.disabled = staging.isEmpty()) });
+  const staging = createStaging({ onChange: allowStart });
   const promote = el(
     "select",
     { id: "promote", "aria-describedby": "promote-hint", onchange: () => (hint.hidden = promote.value !== "likely") },
     el("option", { value: "auto" }, "only if it is proven better"),
     el("option", { value: "likely" }, "if it is probably better"),
     el("option", { value: "never" }, "never, keep it as a candidate"),
-    el("option", { value: "always" }, "always, even unproven"),
+    el("option", { value: "always" }, "always, even unproven (admin only)"),
   );
   const hint = el("p", { id: "promote-hint", class: "hint", hidden: true }, LIKELY);
   const draw = el(
@@ -52,6 +51,12 @@ export function createAdapt({ onFinished, serve, cancel }) {
     el("option", { value: "quick" }, "answer soon, train nothing"),
     el("option", { value: "full" }, "train before the answer"),
   );
+  const samples = el(
+    "select",
+    { id: "samples", onchange: allowStart },
+    el("option", { value: "new" }, "the images given here"),
+    el("option", { value: "all" }, "these and all kept ones"),
+  );
   const start = el(
     "button",
     { type: "button", class: "primary", id: "adapt-start", disabled: true, onclick: () => busy(start, send) },
@@ -62,6 +67,7 @@ export function createAdapt({ onFinished, serve, cancel }) {
   const later = el("div", {}); // of a follow-up, below the result of the job that it follows
   let model = null;
   let following = null; // { job, stop }
+  const results = new Map(); // by the place that shows it: { job, served }, the version that it says is served
 
   fill(
     root,
@@ -74,6 +80,7 @@ export function createAdapt({ onFinished, serve, cancel }) {
       el("div", {}, el("label", { for: "strategy" }, "Search"), strategy),
       el("div", {}, el("label", { for: "effort" }, "Effort"), effort),
       el("div", {}, el("label", { for: "draw" }, "Labelled images"), draw),
+      el("div", {}, el("label", { for: "samples" }, "Search on"), samples),
       start,
     ),
     hint,
@@ -83,6 +90,11 @@ export function createAdapt({ onFinished, serve, cancel }) {
     later,
   );
 
+  /** Kept images are enough where they are searched on. */
+  function allowStart() {
+    start.disabled = staging.isEmpty() && !(samples.value === "all" && model?.samples.images > 0);
+  }
+
   const placeOf = (job) => (job.follows === null ? progress : later);
 
   function update(next) {
@@ -90,11 +102,15 @@ export function createAdapt({ onFinished, serve, cancel }) {
     model = next;
     if (isOther) {
       stop();
+      results.clear();
       staging.setClasses(next.base === null ? [] : next.base.class_names);
       fill(progress);
       fill(later);
       showProblem(problem, null);
     }
+    [...promote.options].at(-1).disabled = !may("admin");
+    refreshResults();
+    allowStart();
     const running = next.jobs.find(isActive);
     if (running !== undefined && following === null) {
       track(running);
@@ -115,11 +131,11 @@ export function createAdapt({ onFinished, serve, cancel }) {
     }
     const name = model.view.deployment;
     const asked = { promote: promote.value, strategy: strategy.value, effort: effort.value, draw: draw.value };
-    const query = new URLSearchParams({ deployment: name, ...asked, wait: 0 });
+    const query = new URLSearchParams({ deployment: name, ...asked, samples: samples.value, wait: 0 });
     fill(progress, el("p", { class: "lead" }, "Sending the images\u2026"));
     announce("Sending the images");
     try {
-      const job = await call("POST", `adapt?${query}`, { body: form });
+      const job = await call("POST", `adapt?${query}`, { body: staging.isEmpty() ? undefined : form });
       if (model.view.deployment === name) {
         staging.clear();
         await track(job);
@@ -180,69 +196,29 @@ export function createAdapt({ onFinished, serve, cancel }) {
   }
 
   function showResult(job) {
-    const isPromoted = job.state === "promoted";
-    const title = (job.follows === null ? TITLES : FOLLOW_UP_TITLES)[job.state](job);
-    const heading = el("h3", { tabindex: "-1" }, title);
-    const hadFocus = placeOf(job).contains(document.activeElement);
-    const isCandidateNew = job.candidate_version !== null && job.candidate_version !== job.version;
-    announce(`${title}. ${job.reason ?? ""}`);
-    fill(
-      placeOf(job),
-      el(
-        "div",
-        { class: `result ${job.state}` },
-        heading,
-        el("p", {}, sentence(job.reason)),
-        job.accuracy && beforeAfter(job.accuracy, ["Before", isPromoted ? "After" : "Candidate"]),
-        job.accuracy && el("p", { class: "hint" }, gainText(job)),
-        job.coefficients &&
-          el(
-            "p",
-            { class: "found" },
-            miniBar(job.coefficients),
-            ` ${mixture(job.coefficients)}${job.patch ? `; replaces ${patchText(job.patch)}` : ""}`,
-          ),
-        job.search && el("p", { class: "hint" }, searchText(job)),
-        job.followed_by && el("p", { class: "hint" }, "A follow-up tries on the same images what takes longer."),
-        classTable(job.classes, { isServed: job.patch?.rungs.includes("frequencies") ?? false }),
-        el(
-          "div",
-          { class: "row" },
-          isPromoted &&
-            el(
-              "button",
-              { type: "button", onclick: () => serve(job.previous_version) },
-              `Roll back to version ${job.previous_version}`,
-            ),
-          !isPromoted &&
-            isCandidateNew &&
-            el(
-              "button",
-              { type: "button", onclick: () => serve(job.candidate_version) },
-              `Promote version ${job.candidate_version} all the same`,
-            ),
-        ),
-      ),
-    );
+    const place = placeOf(job);
+    const hadFocus = place.contains(document.activeElement);
+    results.set(place, { job, served: job.version });
+    fill(place, resultCard(job, job.version, { serve }));
+    announce(`${resultTitle(job, job.version)}. ${job.reason ?? ""}`);
     if (hadFocus) {
-      heading.focus({ preventScroll: true }); // what had the focus is gone: go on from here
+      place.querySelector("h3").focus({ preventScroll: true }); // what had the focus is gone: go on from here
+    }
+  }
+
+  /** Have the results say what is served now. */
+  function refreshResults() {
+    const served = model.view.version;
+    for (const [place, shown] of results) {
+      if (shown.job.state !== "failed" && shown.served !== served && place.querySelector(".result") !== null) {
+        shown.served = served;
+        fill(place, resultCard(shown.job, served, { serve }));
+      }
     }
   }
 
   return { update };
 }
-
-const TITLES = {
-  promoted: (job) => `Promoted: version ${job.version} is served`,
-  kept: () => "Kept the served version",
-  failed: (job) => (isCancelled(job) ? "Cancelled" : "Failed"),
-};
-
-const FOLLOW_UP_TITLES = {
-  promoted: (job) => `Follow-up promoted: version ${job.version} is served`,
-  kept: () => "Follow-up kept what was served",
-  failed: (job) => (isCancelled(job) ? "Follow-up cancelled" : "Follow-up failed"),
-};
 
 /** Return what a job that waits or runs is doing. */
 function stepText({ follows, state, message }) {
@@ -260,26 +236,6 @@ export function cancelButton(job, cancel, properties = {}) {
     "Cancel",
   );
   return button;
-}
-
-function gainText(job) {
-  const { interval, p_value: p, labels_needed: count, judged } = job.accuracy;
-  const fair = "Every image was held out from the choice that it judges.";
-  const more = count === null ? "" : ` About ${count} labelled images would prove a gain of this size.`;
-  const images = judged ? ` Both soups are judged ${judgedText(judged)}.` : "";
-  const attempt = attemptText(job);
-  return `${range(interval)} points; ${pValue(p)}, one-sided.${images} ${fair}${attempt ? ` ${attempt}` : ""}${more}`;
-}
-
-const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
-
-function searchText({ search, support }) {
-  const images = [
-    plural(support.n, "labelled image"),
-    support.unlabelled > 0 && `${support.unlabelled} without a label`,
-  ];
-  const what = `${plural(search.candidates, "soup")} tried on ${images.filter(Boolean).join(" and ")}`;
-  return `${what} in ${duration(search.seconds)}.`;
 }
 
 /** Return an error that names the files at fault, where the service could only count them. */

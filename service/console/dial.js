@@ -5,9 +5,11 @@ import { LIMIT, ONE, rebalanced, whole } from "./balance.js";
 import { colour, named } from "./charts.js";
 import { announce, busy, byId, confirm, el, fill, showProblem } from "./dom.js";
 import { bestMixture } from "./fit.js";
-import { forecastTable, predicted, surface } from "./forecast.js";
-import { coefficient, mixture, patchText, percent } from "./format.js";
+import { FEW, forecastTable, predicted, surface } from "./forecast.js";
+import { coefficient, mixture, patchText, percent, plural } from "./format.js";
+import { guard } from "./session.js";
 
+const [LOWEST, HIGHEST] = [coefficient(-LIMIT / ONE, 0), coefficient(LIMIT / ONE, 0)];
 const NARROW = [-0.5, 1.5]; // of the sliders, unless a coefficient lies outside
 
 export function createDial({ onSet, onTurn, onServed }) {
@@ -19,9 +21,11 @@ export function createDial({ onSet, onTurn, onServed }) {
   let anchor = []; // what a slider that is being moved started from
   let isHeld = [];
   let rows = [];
-  let plain = null;
+  let isSearched = false; // there is a search with these ingredients
+  let plain = null; // the fit to its plain soups, null if it fixes none
   const problem = el("div", {});
   const moved = el("div", {});
+  const limits = el("div", { id: "dial-limits", role: "status" }); // what a field could not take
   const forecast = el("div", {});
 
   function update(next) {
@@ -37,8 +41,8 @@ export function createDial({ onSet, onTurn, onServed }) {
       build();
     }
     if (isOther || before.landscape !== next.landscape) {
-      plain =
-        next.landscape && next.landscape.ingredients.join() === names.join() ? surface(next.landscape, "plain") : null;
+      isSearched = next.landscape !== null && next.landscape.ingredients.join() === names.join();
+      plain = isSearched && next.landscape.n >= FEW ? surface(next.landscape, "plain") : null;
       shortcuts();
     }
     if (isOther || (isUntouched && basis.version !== view.version)) {
@@ -75,7 +79,8 @@ export function createDial({ onSet, onTurn, onServed }) {
       el(
         "p",
         { class: "lead" },
-        "Coefficients by hand. They always sum to 1: the others follow what you set, unless held.",
+        `Coefficients by hand, each from ${LOWEST} to ${HIGHEST}. They always sum to 1: the others follow what you set, ` +
+          "unless held.",
       ),
       el("div", { class: "row", id: "dial-shortcuts" }),
       el(
@@ -83,6 +88,7 @@ export function createDial({ onSet, onTurn, onServed }) {
         { class: "knobs" },
         rows.map((row) => row.node),
       ),
+      limits,
       forecast,
       moved,
       problem,
@@ -99,13 +105,16 @@ export function createDial({ onSet, onTurn, onServed }) {
       min: -LIMIT / ONE,
       max: LIMIT / ONE,
       "aria-label": `${name}, exact`,
+      "aria-describedby": "dial-limits",
     });
     const hold = el("input", { type: "checkbox", "aria-label": `Hold ${name}` });
     slider.addEventListener("input", () => turn(rebalanced(anchor, isHeld, position, slider.valueAsNumber * ONE)));
     slider.addEventListener("change", settle);
     exact.addEventListener("change", () => {
       if (Number.isFinite(exact.valueAsNumber)) {
-        turn(rebalanced(values, isHeld, position, exact.valueAsNumber * ONE));
+        const wanted = exact.valueAsNumber;
+        turn(rebalanced(values, isHeld, position, wanted * ONE));
+        showLimits(position, wanted);
       }
       refresh();
       settle();
@@ -122,6 +131,17 @@ export function createDial({ onSet, onTurn, onServed }) {
     return { node, slider, exact };
   }
 
+  /** Say so where a field took another number than was typed. */
+  function showLimits(position, wanted) {
+    const taken = values[position] / ONE;
+    const isOutside = Math.abs(wanted) > LIMIT / ONE;
+    const why = isOutside
+      ? `takes ${LOWEST} to ${HIGHEST}`
+      : "is bound by what is held and by the limits of the others";
+    const text = `${names[position]} ${why}: ${wanted} became ${coefficient(taken)}.`;
+    fill(limits, Math.abs(taken - wanted) >= 1 / ONE && el("p", { class: "note" }, text));
+  }
+
   function settle() {
     anchor = values;
     const said = prediction(values);
@@ -132,6 +152,7 @@ export function createDial({ onSet, onTurn, onServed }) {
 
   function turn(next) {
     values = next;
+    fill(limits);
     refresh();
     onTurn(shares(values));
   }
@@ -162,14 +183,18 @@ export function createDial({ onSet, onTurn, onServed }) {
     showForecast();
     showMoved();
     const isCurrent = isSame(values, whole(Object.values(model.view.coefficients)));
-    byId("dial-serve").disabled = isCurrent && model.view.patch === null;
+    guard(byId("dial-serve"), { isUsable: !isCurrent || model.view.patch !== null });
   }
 
   const prediction = (row) => predicted(plain, shares(row));
 
   function showForecast() {
     const here = prediction(values);
-    const none = "No predictions: no search on labelled images has looked at these weights yet.";
+    const none =
+      isSearched && model.landscape.n < FEW
+        ? `No predictions: the search on the map had ${plural(model.landscape.n, "labelled image")}. ` +
+          `Nothing can be said from fewer than ${FEW}.`
+        : "No predictions: no search on labelled images has looked at these weights yet.";
     fill(forecast, here === null ? el("p", { class: "empty" }, none) : forecastTable(model, plain, here));
   }
 
@@ -199,7 +224,7 @@ export function createDial({ onSet, onTurn, onServed }) {
 
   function shortcuts() {
     const button = (text, action) => el("button", { type: "button", class: "small", onclick: action }, text);
-    const chosen = plain && model.landscape.points[model.landscape.chosen];
+    const chosen = isSearched && model.landscape.points[model.landscape.chosen];
     fill(
       byId("dial-shortcuts"),
       button("As served", start),

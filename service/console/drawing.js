@@ -6,7 +6,10 @@ import { bestAt, corners, place, viridis } from "./geometry.js";
 
 // Half the width and height of the drawing; the corners are 1 from its middle.
 const LEAST = { 2: [1.3, 0.75], 3: [1.3, 1.2], 4: [1.3, 1.25] };
-const LEAST_OF_MANY = [1.65, 1.25]; // names stand beside their corners
+const LEAST_OF_MANY = [1.3, 1.25];
+const BESIDE = 0.1; // between a corner and its name
+const LETTER = 0.05; // width of a letter, as a part of half the width
+const MOST_LETTERS = 12; // of a name beside its corner; the rest is cut off
 const MARGIN = 0.14; // around soups that lie further out
 const PIXELS = 160; // from side to side
 const BAND = 0.12; // half the height of the surface of two ingredients, which is a line
@@ -14,9 +17,14 @@ const RING = 0.165; // of the dial, around the other marks
 const SAME = 1e-6; // coefficients closer than this are the same
 
 /** Return half the width and height that show all of these soups. */
-export function frame(count, rows) {
+export function frame(names, rows) {
   const places = rows.map(place);
-  const least = LEAST[count] ?? LEAST_OF_MANY;
+  const [width, height] = LEAST[names.length] ?? LEAST_OF_MANY;
+  const widths = names.map((name, at) => {
+    const [x] = corners(names.length)[at];
+    return isInTheMiddle(x) ? 0 : (Math.abs(x) + BESIDE) / (1 - LETTER * short(name).length);
+  });
+  const least = [Math.max(width, ...widths), height];
   return least.map((length, axis) => Math.max(length, ...places.map((where) => Math.abs(where[axis]) + MARGIN)));
 }
 
@@ -65,7 +73,7 @@ export function soupsPicture({ names, points, half, current, chosen, range: [low
     }),
     current && square(position(current.coefficients, half), `Current when the search began: ${text(current)}`),
     chosen && star(position(chosen.coefficients, half), `Chosen: ${text(chosen)}`),
-    names.map((name, at) => corner(name, at, names.length, half, accuracyAlone(points, at))),
+    names.map((name, at) => corner(name, corners(names.length)[at], half, accuracyAlone(points, at))),
   );
 }
 
@@ -82,23 +90,27 @@ function accuracyAlone(points, at) {
   return points.find(isAlone)?.accuracy;
 }
 
-/** Return an ingredient's name, beside the soups that lie around its corner. */
-function corner(name, at, count, half, accuracy) {
-  const [x, y] = corners(count)[at];
-  const text = svg("text", { class: "corner" }, accuracy === undefined ? name : `${name} ${percent(accuracy, 0)}`);
-  const put = (left, down, anchor) => {
-    text.setAttribute("x", left);
-    text.setAttribute("y", down);
-    text.setAttribute("text-anchor", anchor);
-  };
-  text.style.fontSize = `${0.07 * half[0]}px`;
-  if (Math.abs(x) < 0.2) {
-    put(0.2, 0.03 - 1.1 * y, "start");
-  } else if (count in LEAST) {
-    put(Math.sign(x) * (half[0] - 0.04), (y < -0.2 ? 0.4 : -0.42) - y, x > 0 ? "end" : "start");
-  } else {
-    put(1.1 * x, 0.03 - y, x > 0 ? "start" : "end");
-  }
+const isInTheMiddle = (x) => Math.abs(x) < 0.2;
+
+const short = (name) => (name.length > MOST_LETTERS ? `${name.slice(0, MOST_LETTERS - 1)}\u2026` : name);
+
+/** Return an ingredient's name beside its corner, outside of the outline, and below it how accurate it is alone. */
+function corner(name, [x, y], half, accuracy) {
+  const isMiddle = isInTheMiddle(x);
+  const side = isMiddle ? 1 : Math.sign(x);
+  const left = isMiddle ? 0.2 : x + side * BESIDE;
+  const line = (text, down) => svg("tspan", { x: left, y: down }, text);
+  const size = 0.07 * half[0];
+  const middle = (isMiddle ? -1.1 : -1) * y;
+  const top = accuracy === undefined ? middle + 0.35 * size : middle - 0.15 * size;
+  const text = svg(
+    "text",
+    { class: "corner", "text-anchor": side > 0 ? "start" : "end" },
+    line(short(name), top),
+    accuracy !== undefined && line(percent(accuracy, 0), top + 1.1 * size),
+    svg("title", {}, name),
+  );
+  text.style.fontSize = `${size}px`;
   return text;
 }
 
@@ -129,8 +141,8 @@ export function dialMark() {
   return svg("g", { class: "shape ring" }, svg("circle", { r: RING, class: "halo" }), svg("circle", { r: RING }));
 }
 
-/** Return what colours and marks mean. */
-export function legend(range) {
+/** Return what colours and marks mean, on so many images. */
+export function legend(range, n) {
   const box = { viewBox: "-0.24 -0.24 0.48 0.48", class: "sample", "aria-hidden": "true" };
   const entry = (shape, text) => el("span", {}, svg("svg", box, shape), text);
   const bar = el("span", { class: "viridis", "aria-hidden": "true" });
@@ -138,6 +150,7 @@ export function legend(range) {
     "div",
     { class: "legend" },
     range && el("span", {}, percent(range[0], 0), bar, percent(range[1], 0)),
+    range && el("span", {}, `one image is ${(100 / n).toFixed(n < 100 ? 0 : 1)} points`),
     range && entry(square([0, 0], "Square"), "current then"),
     range && entry(star([0, 0], "Star"), "chosen"),
     entry(dialMark(), "dial"),

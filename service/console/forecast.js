@@ -3,6 +3,15 @@
 import { el } from "./dom.js";
 import { fit } from "./fit.js";
 import { judgedText, patchText, percent, plural } from "./format.js";
+import { stacked } from "./tables.js";
+
+export const FEW = 20; // labelled images: with fewer, chance alone is more than 20 points, so nothing is predicted
+
+/** Return half the 95 % interval (Wilson's) of a share of n images, in points, rounded up. */
+export function chancePoints(share, n) {
+  const z = 1.96;
+  return Math.ceil((100 * z * Math.sqrt((share * (1 - share)) / n + (z / (2 * n)) ** 2)) / (1 + z ** 2 / n));
+}
 
 /** Return the points of a kind, and the fits to their accuracies and cross-entropies; fits may be null. */
 export function surface(landscape, kind) {
@@ -29,7 +38,7 @@ export function predicted(plain, row) {
  */
 function served({ view, landscapeJob: job }, plain) {
   const judged = judgedText(job.accuracy?.judged);
-  if (judged !== null && (job.previous_version ?? job.version) === view.version) {
+  if (judged !== null && job.base_version === view.version) {
     return { accuracy: job.accuracy.current, how: judged };
   }
   if (job.accuracy !== null && job.candidate_version === view.version) {
@@ -42,8 +51,7 @@ function served({ view, landscapeJob: job }, plain) {
 export function forecastTable(model, plain, here) {
   const { landscape, view } = model;
   const now = served(model, plain);
-  const deviation = Math.sqrt((here.accuracy * (1 - here.accuracy)) / landscape.n);
-  const error = `\u00b1${Math.ceil(196 * deviation)}`;
+  const error = `\u00b1${chancePoints(here.accuracy, landscape.n)}`;
   const cell = (text) => el("td", { class: "number" }, text);
   const line = (id, title, found, how) =>
     el(
@@ -56,27 +64,29 @@ export function forecastTable(model, plain, here) {
     );
   const heading = (text, kind) => el("th", { scope: "col", class: kind }, text);
   return [
-    el(
-      "table",
-      { class: "forecast" },
-      el("caption", { class: "hidden" }, `On the ${plural(landscape.n, "labelled image")} of the search on the map`),
+    stacked(
       el(
-        "thead",
-        {},
+        "table",
+        { class: "forecast" },
+        el("caption", { class: "hidden" }, `On the ${plural(landscape.n, "labelled image")} of the search on the map`),
         el(
-          "tr",
+          "thead",
           {},
-          el("td", {}),
-          heading("Accuracy", "number"),
-          heading("Cross-entropy", "number"),
-          heading("How known"),
+          el(
+            "tr",
+            {},
+            el("td", {}),
+            heading("Accuracy", "number"),
+            heading("Cross-entropy", "number"),
+            heading("How known"),
+          ),
         ),
-      ),
-      el(
-        "tbody",
-        {},
-        line("forecast-dial", "Dial", here, "predicted"),
-        line("forecast-now", `Version ${view.version}, served now`, now, now?.how ?? "not on the map"),
+        el(
+          "tbody",
+          {},
+          line("forecast-dial", "Dial", here, "predicted"),
+          line("forecast-now", `Version ${view.version}, served now`, now, now?.how ?? "not on the map"),
+        ),
       ),
     ),
     el(

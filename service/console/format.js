@@ -34,9 +34,9 @@ export function pValue(value) {
   return `p\u00a0=\u00a0${value < 0.01 ? value.toPrecision(2) : value.toFixed(3)}`;
 }
 
-/** The accuracies of a job, before and after. */
+/** The accuracies that stand behind a version: of the one served before, and its own. */
 export const change = ({ current, candidate, p_value: p }) =>
-  `${percent(current)} to ${percent(candidate)}, ${pValue(p)}`;
+  `${percent(candidate)}, before it ${percent(current)}, ${pValue(p)}`;
 
 /** The 95 % interval of a gain, in points. */
 export const range = ([low, high]) => `95\u202f% interval ${points(low)} to ${points(high)}`;

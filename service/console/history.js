@@ -9,6 +9,7 @@ import {
   effortText,
   judgedText,
   mixture,
+  pValue,
   patchText,
   percent,
   plural,
@@ -16,6 +17,8 @@ import {
   range,
   when,
 } from "./format.js";
+import { guard } from "./session.js";
+import { scrollable } from "./tables.js";
 
 const SHOWN = 8; // rows before "Show all"
 const SOURCES = { default: "Default", adapt: "Adaptation", dial: "Dial" };
@@ -80,7 +83,7 @@ export function createVersions({ serve, loadMore }) {
       el("td", {}, miniBar(soup.coefficients), el("span", { class: "hint block" }, mixture(soup.coefficients))),
       el("td", {}, soup.patch === null ? "none" : patchText(soup.patch)),
       el("td", { class: "evidence" }, evidence(soup)),
-      el("td", { class: "action" }, isCurrent ? el("span", { class: "badge ok" }, "served") : button),
+      el("td", { class: "action" }, isCurrent ? el("span", { class: "badge ok" }, "served") : guard(button)),
     );
   }
 
@@ -137,7 +140,7 @@ export function createJobs({ showOnMap, cancel }) {
       root,
       scrollable(
         "Adaptations",
-        ["When", "State", "Images", "Accuracy before and after", "Reason", ""],
+        ["When", "State", "Images", "Accuracy of both", "Reason", ""],
         jobs.map((job) =>
           el(
             "tr",
@@ -150,7 +153,7 @@ export function createJobs({ showOnMap, cancel }) {
               job.support.n > 0 && el("span", { class: "hint block" }, effortText(job)),
             ),
             el("td", {}, images(job)),
-            el("td", {}, job.accuracy ? change(job.accuracy) : "\u2013"),
+            el("td", {}, job.accuracy ? compared(job) : "\u2013"),
             el("td", { class: "reason" }, isActive(job) ? job.message : job.reason),
             el("td", { class: "action" }, isActive(job) ? ending(job) : onMap(job, landscapeJob)),
           ),
@@ -186,6 +189,16 @@ export function createJobs({ showOnMap, cancel }) {
   return { update };
 }
 
+/** Return the accuracies of a comparison, each with the version that it is of. */
+function compared({ accuracy, base_version: base, candidate_version: found }) {
+  const what = found === null ? "found" : `version ${found}`;
+  return [
+    el("span", { class: "block" }, `version ${base}: ${percent(accuracy.current)}`),
+    el("span", { class: "block" }, `${what}: ${percent(accuracy.candidate)}`),
+    el("span", { class: "hint block" }, pValue(accuracy.p_value)),
+  ];
+}
+
 const images = ({ support }) =>
   [support.n > 0 && `${support.n} labelled`, support.unlabelled > 0 && `${support.unlabelled} without`]
     .filter(Boolean)
@@ -194,16 +207,25 @@ const images = ({ support }) =>
 const KINDS = {
   created: "Made",
   promoted: "Promoted",
-  rollback: "Set to a stored version",
   dial: "Dialled",
   rebased: "Moved to other weights",
   reservoir_on: "Keeps recent images",
   reservoir_off: "Keeps no recent images",
   watch_on: "Watched",
   watch_off: "Not watched",
+  reference_on: "Reference images set",
+  reference_off: "Reference images removed",
   samples_deleted: "Labelled images deleted",
   deleted: "Deleted",
 };
+
+/** Return what happened, in words. */
+function eventText({ kind, from_version: from, to_version: to }) {
+  if (kind === "rollback") {
+    return to > from ? `Promoted version ${to} by hand` : `Back to version ${to}`;
+  }
+  return KINDS[kind] ?? kind;
+}
 
 /** Show what happened to the deployment, the newest first. */
 export function updateEvents({ events }) {
@@ -217,7 +239,7 @@ export function updateEvents({ events }) {
       el(
         "td",
         {},
-        KINDS[event.kind] ?? event.kind,
+        eventText(event),
         " ",
         flag(event),
         event.reason && el("span", { class: "hint block" }, event.reason),
@@ -228,25 +250,4 @@ export function updateEvents({ events }) {
     ),
   );
   fill(byId("events"), scrollable("Events", ["When", "What", "From version", "To version", "Key"], rows));
-}
-
-function scrollable(label, headings, rows) {
-  return el(
-    "div",
-    { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
-    el(
-      "table",
-      {},
-      el(
-        "thead",
-        {},
-        el(
-          "tr",
-          {},
-          headings.map((text) => (text === "" ? el("td", {}) : el("th", { scope: "col" }, text))),
-        ),
-      ),
-      el("tbody", {}, rows),
-    ),
-  );
 }

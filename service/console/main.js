@@ -1,14 +1,17 @@
 // The console: loads a deployment, hands it to its panels, keeps up with the service.
 
-import { ApiError, at, call, forgetKey, get, getKey, list, setKey, whenUnauthorized } from "./api.js";
+import { at, call, get, list } from "./api.js";
 import { createAdapt, isActive } from "./adapt.js";
 import { createDeployments, link } from "./deployments.js";
 import { createDial } from "./dial.js";
 import { announce, busy, byId, confirm, el, goOnFrom, showProblem } from "./dom.js";
 import { mixture } from "./format.js";
 import { createJobs, createVersions, evidence, updateEvents } from "./history.js";
+import { createKept } from "./kept.js";
 import { createMap } from "./map.js";
+import { guard, identify, setUpSession, showFrame } from "./session.js";
 import { updateSoup, updateSummary, updateWorkers } from "./soup.js";
+import { createSwitches } from "./switches.js";
 import { createTrial } from "./trial.js";
 
 const DEFAULT = "default";
@@ -31,6 +34,8 @@ const adapt = createAdapt({ onFinished: reload, serve, cancel });
 const versions = createVersions({ serve, loadMore });
 const jobs = createJobs({ showOnMap, cancel });
 const trial = createTrial();
+const switches = createSwitches({ onChanged: reload });
+const kept = createKept({ onChanged: reload });
 
 /** Show a deployment, by its name in the address. */
 async function select(name) {
@@ -46,13 +51,16 @@ const wanted = () => (location.hash.startsWith("#/") ? decodeURIComponent(locati
 async function load(name) {
   const mine = ++turn;
   numVersions = model?.view.deployment === name ? numVersions : VERSIONS;
+  const identified = identify();
   try {
-    const [all, view, soups, newest, log] = await Promise.all([
+    const [all, view, soups, newest, log, samples] = await Promise.all([
       list("deployments", "deployments"),
       get(at(name)),
       list(at(name, "/soups"), "soups", numVersions),
       get(at(name, "/jobs")),
       get(at(name, `/events?limit=${EVENTS}`)),
+      get(at(name, "/samples")),
+      identified,
     ]);
     if (bases.length === 0 || !bases.some((base) => base.name === view.base_set)) {
       bases = (await get("bases")).bases;
@@ -68,7 +76,7 @@ async function load(name) {
       const served = await get(at(name, `/soups?limit=1&before=${view.version + 1}`)); // long ago
       soups.found.push(...served.soups);
     }
-    const lists = { soups: soups.found, hasMore: soups.next !== null, jobs: newest.jobs, events: log.events };
+    const lists = { soups: soups.found, hasMore: soups.next !== null, jobs: newest.jobs, events: log.events, samples };
     const next = { view, ...lists, base, landscape: null, landscapeJob: null };
     [view, ...next.soups].forEach((soup) => (soup.coefficients = ordered(soup.coefficients, base)));
     await findLandscape(next, isOther ? null : model);
@@ -78,19 +86,21 @@ async function load(name) {
       show();
     }
   } catch (error) {
-    if (mine === turn) {
+    const isAllowed = await identified.catch(() => true);
+    if (mine === turn && isAllowed) {
       fail(error);
     }
   }
 }
 
-/** Add the landscape of the job that was asked for, else of the newest that searched with these weights. */
+/** Add the jobs that searched with these weights, and the landscape of the one that was asked for, else of the newest. */
 async function findLandscape(next, before) {
   const ofTheseWeights = (job) =>
     next.soups.find((soup) => soup.version === job.candidate_version)?.base_digest === next.base?.digest;
-  const searched = next.jobs.filter(
+  next.searched = next.jobs.filter(
     (job) => !isActive(job) && job.search !== null && job.support.n > 0 && ofTheseWeights(job),
   );
+  const { searched } = next;
   const job = searched.find((found) => found.job === pinned) ?? searched[0];
   if (job === undefined) {
     return;
@@ -117,12 +127,12 @@ function ordered(coefficients, base) {
 function show() {
   const { view } = model;
   const section = document.activeElement.closest("section");
-  byId("frame").hidden = false;
-  byId("sign-in").hidden = true;
+  showFrame();
   byId("deployment").hidden = false;
-  byId("sign-out").hidden = getKey() === null;
   byId("name").textContent = view.deployment;
   byId("delete").hidden = view.deployment === DEFAULT;
+  guard(byId("delete"));
+  guard(byId("make-it"));
   document.title = `${view.deployment} \u2013 Saucier console`;
   if (hasFailed) {
     showProblem(byId("page-problem"), null); // what an action met stays until the next one
@@ -136,6 +146,8 @@ function show() {
   versions.update(model);
   jobs.update(model);
   trial.update(model);
+  switches.update(model);
+  kept.update(model);
   updateEvents(model);
   updateWorkers(model);
   goOnFrom(section);
@@ -145,8 +157,7 @@ function fail(error) {
   if (error.status === 401) {
     return; // the field for the key is there already
   }
-  byId("frame").hidden = false;
-  byId("sign-out").hidden = getKey() === null; // another key may be allowed more
+  showFrame();
   const isGone = error.status === 404 && wanted() !== DEFAULT;
   byId("deployment").hidden = model === null || isGone;
   hasFailed = true;
@@ -192,8 +203,8 @@ async function poll() {
 
 /** Return a deployment without what changes every second. */
 function stable({ workers, reservoir, watch, ...rest }) {
-  const shown = { size: reservoir?.size, against: watch?.against };
-  return { ...rest, ...shown, workers: workers.map(({ id, version }) => [id, version]) };
+  const switches = [reservoir?.size, reservoir?.retention_hours, watch?.min_images, watch?.confidence_drop];
+  return { ...rest, switches, against: watch?.against, workers: workers.map(({ id, version }) => [id, version]) };
 }
 
 function loadMore() {
@@ -269,15 +280,6 @@ async function change(action, done) {
   }
 }
 
-function askForKey(error, hadKey) {
-  forgetKey();
-  byId("frame").hidden = true;
-  byId("sign-in").hidden = false;
-  byId("sign-out").hidden = true;
-  showProblem(byId("sign-in-problem"), hadKey ? new ApiError(401, "", "This key is not accepted.") : null);
-  byId("key").focus();
-}
-
 function setUpTheme() {
   const button = byId("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -294,22 +296,10 @@ function setUpTheme() {
 
 function start() {
   setUpTheme();
-  whenUnauthorized(askForKey);
-  byId("sign-in")
-    .querySelector("form")
-    .addEventListener("submit", (event) => {
-      event.preventDefault();
-      setKey(byId("key").value.trim());
-      byId("key").value = "";
-      busy(event.submitter, reload);
-    });
+  setUpSession(reload);
   document.querySelector(".skip").addEventListener("click", (event) => {
     event.preventDefault(); // the address names the deployment
     byId("main").focus();
-  });
-  byId("sign-out").addEventListener("click", () => {
-    forgetKey();
-    location.reload();
   });
   byId("delete").addEventListener("click", (event) =>
     busy(event.currentTarget, () =>

@@ -3,11 +3,22 @@
 import { named } from "./charts.js";
 import { byId, el, fill } from "./dom.js";
 import { bestUnder, dialMark, frame, legend, position, soupsPicture, surfacePicture, words } from "./drawing.js";
-import { surface } from "./forecast.js";
+import { FEW, surface } from "./forecast.js";
 import { coefficient, percent, plural, when } from "./format.js";
+import { stacked } from "./tables.js";
 
 const KINDS = { plain: "as the dial serves them", recalibrated: "with new statistics" };
+const LEAST_RANGE = 0.1; // of the colours: smaller differences look small
+const LEAST_IMAGES = 5; // that the colours range over, so that one image is no contrast
 const INGREDIENTS_IN_A_PLANE = 4; // with more, too many mixtures fall together for a surface
+
+/** Return the accuracies that the first and the last colour stand for: at least ten points and five images apart. */
+export function colourRange(accuracies, n) {
+  const [low, high] = [Math.min(...accuracies), Math.max(...accuracies)];
+  const width = Math.min(1, Math.max(high - low, LEAST_RANGE, LEAST_IMAGES / n));
+  const from = Math.min(Math.max((low + high - width) / 2, 0), 1 - width);
+  return [from, from + width];
+}
 
 export function createMap({ onPick }) {
   const root = byId("map");
@@ -36,7 +47,7 @@ export function createMap({ onPick }) {
 
   function draw() {
     half = frame(
-      names.length,
+      names,
       (landscape?.points ?? []).map((point) => point.coefficients),
     );
     if (landscape === null) {
@@ -45,13 +56,13 @@ export function createMap({ onPick }) {
       drawing.append(mark);
       const text =
         "No search on labelled images yet. Adapt, and the soups that it tries appear here, with their accuracies.";
-      fill(root, el("p", { class: "lead" }, text), framed(null, drawing), legend(null));
+      fill(root, el("p", { class: "lead" }, text), framed(null, drawing), legend(null, 0));
       return;
     }
     const here = surface(landscape, kind);
     const accuracies = here.points.map((point) => point.accuracy);
-    const range = [Math.min(...accuracies), Math.max(...accuracies, Math.min(...accuracies) + 0.01)];
-    const hasSurface = here.accuracy !== null && names.length <= INGREDIENTS_IN_A_PLANE;
+    const range = colourRange(accuracies, landscape.n);
+    const hasSurface = here.accuracy !== null && names.length <= INGREDIENTS_IN_A_PLANE && landscape.n >= FEW;
     const [current, chosen] = [landscape.points[landscape.current], landscape.points[landscape.chosen]];
     const drawing = soupsPicture({
       names,
@@ -74,7 +85,7 @@ export function createMap({ onPick }) {
       el("p", { class: "lead" }, lead(here.points.length)),
       choice(),
       figure,
-      legend(range),
+      legend(range, landscape.n),
       readout,
       el("p", { class: "hint" }, explanation(here, hasSurface)),
       table(here.points),
@@ -96,8 +107,17 @@ export function createMap({ onPick }) {
     return `Map of ${plural(points.length, "evaluated soup")}, the most accurate ${top}. A table follows.`;
   }
 
-  const lead = (count) =>
-    `${plural(count, "soup")} on ${plural(landscape.n, "labelled image")}, adaptation of ${when(job.created_at)}`;
+  /** Return how many soups the search tried, how many the map has, and how many are shown: three different numbers. */
+  function lead(count) {
+    const tried = job.search.candidates;
+    const all = landscape.points.length;
+    const images = plural(landscape.n, "labelled image");
+    const search = `The search of ${when(job.created_at)} tried ${plural(tried, "soup")} on ${images}.`;
+    const more = all > tried ? ` For the map ${plural(all - tried, "more plain soup")} were evaluated.` : "";
+    const part = all < tried ? ` The map has ${all} of them.` : "";
+    const shown = count < all ? ` Shown here: ${count} of ${all}, ${KINDS[kind]}.` : "";
+    return `${search}${more}${part}${shown}`;
+  }
 
   function choice() {
     const kinds = Object.keys(KINDS).filter((name) => landscape.points.some((point) => point.kind === name));
@@ -149,24 +169,26 @@ export function createMap({ onPick }) {
       el(
         "div",
         { class: "scroll high", tabindex: "0", role: "region", "aria-label": "Evaluated soups" },
-        el(
-          "table",
-          {},
-          el("caption", { class: "hidden" }, "Evaluated soups, the least cross-entropy first"),
+        stacked(
           el(
-            "thead",
+            "table",
             {},
+            el("caption", { class: "hidden" }, "Evaluated soups, the least cross-entropy first"),
             el(
-              "tr",
+              "thead",
               {},
-              columns,
-              heading("Accuracy", "number"),
-              heading("Cross-entropy", "number"),
-              heading("Role"),
-              el("td"),
+              el(
+                "tr",
+                {},
+                columns,
+                heading("Accuracy", "number"),
+                heading("Cross-entropy", "number"),
+                heading("Role"),
+                el("td"),
+              ),
             ),
+            el("tbody", {}, sorted.map(row)),
           ),
-          el("tbody", {}, sorted.map(row)),
         ),
       ),
     );
@@ -206,13 +228,20 @@ export function createMap({ onPick }) {
     });
   }
 
-  function explanation({ accuracy }, hasSurface) {
+  function explanation({ accuracy, points }, hasSurface) {
+    const flattered = "Accuracies are those on the images of the search: the chosen soup looks better than it is.";
+    const accuracies = points.map((point) => point.accuracy);
+    const isTie = (Math.max(...accuracies) - Math.min(...accuracies)) * landscape.n < 1.5;
+    const tie = isTie ? " All of these are within one image of each other, so the map shows no difference." : "";
     if (!hasSurface) {
-      return "Dots are evaluated soups, each at the weighted mean of its ingredients\u2019 corners.";
+      const few =
+        landscape.n < FEW ? ` With ${FEW} labelled images or more, what lies between them is coloured, too.` : "";
+      const dots = "Dots are evaluated soups, each at the weighted mean of its ingredients\u2019 corners.";
+      return `${dots}${few} ${flattered}${tie}`;
     }
     const what = `Dots are evaluated soups, the colours between them a ${accuracy.kind} fit to their accuracies.`;
     const how = names.length === 4 ? "If several mixtures share a place, the map shows the best." : "";
-    return `${what} ${how} Click a place to set the dial to it.`;
+    return `${what} ${how} Click a place to set the dial to it. ${flattered}${tie}`;
   }
 
   /** Show where the dial is. */

@@ -3,12 +3,13 @@
 import { signedBars } from "./charts.js";
 import { byId, el, fill } from "./dom.js";
 import { mixture, patchText, percent, plural, when } from "./format.js";
+import { scrollable } from "./tables.js";
 
 const SOURCES = { default: "the base set\u2019s default", adapt: "an adaptation", dial: "the dial" };
 
-export function updateSoup({ view, base, soups, jobs }) {
+export function updateSoup({ view, base, soups, searched }) {
   const current = soups.find((soup) => soup.version === view.version);
-  const scored = jobs.find((job) => job.ingredients !== null && Object.keys(job.ingredients).length > 0);
+  const scored = searched.find((job) => Object.keys(job.ingredients ?? {}).length > 0);
   const threats = new Map(
     (base?.ingredients ?? []).map(({ name, threat_model: threat }) => [name, threatText(threat)]),
   );
@@ -41,16 +42,9 @@ export function updateSoup({ view, base, soups, jobs }) {
       fact("Patch", patchText(view.patch)),
       fact("Temperature", view.temperature.toPrecision(3)),
       fact("BatchNorm", view.bn_mode),
-      fact(
-        "Recent images",
-        view.reservoir === null ? "not kept" : `${view.reservoir.kept} of at most ${view.reservoir.size} kept`,
-      ),
-      fact("Watch", view.watch === null ? "off" : watchText(view.watch)),
     ),
   );
 }
-
-const watchText = ({ against }) => (against === null ? "on" : `on, compares with version ${against}`);
 
 function threatText(threat) {
   if (threat === null || threat === undefined) {
@@ -78,31 +72,15 @@ function baseText({ architecture, class_names: classes, input }) {
 }
 
 export function updateWorkers({ view }) {
-  const heading = (text) => el("th", { scope: "col" }, text);
-  fill(
-    byId("workers"),
+  const rows = view.workers.map((worker) =>
     el(
-      "div",
-      { class: "scroll", tabindex: "0", role: "region", "aria-label": "Workers" },
-      el(
-        "table",
-        {},
-        el("thead", {}, el("tr", {}, ["Worker", "Serves", "Runs on", "Last seen"].map(heading))),
-        el(
-          "tbody",
-          {},
-          view.workers.map((worker) =>
-            el(
-              "tr",
-              {},
-              el("th", { scope: "row" }, `${worker.host}, process ${worker.pid}`),
-              el("td", {}, worker.version === null ? "nothing yet" : `version ${worker.version}`),
-              el("td", {}, (worker.provider ?? "\u2013").replace("ExecutionProvider", "")),
-              el("td", {}, new Date(worker.heartbeat_at).toLocaleTimeString("en-GB")),
-            ),
-          ),
-        ),
-      ),
+      "tr",
+      {},
+      el("th", { scope: "row" }, `${worker.host}, process ${worker.pid}`),
+      el("td", {}, worker.version === null ? "nothing yet" : `version ${worker.version}`),
+      el("td", {}, (worker.provider ?? "\u2013").replace("ExecutionProvider", "")),
+      el("td", {}, new Date(worker.heartbeat_at).toLocaleTimeString("en-GB")),
     ),
   );
+  fill(byId("workers"), scrollable("Workers", ["Worker", "Serves", "Runs on", "Last seen"], rows));
 }

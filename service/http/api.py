@@ -30,14 +30,14 @@ from service.http.answers import predictions_json
 from service.http.bento_client import client_schema
 from service.http.classifying import classify
 from service.http.console import console
-from service.http.context import Context, caller, endpoint, json_response, key_counts, refuse, require
+from service.http.context import Context, caller, endpoint, json_response, key_counts, refuse, require, role_of
 from service.http.docs_page import docs_page
 from service.http.inference.routes import routes as inference_routes
 from service.http.inflight import unless_gone
 from service.http.openapi import openapi_document
 from service.http.problems import Problem, invalid
 from service.http.queries import Query
-from service.http.schemas import Bases, JobView
+from service.http.schemas import Bases, Caller, JobView
 from service.http.trial import predict_with_version
 from service.http.uploads import media_type, read_body, read_images, read_multipart, unsupported
 from service.http.views import base_view, job_view
@@ -176,6 +176,11 @@ async def show_bases(context: Context, _: Request) -> Response:
     return json_response(Bases(bases=[base_view(base.manifest) for base in context.catalog.values()]))
 
 
+async def who_am_i(_: Context, request: Request) -> Response:
+    """`GET /whoami`."""
+    return json_response(Caller(name=caller(request), role=role_of(request)))
+
+
 async def show_metrics(context: Context, _: Request) -> Response:
     """`GET /metrics`."""
     text = await asyncio.to_thread(context.metrics.render, context.predictor.deployments)
@@ -254,6 +259,7 @@ def create_app() -> Starlette:
         endpoint("/deployments/{name}/watch", deployments.watch, ["PUT", "DELETE"]),
         endpoint("/deployments/{name}/reservoir", deployments.reservoir, ["PUT", "DELETE"]),
         endpoint("/bases", show_bases),
+        endpoint("/whoami", who_am_i),
         endpoint("/metrics", show_metrics),
         endpoint("/openapi.json", openapi),
         endpoint("/schema.json", schema),

@@ -14,6 +14,7 @@ from service.http.problems import Problem, invalid, unavailable
 from service.http.queries import Query
 from service.http.schemas import (
     DEPLOYMENT_NAME,
+    DEPLOYMENT_NAME_RULE,
     MAX_COEFFICIENT,
     PAGES,
     DeploymentEntry,
@@ -82,7 +83,7 @@ async def make(context: Context, request: Request) -> Response:
     """`PUT /deployments/{name}`."""
     name = request.path_params["name"]
     if not re.fullmatch(DEPLOYMENT_NAME, name):
-        raise invalid("name", f"expected a name that matches {DEPLOYMENT_NAME}")
+        raise invalid("name", f"expected a name of {DEPLOYMENT_NAME_RULE}, got {name[:80]!r}")
     wanted = checked(NewDeployment, await read_json(request, context.settings)).base_set
     if wanted not in context.catalog:
         raise invalid(

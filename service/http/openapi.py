@@ -24,6 +24,7 @@ from service.http.openapi_parts import (
 from service.http.schemas import (
     DEPLOYMENT_NAME,
     Bases,
+    Caller,
     DeletedSamples,
     Deployments,
     DeploymentView,
@@ -43,6 +44,7 @@ from training.version import VERSION
 
 _MODELS: tuple[type[BaseModel], ...] = (
     Bases,
+    Caller,
     DeletedSamples,
     Deployments,
     DeploymentView,
@@ -363,6 +365,7 @@ def _deployments() -> Json:
 def _service() -> Json:
     return {
         "/bases": {"get": get("List the base sets", json_answer(reference(Bases), "all base sets"))},
+        "/whoami": {"get": get("Name and role of the API key", json_answer(reference(Caller), "who asks"))},
         "/metrics": {"get": get("Metrics of all processes", text_answer("text/plain", "Prometheus text format"))},
         "/livez": {"get": get("Is the process alive?", text_answer("text/plain", "it is"))},
         "/readyz": {"get": get("Do all workers serve the current soup?", text_answer("text/plain", "it is"), 503)},

@@ -31,6 +31,7 @@ NEEDS: Final[Mapping[str, Mapping[str, Needed]]] = {
     "/metrics": _READ,  # open over loopback: see `Access`
     "/predict": _ASK,
     "/deployments/{name}/soups/{version}/predict": _ASK,
+    "/whoami": _READ,
     "/bases": _READ,
     "/deployments": _READ,
     "/deployments/{name}": {"GET": "predict", "PUT": "admin", "DELETE": "admin"},

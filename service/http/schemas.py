@@ -11,11 +11,13 @@ from adapt.documents.soup import AccuracySummary, BnMode, FloorCheck, SearchSumm
 from adapt.evidence.draws import Draw
 from service.store.confidence import MIN_IMAGES
 from service.store.keeping import SampleChanges
-from service.store.tables import WATCH, Balance, Effort
+from service.store.keys import Role
+from service.store.tables import COMMAND_LINE, WATCH, Balance, Effort
 from training.documents import Frozen
 from training.manifest import Ingredient, InputSpec
 
 DEPLOYMENT_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+DEPLOYMENT_NAME_RULE = "1 to 63 small letters, digits and hyphens, the first one no hyphen"
 MAX_COEFFICIENT = 2.0  # of the dial, either sign
 MAX_RETENTION_HOURS = 24 * 31
 MAX_WATCH_IMAGES = 1_000_000
@@ -32,6 +34,8 @@ EventKind = Literal[
     "reservoir_off",
     "watch_on",
     "watch_off",
+    "reference_on",
+    "reference_off",
     "samples_deleted",
     "deleted",
 ]
@@ -83,6 +87,7 @@ class JobView(Frozen):
     job: str
     deployment: str
     state: JobState
+    base_version: int = Field(description="version served when the job was accepted, which it is compared with")
     version: int | None = Field(description="promoted: the new version; kept or failed: the one still served")
     previous_version: int | None = Field(description="the version served before a promotion")
     candidate_version: int | None = Field(description="the version that holds the candidate")
@@ -276,9 +281,12 @@ class EventView(Frozen):
     to_version: int | None
     job: str | None = Field(description="the job whose evidence it was; null without one")
     who: str | None = Field(
-        description=f"name of the API key that asked for it; null without a key; {WATCH} for the watch"
+        description=f"name of the API key that asked for it; null without a key; {WATCH} for the watch; "
+        f"{COMMAND_LINE} for a command on the machine"
     )
-    reason: str | None = Field(description="why the watch rolled back; null if it was not the watch")
+    reason: str | None = Field(
+        description="why the watch rolled back, or the numbers that were set; null for other events"
+    )
     unproven: bool = Field(description="no test on held-out images supports the change")
 
 
@@ -288,6 +296,13 @@ class Events(Frozen):
     deployment: str
     events: list[EventView]
     next: int | None = Field(description=NEXT)
+
+
+class Caller(Frozen):
+    """Answer of `/whoami`."""
+
+    name: str | None = Field(description="name of the API key; null where the service asks for none")
+    role: Role = Field(description="of the key; admin where the service asks for none")
 
 
 class BaseView(Frozen):

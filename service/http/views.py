@@ -37,6 +37,7 @@ def job_view(job: Job) -> JobView:
         job=job.id,
         deployment=job.deployment,
         state=job.state,
+        base_version=job.base_version,
         version=job.version,
         previous_version=job.previous_version,
         candidate_version=job.candidate_version,

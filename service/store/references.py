@@ -17,7 +17,7 @@ from service.store.database import Database
 from service.store.identity import read_owner, registry_id
 from service.store.objects import ObjectStore, from_bytes, to_bytes
 from service.store.packs import ORPHAN_SECONDS, key_of
-from service.store.tables import Deployment, new_id
+from service.store.tables import Deployment, Event, new_id
 from service.store.transactions import get_deployment
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class References:
     def __init__(self, database: Database, objects: ObjectStore) -> None:
         self._database, self._objects = database, objects
 
-    def put(self, deployment: str, images: Support, floor: float) -> ReferenceInfo:
+    def put(self, deployment: str, images: Support, floor: float, *, who: str | None = None) -> ReferenceInfo:
         """Store reference images in the place of those there are.
 
         Raises:
@@ -71,7 +71,7 @@ class References:
         self._objects.write(info.key, data)
         try:
             with self._database.write() as session:
-                before = _exchange(session, deployment, info)
+                before = _exchange(session, deployment, info, who)
         except BaseException:
             self._objects.delete([info.key])
             raise
@@ -115,7 +115,7 @@ class References:
             ) from None
         return Reference(images, info.floor)
 
-    def remove(self, deployment: str) -> bool:
+    def remove(self, deployment: str, *, who: str | None = None) -> bool:
         """Delete the reference images; False if there were none.
 
         Raises:
@@ -123,7 +123,7 @@ class References:
             OSError: the store does not answer; the deployment has none any more.
         """
         with self._database.write() as session:
-            before = _exchange(session, deployment, None)
+            before = _exchange(session, deployment, None, who)
         self._delete(before)
         return before is not None
 
@@ -164,7 +164,12 @@ def info_of(deployment: Deployment) -> ReferenceInfo | None:
     return None if deployment.reference is None else ReferenceInfo(**deployment.reference)
 
 
-def _exchange(session: Session, deployment: str, info: ReferenceInfo | None) -> ReferenceInfo | None:
+def _exchange(session: Session, deployment: str, info: ReferenceInfo | None, who: str | None) -> ReferenceInfo | None:
     found = get_deployment(session, deployment, lock=True)
     before, found.reference = info_of(found), None if info is None else info._asdict()
+    if info is not None:
+        reason = f"floor {info.floor:g} on {info.n} images"
+        session.add(Event(deployment=deployment, kind="reference_on", who=who, reason=reason))
+    elif before is not None:
+        session.add(Event(deployment=deployment, kind="reference_off", who=who))
     return before

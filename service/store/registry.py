@@ -293,7 +293,8 @@ class Registry:
                 return before, before
             plan = ReservoirPlan(new_id(), size, retention_hours)
             found.reservoir = plan._asdict()
-            session.add(Event(deployment=deployment, kind="reservoir_on", who=who))
+            reason = f"at most {size} images, for {retention_hours:g} hours"
+            session.add(Event(deployment=deployment, kind="reservoir_on", who=who, reason=reason))
             return plan, before
 
     def clear_reservoir(self, deployment: str, *, who: str | None = None) -> ReservoirPlan | None:

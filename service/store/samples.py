@@ -101,7 +101,8 @@ class Samples:
                 conditions.append(Sample.label.in_([name for name in kept if composed(name) == composed(label)]))
             count = drop_samples(session, *conditions) if is_text(f"{digest}{label}") else 0
             if count:
-                session.add(Event(deployment=deployment, kind="samples_deleted", who=who))
+                reason = f"{count} of them" if len(conditions) > 1 else f"all {count}"
+                session.add(Event(deployment=deployment, kind="samples_deleted", who=who, reason=reason))
         self.packs.clean(owner=found.uid)
         return count
 

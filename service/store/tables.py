@@ -26,6 +26,7 @@ MAX_WHO = 100  # characters of an API key's name
 EVENT_LOCK = 0x5A_0C_1F  # of PostgreSQL's advisory locks, held by who appends an event until it is committed
 ROLLED_BACK_TO = "rolled_back_to"  # beside the fields of the outcome in a job's row
 WATCH = "(watch)"  # who did it, if nobody asked: no API key can have that name
+COMMAND_LINE = "(command line)"  # who did it, if a command on the machine did
 
 
 class Table(DeclarativeBase):
@@ -217,7 +218,7 @@ class Event(Table):
     to_version: Mapped[int | None]
     job: Mapped[str | None] = mapped_column(String(32))
     who: Mapped[str | None] = mapped_column(String(MAX_WHO))
-    reason: Mapped[str | None]  # of a rollback that nobody asked for
+    reason: Mapped[str | None]  # of a rollback that nobody asked for; the numbers of a switch that was set
     unproven: Mapped[bool] = mapped_column(default=False)  # no test on held-out images stands behind it
 
 

@@ -174,7 +174,12 @@ def _exchange(session: Session, found: Deployment, plan: WatchPlan | None, who: 
         take_sums(session, before.id)
     found.watch, found.watch_state = None if plan is None else plan._asdict(), None
     if before != plan:
-        session.add(Event(deployment=found.name, kind="watch_off" if plan is None else "watch_on", who=who))
+        kind, reason = ("watch_off", None) if plan is None else ("watch_on", _numbers(plan))
+        session.add(Event(deployment=found.name, kind=kind, who=who, reason=reason))
+
+
+def _numbers(plan: WatchPlan) -> str:
+    return f"from {plan.min_images} images, fall of confidence {plan.confidence_drop:g}"
 
 
 def _why(suspect: Suspect, collapse: Collapse) -> str:

@@ -252,6 +252,8 @@ def test_small_screens_need_no_sideways_scrolling(
     with console(browser, server, at=f"#/{full}", viewport={"width": 360, "height": 740}) as page:
         fill_up(page, labelled, tmp_path / "shop")
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
+        wide = "all => all.filter(one => one.scrollWidth > one.clientWidth).map(one => one.ariaLabel)"
+        assert page.locator(".scroll").evaluate_all(wide) == []
         page.screenshot(path=tmp_path / "small.png", full_page=True)
 
 

@@ -17,6 +17,23 @@ from tests.service.test_console_http import landscape_of
 pytestmark = pytest.mark.e2e
 
 NAMES = ("linf", "nominal", "l2", "l1")
+# For each name on the map, which corner it is nearest to; -1 where the middle of an edge is nearer.
+NEAREST_CORNERS = """() => {
+  const outline = document.querySelector('#map .outline');
+  const corners = [...outline.points].map((point) => point.matrixTransform(outline.getScreenCTM()));
+  const middle = (point, at) => {
+    const next = corners[(at + 1) % corners.length];
+    return { x: (point.x + next.x) / 2, y: (point.y + next.y) / 2 };
+  };
+  const distance = (box, { x, y }) =>
+    Math.hypot(Math.max(box.left - x, 0, x - box.right), Math.max(box.top - y, 0, y - box.bottom));
+  return [...document.querySelectorAll('#map .corner')].map((text) => {
+    const box = text.getBoundingClientRect();
+    const to = (points) => points.map((point) => distance(box, point));
+    const [near, far] = [to(corners), to(corners.map(middle))];
+    return Math.min(...near) < Math.min(...far) ? near.indexOf(Math.min(...near)) : -1;
+  });
+}"""
 
 
 @pytest.fixture
@@ -68,11 +85,14 @@ def test_dropped_folder_is_adapted_to_promoted_and_rolled_back(
         expect(page.locator("#versions tr.current")).to_have_attribute("data-version", "1")
         assert current(server, name)["version"] == 1
         expect(page.locator("#versions-title")).to_be_focused()
+        past = page.locator(".result")
+        expect(past.locator("h3")).to_have_text("Promoted version 2; version 1 is served now")
+        expect(past.get_by_role("button")).to_have_count(0)
 
         log = page.locator("#events tbody tr")
         expect(log).to_have_count(3)
         assert [row.split("\t")[1:4] for row in log.all_inner_texts()] == [
-            ["Set to a stored version", "2", "1"],
+            ["Back to version 1", "2", "1"],
             ["Promoted", "1", "2"],
             ["Made", "\u2013", "1"],
         ]
@@ -87,21 +107,63 @@ def test_dropped_folder_is_adapted_to_promoted_and_rolled_back(
 def test_what_the_watch_did_is_listed_with_its_reason(
     browser: Browser, server: Server, name: str, labelled: Labelled
 ) -> None:
-    client, fact = server.client, "#soup .facts"
+    client, fact = server.client, "#switches"
     with console(browser, server, at=f"#/{name}") as page:
         shown(page, name)
-        expect(page.locator(fact)).to_contain_text(re.compile(r"Watch\s*off"))
-        assert client.put(f"/deployments/{name}/watch", json={}).status_code == 201
+        expect(page.locator(fact)).to_contain_text("Not watched.")
+        page.fill("#watch-min_images", "250")
+        page.click("#watch-on")
+        expect(page.locator(fact)).to_contain_text("nothing is judged until the next promotion")
+        assert current(server, name)["watch"]["min_images"] == 250
         for values in ((0.0, 0.0, 1.0, 0.0), (0.0, -1.0, 2.0, 0.0)):  # right, and mostly wrong
             client.put(f"/deployments/{name}/soup", json={"coefficients": dict(zip(NAMES, values, strict=True))})
-        expect(page.locator(fact)).to_contain_text("on, compares with version 2")
+        expect(page.locator(fact)).to_contain_text("Watched against version 2")
         reason = adapted(server, name, labelled, 60)["reason"]
-        expect(page.locator(fact)).to_contain_text(re.compile(r"Watch\s*on(?!,)"))
+        expect(page.locator(fact)).to_contain_text("nothing is judged until the next promotion")
         newest = page.locator("#events tbody tr").first
-        expect(newest).to_contain_text("Set to a stored version")
+        expect(newest).to_contain_text("Back to version 2")
         expect(newest).to_contain_text("(watch)")
         expect(newest.locator(".hint")).to_contain_text("version 2 before it has accuracy 1.000")
         assert newest.locator(".hint").inner_text() in reason
+
+
+def test_switches_and_kept_images_are_changed_here(
+    browser: Browser, server: Server, name: str, labelled: Labelled
+) -> None:
+    client = server.client
+    adapted(server, name, labelled, 60)
+    counts = client.get(f"/deployments/{name}/samples").json()
+    with console(browser, server, at=f"#/{name}") as page:
+        shown(page, name)
+        page.fill("#reservoir-size", "40")
+        page.fill("#reservoir-retention_hours", "2.5")
+        page.click("#reservoir-on")
+        expect(page.locator("#switches")).to_contain_text("0 of at most 40 are kept")
+        page.click("#reservoir-off")
+        agree(page)
+        expect(page.locator("#switches")).to_contain_text("None are kept.")
+        assert current(server, name)["reservoir"] is None
+        expect(page.locator("#events tbody tr").nth(1)).to_contain_text("at most 40 images, for 2.5 hours")
+
+        expect(page.locator("#adapt-start")).to_be_disabled()
+        page.select_option("#samples", "all")
+        page.select_option("#effort", "quick")
+        page.select_option("#promote", "never")
+        page.click("#adapt-start")  # without any image: all that are kept
+        page.wait_for_selector(".result.kept")
+        job = client.get(f"/deployments/{name}/jobs").json()["jobs"][0]
+        assert job["support"]["n"] == 60
+
+        label, count = next(iter(counts["per_class"].items()))
+        expect(page.locator("#kept tbody tr", has_text=label)).to_contain_text(str(count))
+        page.get_by_role("button", name=f"Delete {label}").click()
+        agree(page)
+        expect(page.locator("#kept .lead")).to_contain_text(f"{60 - count} images")
+        page.get_by_role("button", name="Delete all").click()
+        agree(page)
+        expect(page.locator("#kept")).to_contain_text("None.")
+        assert client.get(f"/deployments/{name}/samples").json()["images"] == 0
+        expect(page.locator("#adapt-start")).to_be_disabled()
 
 
 def test_archive_is_kept_as_a_candidate_and_promoted_by_hand(
@@ -229,12 +291,14 @@ def test_dial_keeps_the_sum_predicts_and_serves(
         exact.nth(3).fill("7")
         exact.nth(3).press("Enter")
         assert dialled(page)[3] == 2
+        expect(page.locator("#dial-limits")).to_contain_text("l1 takes \u22122 to 2: 7 became 2.00")
         assert sum(dialled(page)) == pytest.approx(1, abs=1e-9)
         page.get_by_label("Hold l2").uncheck()
         exact.nth(2).fill("1")
         exact.nth(2).press("Enter")
         page.get_by_role("button", name="Equal parts").click()
         assert dialled(page) == [0.25] * 4
+        expect(page.locator("#dial-limits")).to_be_empty()
         page.wait_for_function("() => document.querySelector('#dial p.hint').textContent.includes('quadratic')")
         exact.nth(2).fill("1")
         exact.nth(2).press("Enter")
@@ -270,6 +334,49 @@ def test_dial_says_so_when_somebody_else_was_first(browser: Browser, server: Ser
         assert current(server, name)["coefficients"] == {"linf": 0.5, "nominal": 0, "l2": 0.5, "l1": 0}
 
 
+def test_few_images_say_nothing(browser: Browser, server: Server, name: str, labelled: Labelled) -> None:
+    """No prediction, no surface, and colours that are no contrast where one image makes the difference."""
+    adapted(server, name, labelled, 6)
+    ranges = """async () => {
+      const { colourRange } = await import('/ui/map.js');
+      const { chancePoints } = await import('/ui/forecast.js');
+      return [colourRange([0.5, 0.5], 100), colourRange([0.9, 1], 10), colourRange([0.2, 0.9], 1000),
+              chancePoints(0, 6), chancePoints(1, 100), chancePoints(0.5, 100)];
+    }"""
+    with console(browser, server, at=f"#/{name}") as page:
+        shown(page, name)
+        expect(page.locator("#dial")).to_contain_text("Nothing can be said from fewer than 20")
+        expect(page.locator("#dial")).not_to_contain_text("chance alone")
+        expect(page.locator("#map canvas")).to_have_count(0)
+        expect(page.locator("#map .legend")).to_contain_text("one image is 17 points")
+        tie, few, wide, *chances = page.evaluate(ranges)
+        assert (tie, few, wide) == (pytest.approx([0.45, 0.55]), pytest.approx([0.5, 1]), pytest.approx([0.2, 0.9]))
+        assert chances == [20, 2, 10]
+
+
+def test_accuracy_of_another_version_is_not_that_of_the_one_served(
+    browser: Browser, server: Server, name: str, labelled: Labelled
+) -> None:
+    """A job that was overtaken ends at a version that it was not compared with."""
+    waiting = server.client.post(f"/adapt?deployment={name}&wait=0&effort=full", **labelled.request(0, 100)).json()
+    fair = dict.fromkeys(NAMES, 0.25)
+    assert server.client.put(f"/deployments/{name}/soup", json={"coefficients": fair}).status_code == 200
+    job = server.wait_for(lambda: finished(server, waiting["job"]), "end of the job")
+    assert (job["state"], job["base_version"], job["version"]) == ("kept", 1, 2)
+    with console(browser, server, at=f"#/{name}") as page:
+        shown(page, name)
+        expect(page.locator("#forecast-now")).to_contain_text("predicted")
+        expect(page.locator("#forecast-now")).not_to_contain_text("new images")
+        row = page.locator("#jobs tbody tr").first
+        expect(row).to_contain_text(f"version 1: {100 * job['accuracy']['current']:.1f}")
+
+
+def finished(server: Server, job: str) -> dict | None:
+    """Return a job that has ended; None while it has not."""
+    found: dict = server.client.get(f"/jobs/{job}").json()
+    return None if found["finished_at"] is None else found
+
+
 def test_map_shows_the_search_and_sets_the_dial(
     browser: Browser, server: Server, name: str, labelled: Labelled
 ) -> None:
@@ -283,6 +390,10 @@ def test_map_shows_the_search_and_sets_the_dial(
         expect(page.locator("#map circle.dot")).to_have_count(len(plain))
         page.click("#map summary")
         expect(page.locator("#map tbody tr")).to_have_count(len(plain))
+        lead = page.locator("#map .lead")
+        expect(lead).to_contain_text(f"tried {job['search']['candidates']} soups on 100 labelled images")
+        expect(lead).to_contain_text(f"Shown here: {len(plain)} of {len(landscape['points'])}")
+        assert page.evaluate(NEAREST_CORNERS) == [0, 1, 2, 3]
         painted = "one => one.getContext('2d').getImageData(0, 0, one.width, one.height).data.some(value => value > 0)"
         assert page.locator("#map canvas").evaluate(painted)
         box = page.locator("#map .figure").bounding_box()
@@ -356,7 +467,7 @@ def test_deployment_is_made_found_and_deleted(browser: Browser, server: Server) 
             page.click(".make summary")
             page.fill("#make-name", "Not a name")
             page.click("#make button")
-            expect(page.locator("#make [role=alert]")).to_contain_text("expected a name")
+            expect(page.locator("#make [role=alert]")).to_contain_text("expected a name of 1 to 63 small letters")
             page.fill("#make-name", "made-here")
             page.select_option("#make-base", "tiny-ln")
             page.click("#make button")
@@ -413,7 +524,7 @@ def test_key_is_asked_for_sent_with_everything_and_kept_in_the_tab(
         )
 
     with console(browser, server, refused={401}) as page:
-        page.context.route(re.compile(rf"{server.url}/(deployments|bases|jobs|adapt|predict)([/?]|$)"), gate)
+        page.context.route(re.compile(rf"{server.url}/(whoami|deployments|bases|jobs|adapt|predict)([/?]|$)"), gate)
         page.goto(f"{server.url}/ui#/{name}")
         page.reload()
         expect(page.locator("#key")).to_be_focused()

@@ -92,9 +92,14 @@ def test_newest_jobs_of_a_deployment_are_listed(default: httpx.Client, labelled:
     found = default.get("/deployments/default/jobs").json()
     assert found["deployment"] == "default"
     assert found["jobs"][:2] == [second, first]
+    assert {job["base_version"] for job in found["jobs"][:2]} == {1}
     assert [job["job"] for job in default.get("/deployments/default/jobs?limit=1").json()["jobs"]] == [second["job"]]
     assert default.get("/deployments/default/jobs?limit=0").status_code == 400
     assert default.get("/deployments/none/jobs").status_code == 404
+
+
+def test_without_keys_everybody_is_an_administrator(default: httpx.Client) -> None:
+    assert default.get("/whoami").json() == {"name": None, "role": "admin"}
 
 
 def test_any_version_answers_without_being_served(default: httpx.Client, server: Server, labelled: Labelled) -> None:

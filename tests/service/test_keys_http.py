@@ -1,6 +1,7 @@
 """A server that asks for keys: who may what, what is told about it, and clients that dawdle or never end."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +58,8 @@ def test_roles_hold_from_end_to_end(keyed: KeyedServer, client: httpx.Client, la
         assert client.get(path).status_code == 401
     assert client.post("/predict", files=files).status_code == 401
     predict, adapt = keyed.headers("predict"), keyed.headers("adapt")
+    assert client.get("/whoami").status_code == 401
+    assert client.get("/whoami", headers=predict).json() == {"name": "the-predict", "role": "predict"}
     assert client.post("/predict", files=files, headers=predict).status_code == 200
     request = labelled.request(0, 12) | {"params": {"wait": 0, "promote": "never"}}
     assert client.post("/adapt", **request, headers=predict).status_code == 403
@@ -99,14 +102,10 @@ def test_console_works_with_a_key_that_suffices(
     browser: Browser, keyed: KeyedServer, labelled: Labelled, tmp_path: Path
 ) -> None:
     folder = write_folders(labelled, 0, 60, tmp_path / "shop")
-    with console(browser, keyed, refused={401, 403}) as page:
-        for key in ("saucier_wrong", keyed.secrets["predict"]):
-            page.fill("#key", key)
-            page.keyboard.press("Enter")
-            if key == "saucier_wrong":
-                expect(page.locator("#sign-in [role=alert]")).to_contain_text("not accepted")
-        expect(page.locator("#page-problem")).to_contain_text("needs a key of the role adapt")
-        page.click("#sign-out")
+    with console(browser, keyed, refused={401}) as page:
+        page.fill("#key", "saucier_wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#sign-in [role=alert]")).to_contain_text("not accepted")
         page.fill("#key", keyed.secrets["adapt"])
         page.keyboard.press("Enter")
         shown(page, "default")
@@ -320,3 +319,28 @@ def test_keys_are_told_to_nobody(keyed: KeyedServer, labelled: Labelled) -> None
     assert {str(keyed.log), str(keyed.file), str(keyed.home / "registry.db")} <= said.keys()
     for secret in (*keyed.secrets.values(), wrong):
         assert not [where for where, text in said.items() if secret.removeprefix("saucier_").encode() in text]
+
+
+def test_console_shows_who_asks_and_disables_what_the_role_may_not_do(browser: Browser, keyed: KeyedServer) -> None:
+    assert keyed.client.put("/deployments/default/watch", json={}).status_code in (200, 201)
+    with console(browser, keyed, refused={401, 403}) as page:
+        page.fill("#key", keyed.secrets["predict"])
+        page.keyboard.press("Enter")
+        expect(page.locator("[role=alert]:visible")).to_have_count(1)
+        expect(page.locator("#sign-in [role=alert]")).to_contain_text("has the role predict")
+        expect(page.locator("#frame")).to_be_hidden()
+        page.fill("#key", keyed.secrets["adapt"])
+        page.keyboard.press("Enter")
+        shown(page, "default")
+        expect(page.locator("#who")).to_have_text("the-adapt (adapt)")
+        expect(page.locator("[role=alert]:visible")).to_have_count(0)
+        for button in ("#dial-serve", "#make-it", "#reservoir-on", "#watch-on", "#watch-off"):
+            expect(page.locator(button)).to_be_disabled()
+            expect(page.locator(button)).to_have_attribute("title", re.compile("role admin; yours has the role adapt"))
+        expect(page.locator("#promote option[value=always]")).to_be_disabled()
+        page.click("#sign-out")
+        page.fill("#key", keyed.secrets["admin"])
+        page.keyboard.press("Enter")
+        shown(page, "default")
+        expect(page.locator("#watch-off")).to_be_enabled()
+        assert page.locator("#watch-off").get_attribute("title") is None

@@ -23,6 +23,7 @@ from service.store.packs import FOLDER as PACKS
 from service.store.packs import Packs, key_of
 from service.store.references import FOLDER, ReferenceGone, References
 from service.store.registry import Registry
+from service.store.tables import COMMAND_LINE
 from service.store.transactions import UnknownDeployment
 from tests.hostile import archives
 from tests.service.conftest import Labelled, Server
@@ -54,14 +55,21 @@ def test_reference_images_are_kept_replaced_and_really_deleted(database: Databas
     assert found.floor == 0.5
     assert np.array_equal(found.images.images, some(9).images)
     assert found.images.class_names == some(9).class_names
-    references.put("gate", some(6, seed=1), 0.25)
+    references.put("gate", some(6, seed=1), 0.25, who=COMMAND_LINE)
     again = references.load("gate")
     assert again is not None
     assert (len(again.images), again.floor) == (6, 0.25)
     assert len(objects.list("")) == 1
-    assert references.remove("gate")
+    assert references.remove("gate", who=COMMAND_LINE)
     assert not references.remove("gate")
     assert objects.list("") == {}
+    told = [(event.kind, event.who, event.reason) for event in reversed(registry.events("gate", limit=9))]
+    assert told == [
+        ("created", None, None),
+        ("reference_on", None, "floor 0.5 on 9 images"),
+        ("reference_on", "(command line)", "floor 0.25 on 6 images"),
+        ("reference_off", "(command line)", None),
+    ]
     with pytest.raises(UnknownDeployment):
         references.put("nowhere", some(3), 0.5)
     assert objects.list("") == {}

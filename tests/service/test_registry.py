@@ -620,6 +620,26 @@ def test_events_say_who_asked(registry: Registry, jobs: JobQueue) -> None:
     ]
 
 
+def test_events_say_what_was_set(registry: Registry, database: Database) -> None:
+    """Each change of a switch is an event with its numbers; what changes nothing is none."""
+    watches = Watches(database)
+    for size in (200, 200, 50):
+        registry.set_reservoir("default", size, 1.5, who="keeper")
+    watches.switch_on("default", 300, 0.25, who="watcher")
+    watches.switch_on("default", 300, 0.1, who="watcher")
+    watches.switch_off("default", who="watcher")
+    watches.switch_off("default", who="watcher")
+    registry.clear_reservoir("default", who="keeper")
+    assert [(event.kind, event.who, event.reason) for event in registry.events("default", limit=6)] == [
+        ("reservoir_off", "keeper", None),
+        ("watch_off", "watcher", None),
+        ("watch_on", "watcher", "from 300 images, fall of confidence 0.1"),
+        ("watch_on", "watcher", "from 300 images, fall of confidence 0.25"),
+        ("reservoir_on", "keeper", "at most 50 images, for 1.5 hours"),
+        ("reservoir_on", "keeper", "at most 200 images, for 1.5 hours"),
+    ]
+
+
 def test_events_come_in_pages(registry: Registry) -> None:
     for turn in range(5):
         registry.dial("default", soup(turn / 8))
