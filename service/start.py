@@ -79,6 +79,5 @@ def check_working_directory(folder: Path) -> None:
         if found is None or found.origin is None:  # a folder without code does not count
             continue
         if not Path(found.origin).resolve().is_relative_to(PACKAGE_ROOT / name):
-            raise ValueError(
-                f"{found.origin}: Python would load this in the place of Saucier's {name!r}: start elsewhere"
-            )
+            expected = f"expected a working directory without a module named {name!r}"
+            raise ValueError(f"{expected}, which Python would load in the place of Saucier's: {found.origin}")

@@ -10,26 +10,38 @@ from training.cli import Command, Result
 from training.manifest import Manifest
 from training.parameters import Positional
 
+BUNDLED = Path(__file__).resolve().parent.parent / "bases"  # beside the code, in a repository or installed
 COLUMNS = ("clean", "Linf", "L2", "L1", "union")
 
 
 class List(Command):
-    """List the base sets below a folder.
+    """List the base sets below a folder; by default those of `bases/` and those that come with Saucier, and where.
 
     Example: saucier list bases
     """
 
     name: ClassVar[str] = "list"
     unused: ClassVar[tuple[str, ...]] = ("seed",)
-    root: Annotated[Path, Positional] = Field(default=Path("bases"), description="folder of base sets")
+    root: Annotated[Path | None, Positional] = Field(
+        default=None, description="folder of base sets; default: bases/ here, and those that come with Saucier"
+    )
 
     def execute(self) -> Result:
         """Read every manifest."""
-        if not self.root.is_dir():
+        if self.root is None:
+            roots = dict.fromkeys(folder.resolve() for folder in (Path("bases"), BUNDLED) if folder.is_dir())
+        elif self.root.is_dir():
+            roots = dict.fromkeys([self.root])
+        else:
             raise ValueError(f"{self.root}: expected a folder of base sets, found no such folder")
-        manifests = list_base_sets(self.root)
-        text = table(manifests) if manifests else f"no base set below {self.root}"
-        return Result({"bases": [manifest.model_dump(mode="json") for manifest in manifests]}, text)
+        found = {root: list_base_sets(root) for root in roots}
+        texts = [_text(root, manifests) for root, manifests in found.items()]
+        data = [manifest.model_dump(mode="json") for manifests in found.values() for manifest in manifests]
+        return Result({"bases": data}, "\n\n".join(texts))
+
+
+def _text(root: Path, manifests: list[Manifest]) -> str:
+    return f"{root}\n{table(manifests)}" if manifests else f"no base set below {root}"
 
 
 def table(manifests: list[Manifest]) -> str:

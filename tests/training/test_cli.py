@@ -1,10 +1,12 @@
 import json
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from pydantic import Field
 
 from training.cli import Command, Result, run
+from training.listing import BUNDLED, List
 
 
 class Divide(Command):
@@ -79,3 +81,16 @@ def test_help_shows_the_example_and_exits_with_0(capsys: pytest.CaptureFixture[s
 
 def test_ctrl_c_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "divide", "--by", "10") == (130, "", "interrupted\n")
+
+
+def test_list_names_the_folders_of_own_and_bundled_base_sets(
+    tiny_base_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundled = List().execute()
+    assert bundled.text.startswith(str(BUNDLED))
+    (tmp_path / "bases").mkdir()
+    (tmp_path / "bases" / "mine").symlink_to(tiny_base_set)
+    both = List().execute()
+    assert both.text.startswith(str(tmp_path / "bases"))
+    assert [base["name"] for base in both.data["bases"]] == ["tiny", *(base["name"] for base in bundled.data["bases"])]
