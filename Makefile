@@ -13,7 +13,7 @@ export BENTOML_DO_NOT_TRACK := True
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := check
-.PHONY: check demo demo-photos serve install postgres prometheus lint format test test-slow test-reference mutants bench clean help
+.PHONY: check demo demo-photos serve install postgres prometheus lint format test test-slow test-reference mutants bench docs clean help
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -45,11 +45,12 @@ postgres: ## install PostgreSQL from Debian's packages, as root, for the tests o
 prometheus: ## install Prometheus from Debian's packages, as root, for the tests with it
 	@DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus
 
-lint: $(STAMP) ## style, format, types, import contracts
+lint: $(STAMP) ## style, format, types, import contracts, prose
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m docs.tools.prose
 
 format: $(STAMP) ## format, and mend what ruff can mend
 	@$(BIN)/ruff check --fix
@@ -75,6 +76,10 @@ bench: $(STAMP) ## speed of search, predictions and swaps
 	@$(BIN)/python -m benchmarks.search
 	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.swap
+
+docs: $(STAMP) ## write the generated pages and build the site into build/site
+	@$(BIN)/python -m docs.tools.reference
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove caches and build products; .venv and runs stay
 	@rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

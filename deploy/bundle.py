@@ -46,7 +46,7 @@ def build_bundle(base_folder: Path, out_root: Path) -> Path:
 
     A sound bundle that is already there is returned as it is; a corrupt one is replaced. The bundle appears under its
     name only when it is whole and agrees with torch. Processes that share `out_root` build one after the other, so the
-    second one finds the bundle of the first; what a killed process left is removed.
+    second one finds the bundle of the first; the remains of a killed process are removed.
 
     Args:
         base_folder: the base set.
@@ -136,7 +136,7 @@ def _lock(folder: int, out_root: Path) -> bool:
 
 @contextmanager
 def _staging(final: Path) -> Iterator[Path]:
-    """Give a folder beside the final one, and remove it whatever happens."""
+    """Give a folder beside the final one, and remove it in any case."""
     staging = staging_folder(final)
     try:
         staging.mkdir()

@@ -1,4 +1,4 @@
-"""What soups say about a probe image, kept beside the bundle: of the processes that check a session, one finds out.
+"""The answers of soups to a probe image, kept beside the bundle: one process computes them for all.
 
 Running a large network without optimisations takes longer than building its session. The adapter does it before a
 promotion, and the workers that swap then only compare.

@@ -30,7 +30,7 @@ FP16_TOLERANCE = 1e-2
 
 
 class ExportedSoup(Soup):
-    """What an exported file says it is."""
+    """The metadata of an exported file."""
 
     precision: Precision
 

@@ -55,7 +55,7 @@ class Comparison(Frozen):
 
 
 class TorchReference:
-    """What torch computes for any soup of a base set. Not safe for two threads."""
+    """The logits that torch computes for any soup of a base set. Not safe for two threads."""
 
     def __init__(self, base: BaseSet) -> None:
         self.base = base

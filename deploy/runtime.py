@@ -104,7 +104,7 @@ class Bundle:
         """Return the soup's weights as one flat float32 row (row_floats,).
 
         Accumulates in float64; an ingredient with coefficient 0 is not read, so a one-hot soup is that ingredient bit
-        for bit, but for what the patch replaces.
+        for bit, except for the tensors that the patch replaces.
 
         Args:
             coefficients: one finite number per ingredient; they sum to 1.

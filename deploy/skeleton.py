@@ -124,7 +124,7 @@ def _check_batchnorms(graph: onnx_ir.Graph, weights: Mapping[str, Tensor], input
 def _keep_pads(graph: onnx_ir.Graph) -> None:
     """Name the axes of every padding that a maximum is taken of: ONNX Runtime then leaves it alone.
 
-    Otherwise its Pad_Fusion moves the padding into MaxPool, which pads with minus infinity, whatever value was there.
+    Otherwise its Pad_Fusion moves the padding into MaxPool, which pads with minus infinity instead of the given value.
     """
     for node in graph:
         if node.op_type != "Pad" or len(node.inputs) > 3:

@@ -10,12 +10,11 @@ from typing import Any
 
 import bentoml
 import click
-from _bentoml_impl.server.app import ContextMiddleware, ServiceAppFactory  # type: ignore[import-untyped]
+from _bentoml_impl.server.app import ServiceAppFactory  # type: ignore[import-untyped]
 from _bentoml_sdk.service import Service  # type: ignore[import-untyped]
 from bentoml._internal.configuration.containers import BentoMLContainer
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
@@ -32,10 +31,12 @@ from service.http.decoding import Threads
 from service.http.inflight import Inflight
 from service.http.measuring import CLASSIFYING, Measured
 from service.http.security import Gate
+from service.layers import BENTOML_ROUTES, Direct, is_idle
 from service.logs import set_up_logging
 from service.metrics import Metrics
 from service.prediction.catalog import Base, check_bundles, read_catalog
 from service.prediction.predictor import Predictor
+from service.runtimes import check_runtimes
 from service.settings import Settings, SettingsError
 from service.stopping import on_stop, refuse_connections_when_stopping
 from service.store.database import Database, SchemaError
@@ -54,7 +55,6 @@ from service.weights import check_weights
 from training.documents import one_line
 from training.manifest import BaseSetError
 
-BENTOML_ROUTES = frozenset({"/livez", "/healthz", "/readyz"})  # the only ones of its own that stay
 _ONLY_READ = Response(
     status_code=405, headers={"Allow": "GET, HEAD"}
 )  # to other methods, for which they have no answer
@@ -96,19 +96,13 @@ class QuietService(Service[Any]):  # type: ignore[misc]
         ]
         hosts = frozenset({settings.host, *settings.allowed_hosts})
         gate = Gate(
-            built,
+            Direct(built, app),
             allowed_hosts=hosts,
             on_refusal=_count,
             access=_access(),
             allow_cross_site_predict=settings.allow_cross_site_predict,
         )
         return traced(Measured(gate, _metrics))
-
-
-def is_idle(layer: Middleware) -> bool:
-    """Say if a layer of BentoML's only takes time: the context of routes of its own, tracing that excludes all URLs."""
-    excluded: Any = layer.kwargs.get("excluded_urls")
-    return layer.cls is ContextMiddleware or (excluded is not None and excluded.url_disabled("/predict"))
 
 
 def _access() -> Access | None:
@@ -221,6 +215,7 @@ class Saucier:
         refuse_connections_when_stopping(settings.drain_seconds)
         try:
             check_tracing()
+            check_runtimes()
             check_keys(_bound_host())
             catalog = read_catalog(*settings.bases_folders, check_files=True)
             check_bundles(catalog, settings.home)
@@ -235,7 +230,7 @@ class Saucier:
 
 
 def check_keys(host: str) -> None:
-    """Check that the API keys can be read, or that the service may do without.
+    """Check that the API keys can be read, or that the service may run without keys.
 
     Raises:
         KeysError: the file cannot be used.

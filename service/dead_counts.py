@@ -1,4 +1,4 @@
-"""What processes counted that are gone, in one file of each kind: theirs would pile up and slow every scrape."""
+"""The counts of ended processes, in one file of each kind: their own files would pile up and slow every scrape."""
 
 import fcntl
 import os
@@ -19,7 +19,7 @@ NOBODY = 0  # stands for the process in the names of the merged files; no proces
 
 
 class Plan(Frozen):
-    """What is left to do when all counts have been added up beside the merged files."""
+    """The steps left when all counts have been added up beside the merged files."""
 
     merged: tuple[str, ...] = Field(description="files whose next state stands beside them")
     gone: tuple[str, ...] = Field(description="files of processes that are gone")

@@ -31,7 +31,7 @@ _FAULTS = ("error", "storage", "unavailable", "queue_full")  # reasons that an a
 
 
 class DeploymentMetrics(NamedTuple):
-    """What every request to one deployment counts into."""
+    """The metrics that every request to one deployment counts into."""
 
     images: "Counter"
     confidence: "Histogram"
@@ -48,7 +48,7 @@ class DeploymentMetrics(NamedTuple):
 
 
 class RouteMetrics:
-    """What every request to one route counts into."""
+    """The metrics that every request to one route counts into."""
 
     def __init__(self, requests: "Counter", seconds: "Histogram", in_progress: "Gauge", route: str) -> None:
         self._requests, self._route = requests, route
@@ -99,7 +99,7 @@ class Metrics:
         )
         self.decode = prometheus.Histogram(
             "saucier_decode_seconds",
-            "Time to decode the images of one request, with the wait for a thread.",
+            "Time to decode the images of one `POST /predict`, with the wait for a thread.",
             by,
             buckets=_SECONDS,
             **kwargs,
@@ -123,44 +123,47 @@ class Metrics:
             **kwargs,
         )
         self.swap_failures = prometheus.Counter("saucier_swap_failures", "Soups that did not load.", by, **kwargs)
-        self.hits = prometheus.Counter("saucier_session_hits", "Requests whose session was there.", by, **kwargs)
+        self.hits = prometheus.Counter("saucier_session_hits", "Requests that found their session ready.", by, **kwargs)
         self.misses = prometheus.Counter(
             "saucier_session_misses", "Requests that waited for their session to be built.", by, **kwargs
         )
         self.evictions = prometheus.Counter(
-            "saucier_session_evictions", "Sessions that made room for others.", by, **kwargs
+            "saucier_session_evictions", "Sessions closed to make room for others.", by, **kwargs
         )
         held: Any = "livesum"
         self.sessions = prometheus.Gauge(
-            "saucier_sessions", "Sessions held, of all workers.", by, multiprocess_mode=held, **kwargs
+            "saucier_sessions", "Sessions that all workers hold.", by, multiprocess_mode=held, **kwargs
         )
         self.session_bytes = prometheus.Gauge(
             "saucier_session_bytes",
-            "About how much memory those sessions keep.",
+            "About how many bytes of memory these sessions keep.",
             by,
             multiprocess_mode=held,
             **kwargs,
         )
         self.queued = prometheus.Gauge(
             "saucier_queued_images",
-            "Images that wait for their batch, of all workers.",
+            "Images that wait for their batch, in all workers.",
             by,
             multiprocess_mode=held,
             **kwargs,
         )
         self.requests = prometheus.Counter(
-            "saucier_requests", "Requests answered, by class of status.", ["route", "status"], **kwargs
+            "saucier_requests",
+            "Requests answered. `status` is `2xx`, `4xx` and so on, or `none` if the client got no answer.",
+            ["route", "status"],
+            **kwargs,
         )
         self.request_seconds = prometheus.Histogram(
             "saucier_request_seconds",
-            "Time from the head of a request to the end of its answer.",
+            "Time from the head of a request to the end of its answer, slow clients included.",
             ["route"],
             buckets=_REQUEST_SECONDS,
             **kwargs,
         )
         self.requests_in_progress = prometheus.Gauge(
             "saucier_requests_in_progress",
-            "Requests being answered, of all workers.",
+            "Requests that all workers are answering now.",
             ["route"],
             multiprocess_mode=held,
             **kwargs,
@@ -168,36 +171,53 @@ class Metrics:
         self._routes: dict[str, RouteMetrics] = {}
         self.ready = prometheus.Gauge(
             "saucier_ready_workers",
-            "Workers that have run the current soup of this deployment, which is `default`.",
+            "Workers that have run the current soup of `default`, the only value of the label here.",
             by,
             multiprocess_mode=held,
             **kwargs,
         )
         self.registry_age = prometheus.Gauge(
             REGISTRY_AGE,
-            "Seconds since a worker last read the registry.",
+            "Seconds since a worker last read the registry; one series for each worker, with a label `pid`.",
             by,
             multiprocess_mode="liveall",
             **kwargs,
         )
         self.active_jobs = prometheus.Gauge(
-            "saucier_adapt_active_jobs", "Adaptations that wait or run.", by, multiprocess_mode=latest, **kwargs
+            "saucier_adapt_active_jobs",
+            "Adaptations that wait or run, follow-ups included.",
+            by,
+            multiprocess_mode=latest,
+            **kwargs,
         )
-        self.jobs = prometheus.Counter("saucier_adapt_jobs", "Adaptations that ended.", [*by, "state"], **kwargs)
+        self.jobs = prometheus.Counter(
+            "saucier_adapt_jobs",
+            "Adaptations that ended `promoted`, `kept` or `failed`; cancelled ones do not count.",
+            [*by, "state"],
+            **kwargs,
+        )
         self.adapt = prometheus.Histogram(
             "saucier_adapt_seconds", "Duration of one adaptation.", by, buckets=_LONG_SECONDS, **kwargs
         )
         self.accuracy = prometheus.Gauge(
             "saucier_adapt_accuracy",
-            "Cross-fitted accuracy of the last adaptation.",
+            "Cross-fitted accuracy in the last adaptation, of the `current` soup and of the `candidate`.",
             [*by, "which"],
             multiprocess_mode="mostrecent",
             **kwargs,
         )
         self.rollbacks = prometheus.Counter(
-            "saucier_automatic_rollbacks", "Promotions that the watch took back.", [*by, "cause"], **kwargs
+            "saucier_automatic_rollbacks",
+            "Promotions that the watch rolled back, for `confidence` or `accuracy`.",
+            [*by, "cause"],
+            **kwargs,
         )
-        self.rejected = prometheus.Counter("saucier_rejected", "Requests refused.", [*by, "reason"], **kwargs)
+        self.rejected = prometheus.Counter(
+            "saucier_rejected",
+            "Requests refused; `deployment` is empty if the request found none.",
+            [*by, "reason"],
+            **kwargs,
+        )
         self._is_shared = values.ValueClass is not values.MutexValue
         self._reserved: set[Path] = set()
         self._active: dict[str, int] = {}
@@ -272,7 +292,7 @@ class Metrics:
 
         Args:
             deployments: those that exist. Series of others are left out, so that deployments that come and go do not
-                pile up at whoever scrapes. None if that is not known.
+                pile up in Prometheus. None if that is not known.
         """
         from prometheus_client import multiprocess
 
@@ -283,7 +303,7 @@ class Metrics:
         with alone(folder):
             try:
                 merge_dead(folder)
-            except OSError as error:  # no room, say; they are merged another time
+            except OSError as error:  # for example no room; they are merged another time
                 logger.warning("the metrics of processes that are gone cannot be merged: %s", error)
             return _text(source, deployments)
 
@@ -306,7 +326,7 @@ class Metrics:
 
 
 class _Shown:
-    """What another collector finds, without the series of deployments that are gone, and with ages as of now.
+    """The series of another collector, without those of deployments that are gone, and with ages as of now.
 
     An age that each worker would set itself stood still in one that hangs.
     """

@@ -21,6 +21,7 @@ COMMANDS = Group(
     "serve image classifiers that adapt to new kinds of images, by mixing the weights of a few networks",
     {
         "demo": DEMO,
+        "data": _TRAINING["data"],
         "init": _TRAINING["init"],
         "train": _TRAINING["run"],
         "import": _TRAINING["import"],

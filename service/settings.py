@@ -1,4 +1,4 @@
-"""Settings of the service: environment variables `SAUCIER_*`, read once at start-up; see docs/settings.md."""
+"""Settings of the service: environment variables `SAUCIER_*`, read once at start-up; see docs/reference/settings.md."""
 
 import difflib
 import os
@@ -75,20 +75,22 @@ class Settings(BaseSettings):
         default="text", description="what log lines are written as; `json` is one object per line"
     )
     api_keys_file: Path | None = Field(
-        default=None, description="file of the API keys, see `saucier keys`; by default no keys are asked for"
+        default=None,
+        description="file of the API keys, see `saucier keys`; by default no request needs a key",
     )
     public_without_keys: bool = Field(
-        default=False, description="start on an address other than loopback without keys: whoever reaches it may do all"
+        default=False,
+        description="start on an address other than loopback without keys: every client may then use every route",
     )
     metrics_key: MetricsKey = Field(
-        default="auto", description="whether `/metrics` needs a key, too; `auto`: unless it is asked for over loopback"
+        default="auto", description="whether `/metrics` needs a key, too; `auto`: except over loopback"
     )
     key_requests_per_second: float | None = Field(
         default=None,
         gt=0,
-        description="most requests per second of one key to one predictor, of `SAUCIER_WORKERS`; by default any number",
+        description="most requests per second of one key to one worker; by default any number",
     )
-    workers: int = Field(default=2, ge=1, le=256, description="predictor processes")
+    workers: int = Field(default=2, ge=1, le=256, description="worker processes")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where networks run; `cuda` never falls back to the CPU"
     )
@@ -99,7 +101,7 @@ class Settings(BaseSettings):
     session_cache_mb: float = Field(
         default=512,
         gt=0,
-        description="most memory of the sessions of one predictor, in MB (1e6); that of `default` always stays",
+        description="most memory of the sessions of one worker, in MB (1e6); that of `default` always stays",
     )
     max_images: int = Field(default=10_000, ge=1, description="most images in one request")
     max_image_pixels: int = Field(default=50_000_000, ge=1, description="most pixels of one image")
@@ -119,23 +121,23 @@ class Settings(BaseSettings):
     max_inflight_mb: float = Field(
         default=128,
         gt=0,
-        description="most bytes of request bodies that one predictor holds at once, in MB (1e6): so many for "
-        "adaptations, and so many for all other requests",
+        description="most bytes of request bodies that one worker holds at once, in MB (1e6); adaptations "
+        "and all other requests have this limit each",
     )
     max_inflight_pixels: int = Field(
         default=1_000_000_000,
         ge=1,
-        description="most pixels that one predictor has to decode at once: so many for adaptations, and so many for "
-        "all other requests",
+        description="most pixels that one worker has to decode at once; adaptations and all other "
+        "requests have this limit each",
     )
     max_waiting_images: int = Field(
-        default=1024, ge=1, description="most images that wait for one network of one predictor"
+        default=1024, ge=1, description="most images that wait for one network of one worker"
     )
     drain_seconds: float = Field(
         default=2,
         ge=0,
         le=3600,
-        description="how long predictors take new connections after SIGTERM, while `/readyz` already answers 503",
+        description="how long workers take new connections after SIGTERM, while `/readyz` already answers 503",
     )
     max_queued_jobs: int = Field(
         default=100, ge=1, description="most adaptations that wait for the adapter, follow-ups not counted"
@@ -157,12 +159,12 @@ class Settings(BaseSettings):
     job_retention_days: float = Field(
         default=90,
         gt=0,
-        description="age at which a finished job is forgotten, unless it made a version that is served",
+        description="age at which a finished job is deleted, unless it made a version that is served",
     )
     history_retention_days: float | None = Field(
         default=None,
         gt=0,
-        description="age at which soup versions that cannot be gone back to, and events, are forgotten; by default "
+        description="age at which events, and soup versions that nobody can roll back to, are deleted; by default "
         "never",
     )
     max_reservoir_mb: float = Field(
@@ -173,8 +175,8 @@ class Settings(BaseSettings):
         gt=0,
         lt=1,
         description="chance of any false promotion while a version is current, over all adaptations together: the "
-        "first one promotes with a one-sided p value below half of it, later ones below less. A watch that goes back "
-        "on labelled images keeps to the same levels",
+        "first one promotes with a one-sided p value below half of it, later ones below less. A watch that rolls back "
+        "on labelled images uses the same levels",
     )
     harm: float = Field(
         default=0.02,
@@ -183,21 +185,21 @@ class Settings(BaseSettings):
         description="loss of accuracy, a fraction, that `promote=likely` risks with a chance of less than 5 %",
     )
     poll_seconds: float = Field(
-        default=0.5, gt=0, le=60, description="how often a predictor looks for a new soup when no job runs"
+        default=0.5, gt=0, le=60, description="how often a worker looks for a new soup when no job runs"
     )
     registry_max_age_seconds: float = Field(
         default=60,
         gt=0,
-        description="age of a predictor's last look at the registry from which on its `/readyz` answers 503; more than "
+        description="age of a worker's last look at the registry from which on its `/readyz` answers 503; more than "
         "twice `SAUCIER_POLL_SECONDS`",
     )
     heartbeat_seconds: float = Field(
-        default=1.0, gt=0, le=60, description="how often predictors and the adapter report that they are alive"
+        default=1.0, gt=0, le=60, description="how often workers and the adapter report that they are alive"
     )
     stale_seconds: float = Field(
         default=6.0,
         gt=0,
-        description="silence after which a predictor counts as gone and a job goes back to the queue (once)",
+        description="silence after which a worker counts as gone and a job goes back to the queue (once)",
     )
 
     _working_directory: Path = PrivateAttr(default_factory=lambda: Path.cwd().resolve())  # BentoML changes it later
@@ -259,12 +261,12 @@ class Settings(BaseSettings):
 
     @property
     def max_inflight_bytes(self) -> int:
-        """Most bytes of request bodies that one predictor holds at once."""
+        """Most bytes of request bodies that one worker holds at once."""
         return int(self.max_inflight_mb * 1e6)
 
     @property
     def session_cache_bytes(self) -> int:
-        """Most memory of the sessions of one predictor."""
+        """Most memory of the sessions of one worker."""
         return int(self.session_cache_mb * 1e6)
 
     @property

@@ -1,4 +1,4 @@
-"""What SIGTERM does: readiness fails first, connections are taken for a while longer, and then they are refused."""
+"""The steps after SIGTERM: readiness fails first, connections are taken for a while, then refused."""
 
 import asyncio
 import signal
@@ -43,7 +43,7 @@ def refuse_connections_when_stopping(drain_seconds: float) -> None:
     It holds the listening socket open until the last worker has gone. Until then the kernel would accept connections
     that nobody answers.
     """
-    from bentoml._internal.utils.circus import Arbiter  # predictors do without it, and its memory
+    from bentoml._internal.utils.circus import Arbiter  # predictors need neither it nor its memory
 
     stop = Arbiter.stop
 

@@ -1,4 +1,4 @@
-"""Command line of the offline stage: `python -m training init|run|import|convert|evaluate|moments|compress|list`."""
+"""The offline stage: `python -m training data|init|run|import|convert|evaluate|moments|compress|list`."""
 
 import sys
 

@@ -33,7 +33,7 @@ class Rules(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a climb found, per image."""
+    """The result of a climb, per image."""
 
     x: Tensor
     loss: Tensor
@@ -81,7 +81,7 @@ def climb(
         model: logits (B, K) of images in [0, 1].
         images: the clean images, float (B, C, H, W).
         labels: their classes, int64 (B,).
-        reference: what the loss needs besides, B rows.
+        reference: further inputs of the loss, B rows.
         start: a point of each image's ball and box.
         rules: how to climb.
         num_entries: how many entries the first L1 steps move, int64 (B,); other norms ignore it.

@@ -1,4 +1,4 @@
-"""What an attack maximises: one value per image, larger when the model is closer to wrong, or further into it.
+"""Losses that an attack maximises: one value per image, larger when the model is closer to wrong, or further into it.
 
 Every loss takes logits (B, K), labels (B,) and a reference of B rows: the target classes (B,) of a targeted loss, the
 logits of the clean images (B, K) for "kl"; the others ignore it.

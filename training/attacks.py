@@ -1,8 +1,8 @@
 """Attacks inside a ball cut with the box [0, 1]: APGD for Linf, L2 and L1, plain PGD, and FGSM from noise.
 
 APGD and PGD share one loop, in ascent.py: APGD adapts its step, PGD keeps it. The model runs in eval mode and is left
-as it was found; gradients flow to the input only. Whatever the model computes in (it may run under autocast), steps,
-losses and projections are float32; images in half precision come back as float32.
+as it was found; gradients flow to the input only. Steps, losses and projections are float32, also if the model runs
+under autocast; images in half precision come back as float32.
 """
 
 import math
@@ -44,8 +44,8 @@ def apgd(
     """Return images perturbed by APGD, inside the threat model's ball and the box.
 
     Mode "train" returns the point of highest loss. Mode "evaluate" returns the first misclassified point, or that of
-    highest loss where there is none: images that the model gets wrong unperturbed come back as they are, and only
-    images still standing are attacked on. For L1 it spends 30 % of the steps each in balls of 3 and 2 eps first.
+    highest loss if there is none: images that the model gets wrong unperturbed come back as they are, and only images
+    still standing are attacked on. For L1 it spends 30 % of the steps each in balls of 3 and 2 eps first.
 
     Args:
         model: logits (B, K) of images in [0, 1]; a module is put into eval mode for the time of the attack.

@@ -1,6 +1,6 @@
 """The base set on disk: a folder with `manifest.json` and one safetensors file per ingredient.
 
-Whoever loads a base set gets float32 weights, in whatever way the files hold them (training/storage.py).
+Loading a base set gives float32 weights for every way in which files hold them (training/storage.py).
 """
 
 import hashlib
@@ -150,7 +150,7 @@ def save_base_set(
 
     Args:
         folder: where it goes; must not exist or be empty.
-        manifest: complete but for the ingredients' SHA-256 (any value) and the digest, which are filled in here.
+        manifest: complete except for the ingredients' SHA-256 (any value) and the digest, which are filled in here.
         state_dicts: one per ingredient, timm's own keys.
         moments: one per ingredient, where the manifest has `moments`.
 
@@ -210,9 +210,9 @@ def add_ingredient(
 
     Args:
         base: as it was loaded.
-        manifest: with the new ingredient as the last one, but for its SHA-256 and the moments.
+        manifest: with the new ingredient as the last one, without its SHA-256 and the moments.
         weights: of the new ingredient, timm's own keys, float32.
-        moments: of all ingredients, and what the manifest is to say of them; None where the base set has none.
+        moments: of all ingredients, and the manifest's entry of them; None if the base set has none.
 
     Raises:
         OSError: the folder cannot be written; the base set is as before.
@@ -250,7 +250,7 @@ def add_moments(base: BaseSet, moments: Mapping[str, LayerMoments], described: M
     Args:
         base: as it was loaded.
         moments: one per ingredient.
-        described: what the manifest is to say of them, but for the SHA-256.
+        described: the manifest's entry of them, without the SHA-256.
     """
     before = base.manifest.moments
     written = _write_moments(base.path, described, moments, is_named_by_content=before is not None)

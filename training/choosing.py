@@ -1,4 +1,4 @@
-"""What a recipe for a folder of photographs should say, and why: input, network, split, epochs, batch, radii."""
+"""The choices of a recipe for a folder of photographs, with reasons: input, network, split, epochs, batch, radii."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the recipe is to say."""
+    """The choices of the recipe."""
 
     arch: str
     weights: str  # a file, or "pretrained"
@@ -140,7 +140,7 @@ def _input(contents: Contents, arch: str, side: int | None) -> tuple[InputSpec, 
 
 
 def _check_network(arch: str, spec: InputSpec, weights: Path | None, num_classes: int) -> None:
-    """Build the network and fit the weights: what fails here would fail after the data was loaded."""
+    """Build the network and fit the weights, so that errors come before the data is loaded."""
     with torch.random.fork_rng(devices=[]):
         net = create_classifier(Architecture(name=arch), spec, num_classes).net
     if weights is not None:

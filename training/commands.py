@@ -5,6 +5,7 @@ from training.parsing import Entry, Group
 COMMANDS = Group(
     "make base sets: the offline stage",
     {
+        "data": Entry("training.fetching:Fetch", "download CIFAR-10, or convert a download, into folders of images"),
         "init": Entry("training.drafting:Init", "look at a folder of photographs and write a recipe for it"),
         "run": Entry("training.running:Run", "train the ingredients of a recipe and write them as a base set"),
         "import": Entry("training.importing:Import", "make a checkpoint a base set, or an ingredient of one"),

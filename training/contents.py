@@ -1,4 +1,4 @@
-"""What a folder of images holds: classes, counts, sizes, parts, and what is in the way of training."""
+"""The contents of a folder of images: classes, counts, sizes, parts, and obstacles to training."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _ANY_INPUT = InputSpec(height=32, width=32, mean=(0, 0, 0), std=(1, 1, 1))
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in a folder.
+    """The contents of a folder.
 
     Attributes:
         root: the folder.
@@ -51,7 +51,7 @@ class Contents:
         return self.parts["train"].class_names
 
     def counts(self, part: str = "train") -> dict[str, int]:
-        """Return the number of readable images by class; none where there is no such part."""
+        """Return the number of readable images by class; none if there is no such part."""
         if part not in self.parts:
             return dict.fromkeys(self.class_names, 0)
         numbers = np.bincount(self.parts[part].labels, minlength=len(self.class_names)).tolist()
@@ -127,7 +127,7 @@ def look_at(root: Path, *, check: int) -> Contents:
 
     Args:
         root: one folder per class, or train/ with such folders, and perhaps test/, val/ or validation/.
-        check: so many images are decoded, evenly over the files; all if there are fewer.
+        check: number of images to decode, evenly over the files; all if there are fewer.
 
     Raises:
         ValueError: no such folder, no class, a class without images, parts with different classes.

@@ -1,4 +1,4 @@
-"""What a recipe will cost, before a long run: parameters, memory and time, from a few real steps."""
+"""The cost of a recipe, before a long run: parameters, memory and time, from a few real steps."""
 
 import tempfile
 from dataclasses import dataclass
@@ -163,7 +163,7 @@ def _macs(classifier: Classifier, recipe: Recipe) -> int:
 
 
 def _state_bytes(specs: tuple[IngredientSpec, ...], parameters: int) -> int:
-    """Weights, gradients, average; momentum, or both moments; the best so far where there is a selection."""
+    """Weights, gradients, average; momentum, or both moments; the best so far if there is a selection."""
     copies = max(3 + (2 if spec.optimizer == "adamw" else 1) + (spec.selection is not None) for spec in specs)
     return 4 * copies * parameters
 

@@ -12,7 +12,7 @@ IGNORED = {
 
 
 def is_ignored(name: str) -> bool:
-    """Say whether a file or folder is no part of the data.
+    """Say whether a file or folder does not belong to the data.
 
     Args:
         name: its path below the dataset's folder, with forward slashes.

@@ -61,7 +61,7 @@ class Fitted(NamedTuple):
 
     Attributes:
         state_dict: timm's own keys, floats as float32.
-        mean: per-channel mean of a normalisation layer in the checkpoint, null where there is none.
+        mean: per-channel mean of a normalisation layer in the checkpoint, null if there is none.
         std: its standard deviation.
         path: where in the checkpoint the weights were, e.g. "model_ema/module.model.".
     """
@@ -81,8 +81,8 @@ def load_weights(
         path: `.safetensors`, or what `torch.save` writes (`.pt`, `.pth`, `.ckpt`, `.bin`, `.tar`).
         net: tells the keys, shapes and dtypes; its own weights are not used.
         key: dotted path to the weights inside, where the checkpoint has several ("model_ema").
-        match: name: by timm's keys; order: the n-th tensor of the file is the n-th of the network, whatever it is
-            called. Two tensors of one shape that changed places go unnoticed, so measure the accuracy afterwards.
+        match: name: by timm's keys; order: the n-th tensor of the file is the n-th of the network, with any name. Two
+            tensors of one shape that changed places go unnoticed, so measure the accuracy afterwards.
         head: new: the last layer is zeros, and the checkpoint's may have another number of classes.
 
     Raises:
@@ -119,7 +119,7 @@ def _read(path: Path) -> object:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"refers to {found[1]}" if found else "is of a kind that torch.save does not write"
         raise ValueError(f"refused: loading its pickle could run code (it {what}); {_CONVERT}") from None
-    except Exception as error:  # on bytes that are no pickle, the unpickler raises whatever its machine runs into
+    except Exception as error:  # on bytes that are no pickle, the unpickler raises any error that its machine meets
         if "TorchScript" in str(error):
             raise ValueError(f"refused: a TorchScript archive holds code; {_CONVERT}") from None
         reason = (str(error).strip().splitlines() or ["it ends too early"])[0].partition(". ")[0]
@@ -251,7 +251,7 @@ def _fit(tensors: Mapping[str, Tensor], net: nn.Module, prefix: str, where: str,
 def _best_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """Return the prefix under which most of the expected keys stand; the shortest of several.
 
-    Where none matches, the one that most keys have: the error then names keys as the network would.
+    If none matches, the one that most keys have: the error then names keys as the network would.
     """
 
     def rank(prefix: str) -> tuple[int, int, int]:

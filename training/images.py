@@ -64,7 +64,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         pixels: uint8 RGB, (spec.height, spec.width, 3).
-        picture: what they were resized from: upright RGB, reduced where it was large (step 2 of the rule).
+        picture: the source of the resizing: upright RGB, reduced if it was large (step 2 of the rule).
         num_pixels: width times height of the original.
     """
 
@@ -116,8 +116,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Return the image as uint8 RGB of shape (H, W, 3), upright and at its full size.
 
     JPEG, PNG, WebP, BMP, GIF and TIFF; the EXIF orientation is applied; CMYK, palette, greyscale and 16-bit files
-    become the RGB picture a viewer shows. Transparent pixels are laid on black. Of a JPEG with several pictures (MPO:
-    previews, depth) the first is meant. The size is checked in the header, before any pixel is unpacked.
+    become the RGB picture a viewer shows. Transparent pixels are laid on black. A JPEG with several pictures gives
+    the first (MPO: previews, depth). The size is checked in the header, before any pixel is unpacked.
 
     Args:
         data: the file's bytes.
@@ -140,7 +140,7 @@ def count_pixels(data: bytes) -> int:
 
 
 def decode_for_crops(data: bytes, spec: InputSpec, share: float) -> Image.Image:
-    """Return the upright RGB picture, reduced as by `load_image`, but for parts of it that become the network's input.
+    """Return the upright RGB picture, reduced as by `load_image`, for parts of it that become the network's input.
 
     Args:
         data: an image file (see `decode`).
@@ -172,7 +172,7 @@ def prepare(pixels: Pixels, spec: InputSpec) -> Pixels:
 
 
 def pixel_hash(pixels: Pixels) -> str:
-    """Return the SHA-256 (hex) of an image's shape and pixels: equal for equal pictures, whatever the file format."""
+    """Return the SHA-256 (hex) of an image's shape and pixels: equal for equal pictures in any file format."""
     digest = hashlib.sha256(np.asarray(pixels.shape, dtype="<i8").tobytes())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()

@@ -87,7 +87,7 @@ class ImportOptions(Command):
 
 
 def described(options: ImportOptions) -> Ingredient:
-    """Return what a manifest says of the new ingredient, but for metrics and SHA-256.
+    """Return a manifest's entry of the new ingredient, without metrics and SHA-256.
 
     Raises:
         ValueError: no name for an ingredient, or no threat model.
@@ -169,7 +169,7 @@ def input_spec(options: ImportOptions, mean: Channels, std: Channels) -> InputSp
 
 
 def agree(theirs: Channels, ours: Channels) -> bool:
-    """Say whether two means, or two standard deviations, are the same but for rounding."""
+    """Say whether two means, or two standard deviations, are the same up to rounding."""
     return max(abs(a - b) for a, b in zip(theirs, ours, strict=True)) <= SAME_CHANNELS
 
 

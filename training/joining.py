@@ -38,7 +38,7 @@ class Joined(NamedTuple):
     halfway: float
 
     def text(self) -> str:
-        """Return the accuracies, and what they mean where they are low."""
+        """Return the accuracies, with an explanation if they are low."""
         metrics = self.added.metrics
         said = ", ".join(f"{name} {metric.value:.3f} (n = {metric.n})" for name, metric in metrics.items())
         lines = [

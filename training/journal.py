@@ -9,7 +9,7 @@ FORMAT_VERSION = 1
 
 
 class Journal:
-    """Pieces by key, appended to a file of JSON lines as they are done; in memory only where there is no file.
+    """Pieces by key, appended to a file of JSON lines as they are done; in memory only if there is no file.
 
     The first line says what is computed. A last line that a killed process did not finish is dropped.
     """
@@ -19,7 +19,7 @@ class Journal:
 
         Args:
             path: the file; null keeps nothing.
-            settings: whatever the pieces depend on, as JSON.
+            settings: everything that the pieces depend on, as JSON.
 
         Raises:
             ValueError: the file is no journal, or one of another computation (what differs is named).

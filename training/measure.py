@@ -1,4 +1,4 @@
-"""What a training run says of its ingredients: accuracies, provenance, default coefficients, put into a manifest."""
+"""The manifest's entries of a training run: accuracies, provenance, default coefficients, put into a manifest."""
 
 import logging
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def accuracy_of(classifier: Classifier, data: ImageSet, *, device: str = "cpu") 
     """Return the clean accuracy on `data`, a fraction.
 
     Args:
-        classifier: left as it was found, but for its device.
+        classifier: changes nothing of it except the device.
         data: images at the classifier's input size.
         device: where to compute.
     """
@@ -53,7 +53,7 @@ def measure(
     seconds: float,
     device: str,
 ) -> Manifest:
-    """Return the manifest of trained ingredients, complete but for the digests that `save_base_set` fills in.
+    """Return the manifest of trained ingredients, complete except for the digests that `save_base_set` fills in.
 
     Args:
         recipe: what was trained.
@@ -107,12 +107,12 @@ def measure(
 def moments_of(
     manifest: Manifest, state_dicts: Mapping[str, StateDict], images: ImageSet, *, seed: int = 0, device: str = "cpu"
 ) -> tuple[dict[str, LayerMoments], MomentsFile] | None:
-    """Return the moments of every ingredient, and what a manifest says of them; None for networks with BatchNorm.
+    """Return the moments of every ingredient, and the manifest's entry of them; None for networks with BatchNorm.
 
     Args:
         manifest: of the ingredients.
         state_dicts: one per ingredient.
-        images: what they are measured on, of the kind the ingredients were trained on, at most `NUM_IMAGES` of them.
+        images: of the kind that the ingredients were trained on, at most `NUM_IMAGES` of them.
         seed: of the choice of images.
         device: torch device.
     """

@@ -1,4 +1,4 @@
-"""Means and variances of a network's channels on the images it was trained for: what a shift is measured against.
+"""Means and variances of a network's channels on the images it was trained for: the reference of a shift.
 
 BatchNorm keeps such statistics by itself. A network without it has layers that move and scale each channel just as
 well, only nobody wrote down how these channels usually look. Written down, they let `adapt` recalibrate LayerNorm

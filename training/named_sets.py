@@ -1,5 +1,6 @@
 """Sets of images that have a name: CIFAR-10 and the embedded digits."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,13 @@ from training.images import prepare
 from training.manifest import InputSpec
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_ARCHIVE, CIFAR10_FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"  # torchvision's download
 DIGITS_SIZE = 16
 DIGITS_TEST = 600
+
+
+class Unavailable(ValueError):
+    """A data set that is not there, or damaged, and cannot be downloaded. Says why, in one line."""
 
 
 def load_digits() -> tuple[ImageSet, ImageSet]:
@@ -37,17 +43,37 @@ def load_cifar10(root: Path) -> dict[str, ImageSet]:
     Raises:
         ValueError: it is not there and cannot be downloaded.
     """
+    is_new = not root.exists()
+    try:
+        return read_cifar10(root, may_download=True)
+    except Unavailable as error:
+        if is_new:
+            shutil.rmtree(root, ignore_errors=True)
+        raise ValueError(
+            f"{root}: expected train/ and test/ with one folder of images per class, or torchvision's download of "
+            f"CIFAR-10, found neither, and it cannot be downloaded: {error}. Where there is a network, "
+            f"`saucier data cifar10 --out {root}` makes the folders"
+        ) from None
+
+
+def read_cifar10(root: Path, *, may_download: bool) -> dict[str, ImageSet]:
+    """Return the parts train and test of CIFAR-10 from torchvision's download, checked by torchvision's digests.
+
+    Args:
+        root: folder of the download: `cifar-10-batches-py/`, and where it may be downloaded the archive is enough.
+        may_download: download into the folder what is not there.
+
+    Raises:
+        Unavailable: it is not there, or damaged, or it cannot be downloaded.
+    """
     import torchvision.datasets  # slow to import and needed only here
 
     parts = {}
     for part in ("train", "test"):
         try:
-            dataset = torchvision.datasets.CIFAR10(str(root), train=part == "train", download=True)
+            dataset = torchvision.datasets.CIFAR10(str(root), train=part == "train", download=may_download)
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{root}: holds no train/ and test/ folders, and CIFAR-10 cannot be downloaded: {reason}"
-            ) from None
+            raise Unavailable(" ".join(str(error).split())) from None
         images, labels = np.asarray(dataset.data, dtype=np.uint8), np.asarray(dataset.targets, dtype=np.int64)
         parts[part] = from_arrays(images, labels, CIFAR10_CLASSES)
     return parts

@@ -1,8 +1,8 @@
 """Training objectives: one small function each, over the one loop in fit.py.
 
-An objective turns a `Step`, one batch with what belongs to it, into a loss. What it takes stands in its `@objective`
-line, and a recipe that gives it anything else is refused; keyword-only parameters are its options, which a recipe may
-set. To add one, write the function and a recipe.
+An objective turns a `Step`, one batch with what belongs to it, into a loss. Its `@objective` line says which fields of
+a recipe it uses, and a recipe with others is refused; keyword-only parameters are its options, which a recipe may set.
+To add one, write the function and a recipe.
 """
 
 import inspect

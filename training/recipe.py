@@ -127,7 +127,7 @@ class IngredientSpec(Frozen):
 
 
 class EvaluationSpec(Frozen):
-    """What is measured on the test images after training and written into the manifest."""
+    """Measurements on the test images after training, written into the manifest."""
 
     n: int = Field(default=500, ge=1, description="test images, balanced over classes")
     num_steps: int = Field(default=40, ge=1, description="APGD steps")
@@ -213,7 +213,7 @@ class Recipe(Frozen):
         return tuple(ingredient for ingredient in self.ingredients if ingredient.keep)
 
     def kept_parent(self, spec: IngredientSpec) -> str | None:
-        """Return the nearest ancestor that the base set has; None where there is none."""
+        """Return the nearest ancestor that the base set has; None if there is none."""
         by_name = {ingredient.name: ingredient for ingredient in self.ingredients}
         name = spec.parent
         while name in by_name and not by_name[name].keep:

@@ -31,7 +31,7 @@ def write_record(
     positions: npt.NDArray[np.int64] | Sequence[int],
     evaluations: Mapping[str, Evaluation],
 ) -> None:
-    """Write, for every model and image, what it is, what it was taken for and which threat models it survives.
+    """Write the label, the prediction and the survived threat models of every image, for every model.
 
     Columns: model; index (position among all test images); hash (of the decoded pixels); label, predicted (class
     indices; unperturbed); clean, one for each norm, union (whether it is right, 0 or 1 in CSV).

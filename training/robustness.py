@@ -114,7 +114,7 @@ def evaluate_classifier(
 
     The same seed, batch size and device give the same answer, in one go or continued from a journal. On CUDA it is
     computed in float32 throughout, not in TensorFloat-32. The model is moved to `device` and stays there; otherwise it
-    is left as it was found. What breaks an image is judged by one more forward pass, not by the attack.
+    is left as it was found. One more forward pass, not the attack, decides whether an image is broken.
 
     Args:
         model: logits (B, K) of images in [0, 1].
@@ -181,7 +181,7 @@ def _pool(num_threads: int | None) -> AbstractContextManager[ThreadPoolExecutor 
 
 
 class _Run(NamedTuple):
-    """What every attempt needs."""
+    """The inputs of every attempt."""
 
     model: nn.Module
     images: Tensor

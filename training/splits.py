@@ -40,13 +40,13 @@ class DataSpec(Frozen):
     num_validation: int = Field(
         default=0,
         ge=0,
-        description="training images held out, balanced over classes, where there is no validation folder",
+        description="training images held out, balanced over classes, if there is no validation folder",
     )
     validation_fraction: Fraction = Field(
         default=0.0, description="the same as a share of every class's training images; instead of num_validation"
     )
     test_fraction: Fraction = Field(
-        default=0.0, description="share of every class's images held out for tests, where there is no test folder"
+        default=0.0, description="share of every class's images held out for tests, if there is no test folder"
     )
     split_seed: int = Field(default=0, ge=0, description="decides which images are held out; the run's seed does not")
     in_memory: bool = Field(

@@ -1,7 +1,7 @@
 """How an ingredient's file holds its weights: float32, half precision, or the difference to another ingredient.
 
 In both short forms a floating-point tensor is float16, or float32 where a number is too large for that; counters stay
-integers. Of a difference, matrices and filters are shorter still; biases, norm layers and statistics (vectors) are
+integers. Matrices and filters of a difference are shorter still; biases, norm layers and statistics (vectors) are
 stored as they are, because the difference of two variances, rounded, could make a negative one.
 
 A difference is int8 with one scale per output channel, in a tensor named `<key>.scale`. Scales are bfloat16: a scale

@@ -1,1 +1,1 @@
-"""What a search writes and a service reads: soups, patches, landscapes. No torch."""
+"""Documents that a search writes and a service reads: soups, patches, landscapes. No torch."""

@@ -40,8 +40,8 @@ class Answered(NamedTuple):
 
     Attributes:
         hashes: pixel hashes.
-        folds: (n,) fold of each image in the search that made the version; `NO_FOLD` where there is no answer.
-        logits: (n, K) of the model made without the fold, its temperature applied; NaN where there is no answer.
+        folds: (n,) fold of each image in the search that made the version; `NO_FOLD` if there is no answer.
+        logits: (n, K) of the model made without the fold, its temperature applied; NaN if there is no answer.
     """
 
     hashes: tuple[str, ...]

@@ -25,7 +25,7 @@ class LandscapePoint(Frozen):
 
 
 class Landscape(Frozen):
-    """What a search evaluated, of a long list an even part, and the plain soups that fix a quadratic."""
+    """The soups that a search evaluated (an even part of a long list), and the plain ones that fix a quadratic."""
 
     ingredients: tuple[str, ...]
     n: int = Field(ge=1, description="number of labelled images")

@@ -1,7 +1,7 @@
 """The patch: tensors that a soup replaces after mixing: channel statistics, first and last layers, or all. No torch.
 
-A patch is kilobytes, or megabytes where all weights were trained. It is applied to the mixed weights by name, whatever
-the BatchNorm mode: in the raw mode recalibrated statistics (without BatchNorm, weights and biases that move and scale
+A patch is kilobytes, or megabytes where all weights were trained. It is applied to the mixed weights by name, in each
+BatchNorm mode. In the raw mode recalibrated statistics (without BatchNorm, weights and biases that move and scale
 channels) take the place of the mixed ones, and so do trained layers; in every mode a re-fitted last layer takes the
 place of the mixed one.
 """
@@ -29,7 +29,7 @@ class PatchError(ValueError):
 
 
 class PatchSummary(Frozen):
-    """What a patch changes."""
+    """A summary of the changes that a patch makes."""
 
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of `patch.safetensors`")]
     recalibrated: int = Field(

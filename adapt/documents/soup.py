@@ -70,9 +70,9 @@ class AccuracySummary(Frozen):
 
 
 class SearchSummary(Frozen):
-    """What the search did and what it cost."""
+    """The search and its cost."""
 
-    strategy: str = Field(description='"grid", "surrogate", or "recalibrate" where there were no labels')
+    strategy: str = Field(description='"grid", "surrogate", or "recalibrate" without labels')
     candidates: int = Field(ge=1, description="number of soups evaluated")
     image_forwards: int = Field(ge=0, description="images through the network, all evaluations included")
     seconds: float = Field(ge=0, description="wall-clock time, preparation of the base set included")
@@ -88,7 +88,7 @@ class FloorCheck(Frozen):
 
 
 class Outcome(Frozen):
-    """What an adaptation found and what its evidence says; the service's registry has the last word on promotion."""
+    """The candidate of an adaptation and its evidence; the service's registry has the last word on promotion."""
 
     state: Literal["promoted", "kept"]
     reason: str = Field(description="one sentence: why it was promoted or kept")
@@ -97,15 +97,15 @@ class Outcome(Frozen):
     bn_mode: BnMode
     patch: PatchSummary | None = Field(default=None, description="what the candidate replaces after mixing")
     support: SupportSummary
-    accuracy: AccuracySummary | None = Field(description="null where there are too few images to hold any out")
+    accuracy: AccuracySummary | None = Field(description="null if there are too few images to hold any out")
     search: SearchSummary
     ingredients: dict[str, Fraction] = Field(description="accuracy of each ingredient alone on the support images")
-    reference: FloorCheck | None = Field(default=None, description="null where there are no reference images")
+    reference: FloorCheck | None = Field(default=None, description="null without reference images")
     attempt: int | None = Field(
         default=None, ge=1, description="number of this comparison with the same current version; null without labels"
     )
     level: Fraction | None = Field(
-        default=None, description="p-value below which this attempt promotes: see docs/evidence.md"
+        default=None, description="p-value below which this attempt promotes: see docs/explanation/evidence.md"
     )
     not_tried: dict[str, str] = Field(default_factory=dict, description="rungs that were not tried, and why")
     classes: tuple[ClassFrequency, ...] | None = Field(

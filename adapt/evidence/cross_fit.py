@@ -1,4 +1,4 @@
-"""Held-out answers of a search and of the current soup, and what they say together. No torch."""
+"""Held-out answers of a search and of the current soup, and their comparison. No torch."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +13,7 @@ NUM_FOLDS = 5
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Held-out answers: whatever answered image i, its temperature included, was chosen without image i.
+    """Held-out answers: the model that answered image i, its temperature included, was chosen without image i.
 
     Attributes:
         chosen: (n,) position of the candidate that answered.
@@ -47,7 +47,7 @@ class CrossFit:
 
 
 class Comparison(NamedTuple):
-    """What held-out answers say of candidate and current soup. Accuracies are fractions of the judged images."""
+    """The comparison of candidate and current soup by held-out answers. Accuracies are fractions."""
 
     current: float
     candidate: float

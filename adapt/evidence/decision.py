@@ -68,7 +68,7 @@ def _likely(posterior: Posterior, seen: str) -> Decision:
 
 
 def too_little(counts: Sequence[int]) -> str | None:
-    """Return why so many images of each class that has any prove nothing, None if they may."""
+    """Return why images in these numbers, by class, prove nothing; None if they may prove something."""
     n = sum(counts)
     others = n - max(counts, default=0)
     if n < MIN_IMAGES:

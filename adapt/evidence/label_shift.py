@@ -5,8 +5,8 @@ differ. Then the answers to images of unknown classes tell the frequencies, if t
 
 Calibration is that of a case-control study. Labelled images may have any class shares q, because they need not be a
 fair draw. So `temperature` and `bias` are the most likely ones in  p(y | x) ~ q(y) exp(logit_y / temperature + bias_y).
-Without the factor q, the answers are those of a world where every class is equally frequent, whatever the training
-data or the labelled images had: the reference is a frequency of 1 / K for each class.
+Without the factor q, the answers are those of a world where every class is equally frequent, for any training data and
+any labelled images: the reference is a frequency of 1 / K for each class.
 
 Source: Saerens, Latinne, Decaestecker 2002 (Neural Computation 14:21), expectation and maximisation; Alexandari,
 Kundaje, Shrikumar 2020 (arXiv:1901.06852), bias-corrected calibration; Prentice and Pyke 1979 (Biometrika 66:403),
@@ -34,7 +34,7 @@ Logits = npt.NDArray[np.float64]
 
 
 class Calibration(NamedTuple):
-    """What makes logits those of a world in which all classes are equally frequent.
+    """Temperature and biases that make logits those of equally frequent classes.
 
     Attributes:
         temperature: divides the logits.
@@ -59,8 +59,8 @@ def uncalibrated(num_classes: int, temperature: float) -> Calibration:
 def calibrate(logits: Logits, labels: Ints, *, temperature: float, is_fitted: bool = False) -> Calibration:
     """Return the calibration that labelled images call for, drawn to no bias and to the temperature given.
 
-    Only the classes that have labelled images are compared with one another: an image says nothing of the frequency
-    of a class that nobody labelled. The bias of such a class stays 0.
+    Only the classes that have labelled images are compared with one another: an image cannot show how frequent a
+    class without labels is. The bias of such a class stays 0.
 
     Args:
         logits: (n, K), finite.

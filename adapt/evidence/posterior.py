@@ -48,7 +48,7 @@ def posterior_of_gain(
     """
     weights, means, deviations = (np.asarray(part) for part in zip(*prior, strict=True))
     spread = np.sqrt(deviations**2 + error**2)
-    chances = weights * np.exp(-0.5 * ((gain - means) / spread) ** 2) / spread  # normal densities, but for a factor
+    chances = weights * np.exp(-0.5 * ((gain - means) / spread) ** 2) / spread  # normal densities, up to a factor
     chances = chances / chances.sum() if chances.sum() > 0 else weights / weights.sum()
     shrink = deviations**2 / spread**2
     centres = means + shrink * (gain - means)

@@ -1,4 +1,4 @@
-"""What soups say about labelled images, and which one to choose. No torch.
+"""Scores of soups on labelled images, and the choice among them. No torch.
 
 Images may have weights, of mean 1, where some are to count more than others.
 """
@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Scores:
-    """What C soups say about n images.
+    """The answers of C soups to n images.
 
     Attributes:
         losses: (C, T, n) cross-entropy at each of T temperatures; infinite for a soup that is not usable.

@@ -47,7 +47,7 @@ def fold_dependence(
 
     One image helps to choose for every fold but its own, so a soup that is lucky on all images wins in every fold and
     is lucky in every fold. Where the current soup and its rivals are exchangeable, swapping the two on a random half of
-    the images changes nothing; doing so many times, with the whole cross-fit repeated, shows how the evidence then
+    the images changes nothing; many repetitions, each with the whole cross-fit, show how the evidence then
     spreads. Its 95 % quantile counts, as it is not quite normal. The factor is near 1 for a single rival, 1.05 to 1.1
     for the 149 soups of a grid on one shift, and 1.15 if they were all equally good and unrelated.
 

@@ -44,7 +44,7 @@ class ArchiveError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may unpack to.
+    """Limits of the size that an archive unpacks to.
 
     Attributes:
         max_files: members of any kind.

@@ -138,7 +138,7 @@ def run_soups(
         prepared: the base set.
         coefficients: (C, M), in ingredient order.
         images: uint8 (n, H, W, 3) at the network's input size.
-        bn_mode: how BatchNorm is mixed; recalibration mixes it raw, whatever this says.
+        bn_mode: how BatchNorm is mixed; recalibration always mixes it raw.
         patch: tensors that take the place of every soup's mixed ones; with `recalibrate`, its BatchNorm statistics are
             the prior.
         recalibrate: estimate each soup's channel statistics on the images and the unlabelled ones.

@@ -24,7 +24,7 @@ def mix(
     Args:
         ingredients: M state dicts with the same keys, shapes and dtypes.
         coefficients: mixing numbers; need not be positive or sum to 1.
-        patch: by state-dict key. What it replaces is not mixed at all, so its variances may stand where mixed ones
+        patch: by state-dict key. Replaced tensors are not mixed at all, so its variances may stand where mixed ones
             would be negative.
 
     Raises:
@@ -146,7 +146,7 @@ class FlatModel:
 
     @torch.no_grad()
     def set_statistics(self, coefficients: Sequence[float]) -> None:
-        """Give the network the running means and variances of this soup, and leave all else as it is."""
+        """Give the network the running means and variances of this soup, and change nothing else."""
         numbers = torch.tensor([float(number) for number in coefficients], dtype=self.rows.dtype)
         for key, view in self._views.items():
             if key.endswith(STATISTICS):

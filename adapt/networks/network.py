@@ -1,4 +1,4 @@
-"""What a search needs to know of a base set's networks, and what it has them do."""
+"""The networks of a base set, as a search uses them."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -18,12 +18,12 @@ class Cancelled(RuntimeError):
 
 
 class Run(NamedTuple):
-    """What soups say about n images.
+    """The answers of soups to n images.
 
     Attributes:
         logits: (C, n, K) float32 on the CPU; NaN for a soup that is not usable.
-        features: of each soup float32 (n, D) on the CPU, what the last layer is given; None where there is no such
-            layer, or the soup is not usable.
+        features: of each soup float32 (n, D) on the CPU, the inputs of the last layer; None if there is no such layer,
+            or the soup is not usable.
         statistics: of each soup, by state-dict key; None where they were not recalibrated.
         image_forwards: images through the network.
     """

@@ -51,7 +51,7 @@ class PreparedBase:
         return self.base.manifest
 
     def warm_up(self) -> None:
-        """Prepare now whatever a search would prepare when it first needs it."""
+        """Prepare now everything that a search would prepare when it first needs it."""
         self.model("folded")
         if self.can_recalibrate:
             _ = self.recalibrator
@@ -87,7 +87,7 @@ class PreparedBase:
 
     @cached_property
     def recalibrator(self) -> Recalibrator:
-        """What gives the network of `model("raw")` the statistics of images.
+        """The recalibration that gives the network of `model("raw")` the statistics of images.
 
         Raises:
             ValueError: not `can_recalibrate`.

@@ -1,4 +1,4 @@
-"""Channel statistics estimated anew on images of the shift: no labels needed, one forward pass.
+"""New channel statistics, estimated on images of the shift: no labels needed, one forward pass.
 
 A shift moves the mean and spread of the activations away from what training left; estimating them on the shifted
 images brings the activations back to where the weights expect them. Few images give noisy estimates, so the statistics
@@ -28,7 +28,7 @@ from adapt.networks.batchnorm import batchnorms
 from adapt.networks.mixing import FlatModel
 from training.moments import LayerMoments, Moments, RunningMoments, channel_moments, channels_first
 
-# Images that the statistics of training count as, in the first and in the last layer: see EXPERIMENTS.md.
+# Images that the statistics of training count as, in the first and in the last layer: see docs/experiments/2026-11.md.
 PRIOR_IMAGES = (1.0, 32.0)
 EPS = 1e-5  # added to variances before they are divided; where both are tiny, a channel is left alone
 

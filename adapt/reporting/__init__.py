@@ -1,1 +1,1 @@
-"""What a search found, for people."""
+"""The results of a search, for people."""

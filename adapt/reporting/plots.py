@@ -305,7 +305,7 @@ def _map(axes: Any, report: Report, figure: Any) -> None:
 
 
 def _name_corner(axes: Any, direction: Any, corner: Any, name: str) -> None:
-    """Write a name beside a corner: above where there is room between soups, else outside of the polygon."""
+    """Write a name beside a corner: above if there is room between soups, else outside of the polygon."""
     x, y = (0 if abs(value) < 0.2 else int(np.sign(value)) for value in direction)
     axes.annotate(
         name,

@@ -1,4 +1,4 @@
-"""What a search found, for people and for programs: the job object, the report file, a table."""
+"""The results of a search, for people and programs: the job object, the report file, a table."""
 
 import json
 from collections.abc import Mapping

@@ -28,7 +28,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class FrontSettings(Frozen):
-    """What decides an accuracy, besides base set and soup."""
+    """The settings that decide an accuracy, besides base set and soup."""
 
     n: int = Field(description="number of test images")
     images: str = Field(description="digest of them")
@@ -117,7 +117,7 @@ def epochs_of(manifest: Manifest) -> dict[str, float]:
 
 
 def read_fronts(path: Path, settings: FrontSettings) -> tuple[BaseFronts, ...]:
-    """Return what an earlier run measured with the same settings; nothing where there was none.
+    """Return what an earlier run measured with the same settings; nothing if there was none.
 
     Raises:
         ValueError: malformed, or of other settings.

@@ -1,4 +1,4 @@
-"""What answers to images without labels say: how sure they are, and how unlike one another. Pure maths.
+"""How sure answers to images without labels are, and how unlike one another. Pure maths.
 
 Source: Marsden, Doebler and Yang 2024 (arXiv:2306.00650), ROID, section 3, constants as in the code published with it;
 Niu et al. 2023 (arXiv:2302.12400), SAR, for the bound below which answers have collapsed.

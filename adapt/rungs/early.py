@@ -2,9 +2,9 @@
 
 Class frequencies are added to that layer where they were to the one below: labels that are a fair draw have them.
 
-New channel statistics undo what a shift does to each channel alone. What it does to how pixels and channels relate, as
-when colours are inverted, takes other filters, and the first layers see the shift most directly. They are small, so
-that a patch can hold them; the layers behind them keep what they know of the classes.
+New channel statistics undo what a shift does to each channel alone. A shift of how pixels and channels relate, as
+inverted colours, needs other filters, and the first layers see the shift most directly. They are small, so that a patch
+can hold them; the layers behind them keep what they know of the classes.
 
 Source: Lee et al. 2022 (arXiv:2210.11466), first layers for shifts of the input; Ben Zaken et al. 2022
 (arXiv:2106.10199), biases alone.
@@ -27,7 +27,7 @@ from adapt.rungs.task import Part
 from adapt.rungs.trained import start_of, trainable, trained_model
 from adapt.rungs.training import Plan, train
 
-MIN_IMAGES = 80  # below, what is learned is not worth what is lost: see EXPERIMENTS.md
+MIN_IMAGES = 80  # below, what is learned is not worth what is lost: see docs/experiments/2026-11.md
 # Of the network's weights in matrices and filters, the share that is trained, from the input on; and their most, unless
 # the first filters alone are more: those of a vision transformer's patches are, and without them nothing is early.
 SHARE, MAX_WEIGHTS = 0.1, 2**16
@@ -115,14 +115,14 @@ class FirstLayers:
 
 
 def early_plan(net: nn.Module, head_key: str, num_images: int) -> Plan:
-    """Return how the first layers of a network are trained on so many images."""
+    """Return how the first layers of a network are trained on `num_images` images."""
     return Plan(early_keys(net, head_key), LEARNING_RATE, math.ceil(num_images**STEPS), BATCH)
 
 
 def early_keys(net: nn.Module, head_key: str) -> list[str]:
     """Return the names of what is trained: the first filters, and all vectors; nothing of the last layer.
 
-    Filters are kernels and matrices; vectors are scales, shifts and tokens, whatever their number of dimensions.
+    Filters are kernels and matrices; vectors are scales, shifts and tokens of any number of dimensions.
     Embeddings of positions and tables of attention biases are neither, and stay.
 
     Args:

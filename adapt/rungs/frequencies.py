@@ -1,13 +1,13 @@
 """Class frequencies: the last layer answers at those of the images without labels, and of labels that are a fair draw.
 
-What is added to the K biases is the correction of the calibration and  log(frequency / expected).  Calibrated answers
-expect every class to be equally frequent: see `adapt.evidence.label_shift`. This is so whatever the last layer was
-fitted to. One that was fitted to labelled images has their class shares in its biases, the more the weaker it was
-pulled to the soup's own; the calibration, made on the same labels, takes out what is in there. So no share is counted
-twice, and none has to be known.
+The rung adds the correction of the calibration and log(frequency / expected) to the K biases.  Calibrated answers
+expect every class to be equally frequent: see `adapt.evidence.label_shift`. This holds for every last layer. One that
+was fitted to labelled images has their class shares in its biases, the more the weaker it was pulled to the soup's own;
+the calibration, made on the same labels, takes out what is in there. So no share is counted twice, and none has to be
+known.
 
-Labels that are not a fair draw say nothing of frequencies: neither may they judge the rung. So it is tried only where
-`draw` is "fair"; otherwise the images without labels tell the frequencies, and these are reported.
+Labels that are not a fair draw cannot show frequencies, so they must not judge the rung. It is tried only if `draw` is
+"fair"; otherwise the images without labels give the frequencies, and these are reported.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ MIN_IMAGES = 50  # that are a fair draw: with fewer, chance moves frequencies mo
 
 
 class Evidence(NamedTuple):
-    """What class frequencies are estimated from.
+    """The answers that class frequencies are estimated from.
 
     Attributes:
         logits: (m, K) of the images without labels.

@@ -126,7 +126,7 @@ def _heard(head: Head, stream: Callable[[], Seen]) -> Seen:
 def refuse_current(library: Library, below: Model) -> str | None:
     """Return why nothing may be put on the current soup; None if something may.
 
-    The folds of this search say nothing of the images that the current soup was made from: their labels would reach
+    The folds of this search cannot judge the images that the current soup was made from: their labels would reach
     every fold through it.
     """
     if below.candidate == 0 and not library.pool.standing.fresh.all():
@@ -137,7 +137,7 @@ def refuse_current(library: Library, below: Model) -> str | None:
 def refuse_few(task: Task, *, least: int) -> str | None:
     """Return why labelled images are too few to fit to; None if they are not.
 
-    All images of the search are counted, whatever part is fitted to.
+    All images of the search are counted, also if a part of them is fitted to.
     """
     n = len(task.support)
     return None if n >= least else f"expected at least {least} labelled images, got {n}"
@@ -179,7 +179,7 @@ def fit_heads(
     often the others occur.
 
     Args:
-        features: (n, D), what the last layer is given.
+        features: (n, D), the inputs of the last layer.
         labels: (n,) class indices.
         own: the soup's own layer, its logits divided by its temperature.
         fitted: classes whose rows are fitted, ascending, all labels among them; those of the labels if None.

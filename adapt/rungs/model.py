@@ -16,7 +16,7 @@ from adapt.rungs.task import Part
 
 
 class Seen(NamedTuple):
-    """What a network says of images, and gives its last layer."""
+    """The answers of a network to images, and the inputs of its last layer."""
 
     logits: Tensor  # (m, K), not divided by the temperature
     features: Tensor | None  # (m, D); None where the last layer is not linear
@@ -32,7 +32,7 @@ class Model:
         bn_mode: how BatchNorm is mixed.
         temperature: divides the network's logits.
         answer: returns the network's logits (m, K) for some of the images (n,), not divided by the temperature.
-        features: (n, D), what the last layer is given; None where it is not linear.
+        features: (n, D), the inputs of the last layer; None if it is not linear.
         layer: the last layer in place, before the temperature; None where it is not linear.
         tensors: what takes the place of mixed tensors.
         stream: returns what it says of the images without labels; None where nothing was kept to say it.
@@ -98,7 +98,7 @@ class Rung(Protocol):
         """
 
     def is_better(self, below: Answers, own: Answers, weights: Floats | None) -> bool:
-        """Say whether held-out answers ask for the rung; all arrays are of the same images."""
+        """Say whether held-out answers are better with the rung; all arrays are of the same images."""
 
 
 def judge(logits: Tensor, labels: Ints) -> Answers:

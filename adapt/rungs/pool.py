@@ -57,14 +57,14 @@ class Pool:
 
     Attributes:
         coefficients: (C, M).
-        recalibrated: (C,) which have statistics estimated on the images. The current soup counts as not, whatever
-            its patch.
+        recalibrated: (C,) which have statistics estimated on the images. The current soup counts as not, with any
+            patch.
         scores: on the support images.
         eligible: (C,) which of them the choice on all images may fall on.
         eligible_without: (F, C) the same for the choice without the images of each fold; None where nothing can be
             held out.
         logits: of each, (n, K); None where they were not kept.
-        features: of each, (n, D), what the last layer is given; None where they were not kept, or there is none.
+        features: of each, (n, D), the inputs of the last layer; None if they were not kept, or there is none.
         statistics: of each, None where they were not recalibrated, or not kept.
         standing: how the current soup may be judged.
         image_forwards: images through the network.
@@ -203,7 +203,7 @@ class Rerun(NamedTuple):
 
 
 class Library:
-    """What candidates say, and give their last layers; runs them again where that was not kept.
+    """The answers of candidates and the inputs of their last layers; runs a candidate again if these were not kept.
 
     Attributes:
         task: of the search.

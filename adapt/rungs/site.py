@@ -150,7 +150,7 @@ class Mixed(Mapping[str, Floats]):
 
 
 def site_plan(net: nn.Module, num_images: int, *, mirrored: bool) -> Plan:
-    """Return how all weights of a network are trained on so many images."""
+    """Return how all weights of a network are trained on `num_images` images."""
     return Plan(
         keys=[key for key, _ in net.named_parameters()],
         learning_rate=LEARNING_RATE,

@@ -190,7 +190,7 @@ class Learner:
 
 
 def norm_affines(net: nn.Module) -> list[str]:
-    """Return the names of scales and shifts of BatchNorm layers, or of other normalisation layers where none is."""
+    """Return the names of scales and shifts of BatchNorm layers, or of other normalisation layers if there is none."""
     modules = dict(net.named_modules())
     layers = [name for name, module in modules.items() if isinstance(module, _BatchNorm)]
     layers = layers or [name for name, module in modules.items() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))]

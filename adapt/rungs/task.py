@@ -25,13 +25,13 @@ class Part(NamedTuple):
 
     @property
     def key(self) -> bytes:
-        """What tells the part from others."""
+        """A key that tells the part from others."""
         return self.images.tobytes() + self.eligible.tobytes()
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every rung is given.
+    """The inputs of every rung.
 
     Attributes:
         network: the base set's.

@@ -35,11 +35,11 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Start(NamedTuple):
-    """What training starts from.
+    """The start of a training.
 
     Attributes:
         coefficients: M numbers.
-        bn_mode: how BatchNorm is mixed: raw, or any where there is none.
+        bn_mode: how BatchNorm is mixed: raw, or any if there is no BatchNorm.
         patch: tensors in the place of mixed ones.
         temperature: divides the logits.
     """
@@ -51,13 +51,13 @@ class Start(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is trained, how fast and how long.
+    """A plan: the trained tensors, the rate, the steps.
 
     Attributes:
         keys: names of the parameters.
         learning_rate: the highest; it rises over the first steps and falls along a cosine.
         steps: of AdamW.
-        batch: images of a step at most; fewer where there are fewer.
+        batch: images of a step at most; fewer if there are fewer.
         weight_decay: its share of the learning rate.
         mirrored: mirror half of the images left to right.
     """

@@ -1,4 +1,4 @@
-"""From rung to rung on a part of the images: what held-out answers choose among rungs that are cheap to fit again.
+"""From rung to rung on a part of the images: the choice of held-out answers among rungs that are cheap to fit again.
 
 Source: nested cross-validation, Varma & Simon, BMC Bioinformatics 7:91, 2006.
 """

@@ -22,7 +22,7 @@ class Comparison(NamedTuple):
     soup: float  # accuracy
     current: float  # accuracy
     p_value: float  # one-sided, of `the soup is no better than the current one`
-    objection: str | None  # why the images prove nothing, whatever the p-value
+    objection: str | None  # why the images prove nothing, for any p-value
 
 
 def compare(

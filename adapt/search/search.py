@@ -52,10 +52,10 @@ class Search:
 
     Attributes:
         soup: the candidate, with the outcome as its evidence.
-        outcome: what was found and whether it is to be promoted.
+        outcome: the candidate, and whether it is to be promoted.
         pool: of all soups evaluated.
         selected: what the candidate is, and the held-out answers.
-        comparison: what the held-out answers of both soups say together; None where there are none.
+        comparison: of the held-out answers of both soups; None if there are none.
         is_current: the candidate is the network that is served now.
     """
 
@@ -83,7 +83,7 @@ class Search:
 
     @property
     def fit(self) -> CrossFit | None:
-        """Held-out answers; None where there was only one image."""
+        """Held-out answers; None if there was only one image."""
         return self.selected.fit
 
 
@@ -224,7 +224,7 @@ def _evaluate(task: Task, config: SearchConfig, strategy: Strategy, points: Latt
 
 
 def _compare(library: Library, selected: Selected, *, seed: int, threshold: float) -> Comparison | None:
-    """Return what the held-out answers say; None where there are none that both soups have."""
+    """Return the comparison of held-out answers; None if the soups have none in common."""
     task, pool, fit = library.task, library.pool, selected.fit
     if fit is None or task.folds is None or not fit.judged.any():
         return None

@@ -2,7 +2,7 @@
 
 A selection on some of the images climbs from rung to rung. Each rung is fitted without every fold of these images in
 turn, answers the fold, and is taken where those held-out answers are better than the ones of the model below. So the
-choice for a fold is made by the other folds alone, and what it answers for the fold is evidence.
+choice for a fold is made by the other folds alone, and its answers to the fold are evidence.
 
 Source: nested cross-validation, Varma & Simon, BMC Bioinformatics 7:91, 2006.
 """
@@ -31,7 +31,7 @@ TOO_SLOW = "effort=quick leaves out what trains weights"
 
 @dataclass(frozen=True)
 class Selected:
-    """What a search chose.
+    """The choice of a search.
 
     Attributes:
         model: fitted on all labelled images.

@@ -111,8 +111,8 @@ def _verify(
 ) -> tuple[Block | None, list[Bools]]:
     """Evaluate the soups of least predicted tempCE: `count` for each choice that wants some.
 
-    The number is the same for every choice, whatever the other choices fall on: a choice without a fold must not depend
-    on the fold.
+    The number is the same for every choice, and independent of the other choices: a choice without a fold must not
+    depend on the fold.
     """
     rows, values = _predict(task, known, points)
     seen = is_among(rows, known.coefficients)  # every choice may fall on the nodes, whatever the labels say
@@ -176,8 +176,8 @@ def _descend(
 ) -> tuple[Grid, list[npt.NDArray[np.float64]]]:
     """Walk down from each subset's best ingredient, a step of the lattice from one coefficient to another at a time.
 
-    Each subset knows of the soups on its own walk alone, whatever the others come by: a choice without a fold must not
-    depend on the fold. So the values of all other soups are infinite to it.
+    Each subset knows of the soups on its own walk alone, and not of those of the others: a choice without a fold must
+    not depend on the fold. So the values of all other soups are infinite to it.
     """
     found: dict[tuple[int, ...], list[float]] = {}  # of each soup come by, the value to every subset
 

@@ -1,4 +1,4 @@
-"""From a search to its landscape. What is missing for a map of the plain soups is evaluated after the search."""
+"""From a search to its landscape. After a search, evaluates the plain soups that a map still needs."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from adapt.search.search import Search
 from adapt.search.surrogate import nodes
 from training.devices import thread_count
 
-MAX_MISSING = 10  # soups evaluated for the map alone, all pairs of five ingredients; with more it does without them
+MAX_MISSING = 10  # soups evaluated for the map alone, all pairs of five ingredients; with more ingredients none are
 DIGITS = 6
 
 

@@ -1,1 +1,1 @@
-"""See EXPERIMENTS.md."""
+"""See docs/experiments/2026-11.md."""

@@ -62,7 +62,7 @@ class Heartbeat:
         return self.is_lost or self.is_late or self.is_second
 
     def report(self, fraction: float, message: str) -> None:
-        """Say how far the work is; called by whoever does it."""
+        """Say how far the work is; the worker on the job calls it."""
         self._latest = (fraction, message)
 
     def _run(self) -> None:
@@ -81,7 +81,7 @@ class Heartbeat:
                 os._exit(1)
 
     def _tell(self, action: Callable[[], object]) -> None:
-        """Call what needs the registry; whatever it raises, the heartbeat goes on."""
+        """Call a function that needs the registry; if it raises, the heartbeat goes on."""
         try:
             action()
         except UNAVAILABLE as error:

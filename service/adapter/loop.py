@@ -21,10 +21,12 @@ from adapt.documents.soup import Soup
 from adapt.images.support import Reference
 from service.adapter.doubts import Doubts
 from service.adapter.heartbeat import Heartbeat
+from service.adapter.packages import missing_packages, tell_what_is_left_out
 from service.adapter.retrying import STORE_SECONDS, retry
 from service.adapter.watch import WatchLoop, tell
 from service.metrics import Metrics
-from service.prediction.catalog import Base, choose_default
+from service.prediction.catalog import Base
+from service.prediction.predictor import DEFAULT
 from service.prediction.reservoir import delete_others, read_reservoir
 from service.settings import Settings
 from service.store.database import UNAVAILABLE, cause_of
@@ -86,8 +88,7 @@ class AdapterLoop:
         metrics: Metrics,
     ) -> None:
         self.id = new_id()
-        self._default = choose_default(catalog, settings)
-        self._settings, self._catalog = settings, {self._default.manifest.name: self._default, **catalog}
+        self._settings, self._catalog = settings, catalog
         self._registry, self._jobs, self._samples, self._metrics = registry, jobs, samples, metrics
         self._references, self._watches = references, watches
         self._doubts = Doubts(registry, samples, watches, total=settings.promote_p)
@@ -122,11 +123,15 @@ class AdapterLoop:
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
+        searcher = None
         try:
-            if self._is_missing(self._default):  # at full priority: the service is not ready before
-                self._build(self._default)
-            os.nice(NICENESS)  # of this thread, and of those that torch starts from it
-            searcher = self._prepare()
+            if missing := missing_packages():
+                tell_what_is_left_out(missing, filter(self._is_missing, self._catalog.values()))
+            else:
+                if self._is_missing(first := self._first()):  # at full priority: the service is not ready before
+                    self._build(first)
+                os.nice(NICENESS)  # of this thread, and of those that torch starts from it
+                searcher = self._prepare()
         except ValueError as error:
             logger.error("the adapter cannot start: %s", one_line(error))
             os._exit(1)  # the supervisor starts it again
@@ -136,17 +141,23 @@ class AdapterLoop:
         while not self._stopping.is_set():
             try:
                 self._keep_house()
-                job = self._jobs.claim(self.id, stale_seconds=self._settings.stale_seconds, digests=self._digests)
-                if job is None:
-                    self._stopping.wait(IDLE_SECONDS)
-                else:
+                stale_seconds = self._settings.stale_seconds
+                if searcher and (job := self._jobs.claim(self.id, stale_seconds=stale_seconds, digests=self._digests)):
                     self._work(searcher, job)
+                else:
+                    self._stopping.wait(IDLE_SECONDS)
             except UNAVAILABLE as error:  # a job at hand stays as it is, goes stale, and is done again
                 logger.warning("the registry does not answer: %s", cause_of(error))
                 self._stopping.wait(RETRY_SECONDS)
             except Exception:
                 logger.exception("unexpected error, the adapter goes on")
                 self._stopping.wait(RETRY_SECONDS)
+
+    def _first(self) -> Base:
+        """Return the base set of the deployment `default`, or any if the registry does not answer."""
+        with suppress(KeyError, *UNAVAILABLE):
+            return self._catalog[self._registry.deployment(DEFAULT).base_set]
+        return next(iter(self._catalog.values()))
 
     @property
     def _digests(self) -> list[str]:

@@ -24,7 +24,7 @@ def retry(action: Callable[[], T], *, pause: Callable[[float], None]) -> T:
 
     Args:
         action: changes nothing, or may be done twice.
-        pause: waits so many seconds; may raise, which ends this.
+        pause: waits the seconds that it is given; may raise, which ends this.
 
     Raises:
         OSError: the store has failed for `STORE_SECONDS`.

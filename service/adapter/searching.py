@@ -1,4 +1,4 @@
-"""What the adapter searches with. Imports torch; imported by the adapter alone."""
+"""The searches of the adapter. Imports torch; imported by the adapter alone."""
 
 import logging
 import os
@@ -41,7 +41,7 @@ class Survey(Protocol):
 
 
 class Found(NamedTuple):
-    """The best soup for the images of a job, what its evidence says, and about the others where there were labels."""
+    """The best soup for the images of a job and its evidence, and with labels also the others."""
 
     soup: Soup
     outcome: Outcome

@@ -234,7 +234,7 @@ export function createAdapt({ onFinished, serve, cancel }) {
 
 const TITLES = {
   promoted: (job) => `Promoted: version ${job.version} is served`,
-  kept: () => "Kept what was served",
+  kept: () => "Kept the served version",
   failed: (job) => (isCancelled(job) ? "Cancelled" : "Failed"),
 };
 

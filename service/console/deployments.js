@@ -90,7 +90,7 @@ export function createDeployments({ onMade, onDeleted }) {
       body: el(
         "p",
         {},
-        "Its versions, jobs and stored images go with it. Clients that ask for it get an error. There is no way back.",
+        "Its versions, jobs and stored images go with it. Clients that ask for it get an error. You cannot undo this.",
       ),
       action: "Delete it",
       danger: true,

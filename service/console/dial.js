@@ -228,7 +228,7 @@ export function createDial({ onSet, onTurn, onServed }) {
           {},
           here === null
             ? "Nothing is known about its accuracy."
-            : `Predicted accuracy: ${percent(here.accuracy)}. No test stands behind it; it is marked unproven.`,
+            : `Predicted accuracy: ${percent(here.accuracy)}. No test supports it; it is marked unproven.`,
         ),
         view.patch !== null &&
           el("p", {}, `The patch of version ${view.version} is dropped: ${patchText(view.patch)}.`),

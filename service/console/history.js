@@ -123,7 +123,7 @@ function imagesText({ n, unlabelled, per_class: perClass }) {
 }
 
 const floorText = ({ n, accuracy, floor }) =>
-  `${percent(accuracy)} on ${plural(n, "trusted reference image")}, where ${percent(floor)} is the least.`;
+  `${percent(accuracy)} on ${plural(n, "reference image")}, where ${percent(floor)} is the least.`;
 
 export function createJobs({ showOnMap, cancel }) {
   const root = byId("jobs");
@@ -196,7 +196,7 @@ const KINDS = {
   promoted: "Promoted",
   rollback: "Set to a stored version",
   dial: "Dialled",
-  rebased: "Moved to new weights",
+  rebased: "Moved to other weights",
   reservoir_on: "Keeps recent images",
   reservoir_off: "Keeps no recent images",
   watch_on: "Watched",
@@ -227,7 +227,7 @@ export function updateEvents({ events }) {
       el("td", {}, event.who ?? "\u2013"),
     ),
   );
-  fill(byId("events"), scrollable("What happened", ["When", "What", "From version", "To version", "Key"], rows));
+  fill(byId("events"), scrollable("Events", ["When", "What", "From version", "To version", "Key"], rows));
 }
 
 function scrollable(label, headings, rows) {

@@ -154,7 +154,7 @@ function fail(error) {
     byId("page-problem"),
     error,
     isGone && el("p", {}, el("a", { href: link(DEFAULT) }, `Go to ${DEFAULT}`)),
-    error.status === 0 && el("p", {}, "It is asked again every few seconds."),
+    error.status === 0 && el("p", {}, "The page tries again every few seconds."),
   );
   if (isGone) {
     model = null;

@@ -211,7 +211,7 @@ export function createMap({ onPick }) {
       return "Dots are evaluated soups, each at the weighted mean of its ingredients\u2019 corners.";
     }
     const what = `Dots are evaluated soups, the colours between them a ${accuracy.kind} fit to their accuracies.`;
-    const how = names.length === 4 ? "Of all mixtures that fall on one place, the best one counts." : "";
+    const how = names.length === 4 ? "If several mixtures share a place, the map shows the best." : "";
     return `${what} ${how} Click a place to set the dial to it.`;
   }
 

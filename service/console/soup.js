@@ -45,12 +45,12 @@ export function updateSoup({ view, base, soups, jobs }) {
         "Recent images",
         view.reservoir === null ? "not kept" : `${view.reservoir.kept} of at most ${view.reservoir.size} kept`,
       ),
-      fact("Goes back by itself", view.watch === null ? "no" : watchText(view.watch)),
+      fact("Watch", view.watch === null ? "off" : watchText(view.watch)),
     ),
   );
 }
 
-const watchText = ({ against }) => (against === null ? "yes, when a promotion turns out badly" : `yes, to version ${against}`);
+const watchText = ({ against }) => (against === null ? "on" : `on, compares with version ${against}`);
 
 function threatText(threat) {
   if (threat === null || threat === undefined) {

@@ -24,7 +24,7 @@ export function createStaging({ onChange }) {
   const zone = el(
     "div",
     { class: "drop" },
-    el("p", {}, "Drop a folder with one folder per class, a zip or tar of one, or pictures."),
+    el("p", {}, "Drop a folder with one folder per class, a zip or tar of one, or images."),
     el(
       "div",
       { class: "row" },
@@ -160,7 +160,7 @@ export function createStaging({ onChange }) {
     el(
       "p",
       { class: "hint" },
-      `Left out, as they are no pictures: ${refused.slice(0, 5).join(", ")}${refused.length > 5 ? ", \u2026" : ""}`,
+      `Left out, because they are not images: ${refused.slice(0, 5).join(", ")}${refused.length > 5 ? ", \u2026" : ""}`,
     );
 
   /** Return the parts of the request and the file that each image is, or what is still missing. */
@@ -182,7 +182,7 @@ export function createStaging({ onChange }) {
       }
     }
     if (archive !== null && labels.length > 0) {
-      return { missing: "An archive and labelled pictures cannot go together: remove one of them." };
+      return { missing: "An archive and labelled images cannot go together: remove one of them." };
     }
     if (archive !== null) {
       form.append("archive", archive, archive.name);

@@ -16,8 +16,8 @@ export function createTrial() {
     "div",
     { class: "drop slim" },
     preview,
-    el("p", {}, "Drop a picture."),
-    el("span", { class: "picker" }, input, el("label", { for: "trial-file", class: "button" }, "Choose a picture")),
+    el("p", {}, "Drop an image."),
+    el("span", { class: "picker" }, input, el("label", { for: "trial-file", class: "button" }, "Choose an image")),
   );
   const sides = ["Left", "Right"].map((side) => makeSide(side));
   const problem = el("div", {});

@@ -17,7 +17,7 @@ _CHALLENGE = 'Bearer realm="saucier"'
 
 
 class Access:
-    """What the keys of one process allow.
+    """The keys of one process, and the requests that they allow.
 
     Args:
         keys: the keys.
@@ -88,7 +88,7 @@ def _too_often(wait: float) -> Problem:
 
 
 class RateLimit:
-    """A token bucket for each name: what was not used within a second is lost, but one request is always possible.
+    """A token bucket for each name: unused tokens are lost after a second, but one request is always possible.
 
     Args:
         per_second: requests per second, on average.

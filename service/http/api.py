@@ -13,7 +13,6 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from service.http import deployments, samples
 from service.http.adaptation import (
@@ -208,7 +207,7 @@ async def docs(_: Context, __: Request) -> Response:
 
 
 async def index(_: Context, __: Request) -> Response:
-    """`GET /`: what this is and where to go on."""
+    """`GET /`: the name of the service, and where to read on."""
     links = {
         "console": "/ui",
         "docs": "/docs",
@@ -239,29 +238,29 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 def create_app() -> Starlette:
     """Return the app that BentoML mounts; its `state.context` is set when the process makes its service."""
     routes = [
-        Route("/predict", endpoint(predict), methods=["POST"]),
-        Route("/adapt", endpoint(adapt, is_upload=True), methods=["POST"]),
-        Route("/jobs/{id}", endpoint(one_job), methods=["GET", "DELETE"]),
-        Route("/jobs/{id}/events", endpoint(follow_job)),
-        Route("/jobs/{id}/landscape", endpoint(show_landscape)),
-        Route("/deployments", endpoint(deployments.list_deployments)),
-        Route("/deployments/{name}", endpoint(deployments.one), methods=["GET", "PUT", "DELETE"]),
-        Route("/deployments/{name}/soups", endpoint(deployments.list_soups)),
-        Route("/deployments/{name}/samples", endpoint(samples.samples), methods=["GET", "DELETE"]),
-        Route("/deployments/{name}/events", endpoint(deployments.list_events)),
-        Route("/deployments/{name}/soups/{version}/predict", endpoint(predict_with_version), methods=["POST"]),
-        Route("/deployments/{name}/jobs", endpoint(deployments.list_jobs)),
-        Route("/deployments/{name}/soup", endpoint(deployments.set_soup), methods=["PUT"]),
-        Route("/deployments/{name}/watch", endpoint(deployments.watch), methods=["PUT", "DELETE"]),
-        Route("/deployments/{name}/reservoir", endpoint(deployments.reservoir), methods=["PUT", "DELETE"]),
-        Route("/bases", endpoint(show_bases)),
-        Route("/metrics", endpoint(show_metrics)),
-        Route("/openapi.json", endpoint(openapi)),
-        Route("/schema.json", endpoint(schema)),
-        Route("/docs", endpoint(docs)),
-        Route("/ui", endpoint(console)),
-        Route("/ui/{file}", endpoint(console)),
-        Route("/", endpoint(index)),
+        endpoint("/predict", predict, ["POST"]),
+        endpoint("/adapt", adapt, ["POST"], is_upload=True),
+        endpoint("/jobs/{id}", one_job, ["GET", "DELETE"]),
+        endpoint("/jobs/{id}/events", follow_job),
+        endpoint("/jobs/{id}/landscape", show_landscape),
+        endpoint("/deployments", deployments.list_deployments),
+        endpoint("/deployments/{name}", deployments.one, ["GET", "PUT", "DELETE"]),
+        endpoint("/deployments/{name}/soups", deployments.list_soups),
+        endpoint("/deployments/{name}/samples", samples.samples, ["GET", "DELETE"]),
+        endpoint("/deployments/{name}/events", deployments.list_events),
+        endpoint("/deployments/{name}/soups/{version}/predict", predict_with_version, ["POST"]),
+        endpoint("/deployments/{name}/jobs", deployments.list_jobs),
+        endpoint("/deployments/{name}/soup", deployments.set_soup, ["PUT"]),
+        endpoint("/deployments/{name}/watch", deployments.watch, ["PUT", "DELETE"]),
+        endpoint("/deployments/{name}/reservoir", deployments.reservoir, ["PUT", "DELETE"]),
+        endpoint("/bases", show_bases),
+        endpoint("/metrics", show_metrics),
+        endpoint("/openapi.json", openapi),
+        endpoint("/schema.json", schema),
+        endpoint("/docs", docs),
+        endpoint("/ui", console),
+        endpoint("/ui/{file}", console),
+        endpoint("/", index),
         *inference_routes(),
     ]
     return Starlette(routes=routes, lifespan=_lifespan, exception_handlers={HTTPException: _refuse})

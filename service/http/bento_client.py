@@ -1,4 +1,4 @@
-"""What `bentoml.SyncHTTPClient` reads before it asks: the methods that it gets, and how their arguments are sent."""
+"""The schema that `bentoml.SyncHTTPClient` reads first: its methods, and how it sends their arguments."""
 
 from typing import Any
 

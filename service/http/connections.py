@@ -15,6 +15,7 @@ import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.http.problems import MEDIA_TYPE, Problem
+from service.http.uploads import BODY, IS_WHOLE
 
 MAX_HEAD_BYTES = 65_536
 
@@ -35,6 +36,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_answering = False
         self._is_body_over = True
         self._head_bytes: int | None = None  # None outside of a head
+        self._piece_bytes = 0  # of what arrived last
         self._is_head_too_large = False
         self._timer: TimerHandle | None = None
 
@@ -53,6 +55,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take what arrived."""
         self._unset_keepalive_if_required()
+        self._piece_bytes = len(data)
         try:
             self._parse(data)
         except httptools.HttpParserError:
@@ -72,8 +75,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head ends, and its request begins; unless it came whole, and too long, in one piece."""
-        size = len(self.url) + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
-        if size > MAX_HEAD_BYTES:
+        if (self._head_bytes or 0) + self._piece_bytes > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
             self._is_head_too_large = True
             raise ValueError("the head of the request is too long")  # which ends the parser, and asks for a 400
         if self.parser.get_method() == b"CONNECT":  # what follows would be a tunnel
@@ -82,7 +84,11 @@ class GuardedProtocol(HttpToolsProtocol):
             return  # the head comes again without its offer
         self._head_bytes = self._waiting_since = None
         self._is_answering, self._is_body_over = True, False
+        self.scope["extensions"] = {BODY: {IS_WHOLE: self._has_whole_bodies}}
         super().on_headers_complete()
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
 
     def on_message_complete(self) -> None:
         """The body of a request ends."""
@@ -90,6 +96,10 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self._is_body_over = True
         super().on_message_complete()
+
+    def _has_whole_bodies(self) -> bool:
+        """Say if the bodies of all requests so far have arrived."""
+        return self._is_body_over
 
     def on_response_complete(self) -> None:
         """The answer to a request is written; another request may wait already."""
@@ -103,7 +113,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(_TOO_LARGE if self._is_head_too_large else _MALFORMED)
 
     def _parse(self, data: bytes) -> None:
-        """Parse what arrived as plain HTTP, whatever other protocol a request offers (RFC 9110 section 7.8).
+        """Parse what arrived as plain HTTP, also if a request offers another protocol (RFC 9110 section 7.8).
 
         httptools takes all that follows the head of such a request for the other protocol. So the head is parsed again
         without its offer, and then what follows it. The parser is a new one: after `Connection: close` it would take

@@ -1,6 +1,6 @@
 """`GET /ui`: the console, a page of plain files that asks nobody but this service for anything.
 
-The files say nothing of this service that is not public; what they show comes from the routes, which ask for a key.
+The files hold only public text. The data that they show comes from the routes, which ask for a key.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """What the endpoints of one predictor process share, and how an endpoint is called."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -8,6 +8,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from service.http.access import forbidden
 from service.http.adaptation import Adaptation
@@ -118,19 +120,28 @@ def require(request: Request, wanted: Role, what: str) -> None:
 Answer = Callable[[Context, Request], Awaitable[Response]]
 
 
-def endpoint(answer: Answer, *, is_upload: bool = False) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint that answers with this process's context and renders whatever is raised.
+class Endpoint:
+    """ASGI app that answers the requests of a route with this process's context and renders whatever is raised.
 
     Args:
         answer: what answers.
         is_upload: bodies count towards the budget of adaptations, not towards that of other requests.
     """
 
-    async def answer_or_refuse(request: Request) -> Response:
+    def __init__(self, answer: Answer, *, is_upload: bool = False) -> None:
+        self._answer, self._is_upload = answer, is_upload
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        request = Request(scope, receive, send)
+        response = await self._answer_or_refuse(request)
+        await response(scope, receive, send)
+
+    async def _answer_or_refuse(self, request: Request) -> Response:
         context: Context = request.app.state.context
-        share = request.state.share = Share(context.uploads if is_upload else context.others)
+        share = request.state.share = Share(context.uploads if self._is_upload else context.others)
         try:
-            return await answer(context, request)
+            return await self._answer(context, request)
         except Exception as error:
             share.release()
             await discard_rest(request)
@@ -138,7 +149,10 @@ def endpoint(answer: Answer, *, is_upload: bool = False) -> Callable[[Request], 
         finally:
             share.release()
 
-    return answer_or_refuse
+
+def endpoint(path: str, answer: Answer, methods: Sequence[str] = ("GET",), *, is_upload: bool = False) -> Route:
+    """Return the route whose requests `answer` answers; see `Endpoint`."""
+    return Route(path, Endpoint(answer, is_upload=is_upload), methods=methods, name=getattr(answer, "__name__", path))
 
 
 def refuse(request: Request, error: Exception) -> Response:

@@ -44,7 +44,7 @@ class PixelBudget:
         self._limit = self._left = settings.max_request_pixels
 
     def spend(self, pixels: int) -> None:
-        """Take an image of so many pixels into account.
+        """Take an image of this number of pixels into account.
 
         Raises:
             Problem: 413, it is more than was left.
@@ -69,7 +69,7 @@ def load_in_order(
         files: the files, each decoded when its picture is asked for.
         spec: of the network.
         settings: the limits.
-        field: what the parts of the request are named.
+        field: name of the parts of the request.
         spend: told the pixels of each image once it is decoded; by default a `PixelBudget` of these images alone.
         max_pixels: most pixels of one image, where that is fewer than the settings say.
 

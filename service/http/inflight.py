@@ -1,4 +1,4 @@
-"""What the requests to one process hold at once: bytes of their bodies, and pixels that are to be decoded."""
+"""Budgets that the requests to one process share: bytes of their bodies, and pixels that are to be decoded."""
 
 import asyncio
 import threading
@@ -55,7 +55,7 @@ class Inflight:
 
 
 class Share:
-    """What one request holds of a budget."""
+    """The share of one request in a budget."""
 
     __slots__ = ("_inflight", "num_bytes", "num_pixels")
 

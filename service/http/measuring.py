@@ -1,4 +1,4 @@
-"""Counts every request, whoever answers it: by route and class of status, how long it took, how many are under way."""
+"""Counts every request, also of BentoML's routes: by route and class of status, its time, and those under way."""
 
 from collections.abc import Callable
 

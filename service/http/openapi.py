@@ -114,8 +114,8 @@ def _adapt() -> Json:
     unlabelled = {
         **_IMAGE_PARTS,
         "minItems": 0,
-        "description": "images for recalibration; with them alone a candidate is stored and ends `kept`, as without "
-        "labels nothing can be proven",
+        "description": "images for recalibration; with them alone a candidate is stored and the job ends `kept`, "
+        "because nothing can be proven without labels",
     }
     labels = {"type": "string", "description": "JSON array of class names or indices, in order"}
     archive = {"type": "string", "format": "binary", "description": ".zip or .tar with one folder per class"}
@@ -126,31 +126,31 @@ def _adapt() -> Json:
             query("strategy", "how to search", {"enum": ["auto", "grid", "surrogate"], "default": "auto"}),
             query(
                 "promote",
-                "auto: only what is proven to beat the current soup on images it was not chosen on; likely: also what "
-                "is expected to and is unlikely to lose much; always: needs the role admin",
+                "auto: a candidate that is proven better on images it was not chosen on; likely: also one that is "
+                "probably better; never: none; always: any, with the role admin",
                 {"enum": ["auto", "likely", "always", "never"], "default": "auto"},
             ),
             query(
                 "samples",
-                "which labelled images to search on: new, those of the request; all, those that are kept as well. With "
-                "an empty body, new means those kept that no search has seen",
+                "which labelled images to search on. new: those of the request; all: kept ones as well. With an empty "
+                "body, new means kept ones that no search has used",
                 {"enum": ["new", "all"], "default": "new"},
             ),
             query(
                 "balance",
-                "none: every image counts alike; class: every class that occurs does, however many images it has",
+                "none: every image has the same weight; class: every class that occurs has, however many images it has",
                 {"enum": ["none", "class"], "default": "none"},
             ),
             query(
                 "effort",
-                "auto: a quick search, without what trains weights, then a follow-up that tries that as well; quick: "
-                "no follow-up; full: all in one job",
+                "auto: a quick search without rungs that train weights, then a follow-up with all rungs; quick: no "
+                "follow-up; full: all rungs in one job",
                 {"enum": ["auto", "quick", "full"], "default": "auto"},
             ),
             query(
                 "draw",
                 "fair: classes are as frequent among the labelled images as among those to be served, so labels may "
-                "judge class frequencies; any: they need not be, and frequencies are only reported",
+                "judge class frequencies; any: frequencies are only reported",
                 {"enum": ["any", "fair"], "default": "any"},
             ),
             query(
@@ -159,7 +159,7 @@ def _adapt() -> Json:
         ],
         "requestBody": {
             "required": False,
-            "description": "may be left out where the query says `samples`",
+            "description": "may be empty if the query says `samples`",
             "content": {
                 "multipart/form-data": {
                     "schema": {
@@ -267,7 +267,7 @@ def _deployments() -> Json:
         },
         "/deployments/{name}/samples": {
             "get": get(
-                "Count the labelled images that are kept",
+                "Count the kept labelled images",
                 json_answer(reference(SamplesView), "what is kept"),
                 404,
                 503,
@@ -289,7 +289,7 @@ def _deployments() -> Json:
         },
         "/deployments/{name}/events": {
             "get": get(
-                "List what happened: promotions, rollbacks, the dial, who asked for them",
+                "List the changes of a deployment, and who made them",
                 json_answer(reference(Events), "events, newest first; they outlive their deployment"),
                 400,
                 404,
@@ -298,7 +298,7 @@ def _deployments() -> Json:
             )
         },
         "/deployments/{name}/soups/{version}/predict": {
-            "post": _predict("Ask any version, without serving it", [_NAME, _VERSION, _TOP_K], 409)
+            "post": _predict("Classify images with any version, without serving it", [_NAME, _VERSION, _TOP_K], 409)
         },
         "/deployments/{name}/jobs": {
             "get": get(
@@ -312,7 +312,7 @@ def _deployments() -> Json:
         },
         "/deployments/{name}/soup": {
             "put": {
-                "summary": "Go back to a version, or dial coefficients by hand",
+                "summary": "Serve a version again (rollback), or set coefficients by hand (the dial)",
                 "parameters": [_NAME],
                 "requestBody": body(NewSoup),
                 "responses": {
@@ -324,7 +324,7 @@ def _deployments() -> Json:
         },
         "/deployments/{name}/reservoir": {
             "put": {
-                "summary": "Keep a sample of the images that are classified, for adaptations to estimate statistics on",
+                "summary": "Keep a sample of the classified images, on which adaptations estimate statistics",
                 "parameters": [_NAME],
                 "requestBody": body(NewReservoir),
                 "responses": {
@@ -334,14 +334,14 @@ def _deployments() -> Json:
                 },
             },
             "delete": {
-                "summary": "Keep no images, and delete those that were kept",
+                "summary": "Switch the reservoir off, and delete its images",
                 "parameters": [_NAME],
                 "responses": {"204": {"description": "they are gone"}, **problems(403, 404, 503)},
             },
         },
         "/deployments/{name}/watch": {
             "put": {
-                "summary": "Go back by itself when what was promoted is less sure, or less often right, than before",
+                "summary": "Roll back automatically if a version is less sure or less often right than the one before",
                 "parameters": [_NAME],
                 "requestBody": body(NewWatch),
                 "responses": {
@@ -351,7 +351,7 @@ def _deployments() -> Json:
                 },
             },
             "delete": {
-                "summary": "Never go back by itself",
+                "summary": "Switch the watch off",
                 "parameters": [_NAME],
                 "responses": {"204": {"description": "it is off"}, **problems(403, 404, 503)},
             },
@@ -365,7 +365,7 @@ def _service() -> Json:
         "/bases": {"get": get("List the base sets", json_answer(reference(Bases), "all base sets"))},
         "/metrics": {"get": get("Metrics of all processes", text_answer("text/plain", "Prometheus text format"))},
         "/livez": {"get": get("Is the process alive?", text_answer("text/plain", "it is"))},
-        "/readyz": {"get": get("Do all predictors serve the current soup?", text_answer("text/plain", "it is"), 503)},
+        "/readyz": {"get": get("Do all workers serve the current soup?", text_answer("text/plain", "it is"), 503)},
     }
 
 

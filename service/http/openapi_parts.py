@@ -1,4 +1,4 @@
-"""What the paths of the OpenAPI document are made of: answers, parameters, bodies, the roles that they need."""
+"""Parts of the paths of the OpenAPI document: answers, parameters, bodies, the roles that they need."""
 
 from typing import Any, Final
 

@@ -46,7 +46,7 @@ _STORAGE_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class FieldError(NamedTuple):
-    """What is wrong with one part of a request."""
+    """The fault of one part of a request."""
 
     field: str
     message: str
@@ -117,7 +117,7 @@ def render(problem: Problem, path: str) -> Response:
 
 
 def as_problem(error: Exception) -> Problem:
-    """Return the problem that stands for any exception; unexpected ones are logged and say nothing of the inside."""
+    """Return the problem that stands for any exception; unexpected ones are logged, and their text stays inside."""
     match error:
         case Problem():
             return error

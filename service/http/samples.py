@@ -16,7 +16,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 async def samples(context: Context, request: Request) -> Response:
-    """`/deployments/{name}/samples`, whatever the method."""
+    """`/deployments/{name}/samples`, all methods."""
     if request.method == "DELETE":
         return await _delete(context, request)
     name = request.path_params["name"]

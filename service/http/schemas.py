@@ -1,4 +1,4 @@
-"""What goes over HTTP as JSON: request bodies are checked against these models, answers are built from them."""
+"""JSON over HTTP: request bodies are checked against these models, answers are built from them."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -39,7 +39,7 @@ JobState = Literal["queued", "running", "promoted", "kept", "failed"]
 
 
 class FieldAtFault(Frozen):
-    """What is wrong with one part of a request."""
+    """The fault of one part of a request."""
 
     field: str
     message: str
@@ -84,14 +84,14 @@ class JobView(Frozen):
     deployment: str
     state: JobState
     version: int | None = Field(description="promoted: the new version; kept or failed: the one still served")
-    previous_version: int | None = Field(description="what was served before a promotion")
-    candidate_version: int | None = Field(description="the version that holds what was found")
-    coefficients: dict[str, float] | None = Field(description="of what was found, by ingredient")
-    patch: PatchSummary | None = Field(description="what replaces mixed tensors in what was found")
+    previous_version: int | None = Field(description="the version served before a promotion")
+    candidate_version: int | None = Field(description="the version that holds the candidate")
+    coefficients: dict[str, float] | None = Field(description="of the candidate, by ingredient")
+    patch: PatchSummary | None = Field(description="tensors of the candidate that replace mixed ones")
     support: SupportSummary | None
-    balance: Balance = Field(description="what counts alike in the search: every image (none), or every class")
+    balance: Balance = Field(description="none: every image has the same weight in the search; class: every class has")
     effort: Effort = Field(
-        description="how thorough the search is: quick, without what trains weights; full; auto, quick with a follow-up"
+        description="quick: without rungs that train weights; full: all rungs; auto: quick with a follow-up"
     )
     follows: str | None = Field(description="the quick job whose images this follow-up searches on in full")
     followed_by: str | None = Field(description="the follow-up that searches in full on this job's images")
@@ -99,24 +99,24 @@ class JobView(Frozen):
         description="fair: classes are as frequent among the labelled images as among those to be served"
     )
     classes: list[ClassFrequency] | None = Field(
-        description="estimated class frequencies; null where too few images tell them, or the job is not done"
+        description="estimated class frequencies; null if there are too few images, or the job is not done"
     )
-    samples: SampleChanges | None = Field(description="what the request changed among the labelled images kept")
+    samples: SampleChanges | None = Field(description="changes of the request to the kept labelled images")
     accuracy: AccuracySummary | None
     attempt: int | None = Field(
         description="number of this comparison with the same current version; null for a job that makes none, or waits"
     )
     level: float | None = Field(description="p-value below which this attempt promotes")
-    not_tried: dict[str, str] | None = Field(description="what the search left out, and why")
+    not_tried: dict[str, str] | None = Field(description="rungs that the search left out, and why")
     search: SearchSummary | None
     ingredients: dict[str, float] | None = Field(description="accuracy of each ingredient alone")
-    reference: FloorCheck | None = Field(description="of what was found on trusted images, where there are some")
+    reference: FloorCheck | None = Field(description="of the candidate on reference images; null without any")
     rolled_back_to: int | None = Field(
-        description="the earlier version that the watch put back because of this job's images; null if it did not"
+        description="the version that the watch rolled back to because of this job's images; null if it did not"
     )
     reason: str | None
     progress: float = Field(ge=0, le=1)
-    message: str = Field(description="what the adapter is doing")
+    message: str = Field(description="the present step of the adapter")
     created_at: datetime
     finished_at: datetime | None
 
@@ -130,7 +130,7 @@ class Jobs(Frozen):
 
 
 class WorkerView(Frozen):
-    """A predictor process and how far the rollout has come there."""
+    """A worker process, and the version that it has loaded."""
 
     id: str
     pid: int
@@ -150,7 +150,7 @@ class NewReservoir(Frozen):
 
 
 class ReservoirView(NewReservoir):
-    """A sample of the images that a deployment was asked about lately."""
+    """A sample of the images that a deployment classified recently."""
 
     kept: int = Field(description="images kept now")
 
@@ -159,10 +159,10 @@ class NewWatch(Frozen):
     """Body of `PUT /deployments/{name}/watch`."""
 
     min_images: Annotated[int, Field(ge=MIN_IMAGES, le=MAX_WATCH_IMAGES, strict=True)] = Field(
-        default=200, description="images that a mean confidence is taken over, at least"
+        default=200, description="least number of images of a mean confidence"
     )
     confidence_drop: Annotated[float, Field(gt=0, lt=1, strict=True)] = Field(
-        default=0.2, description="fall of the mean confidence up to which a version stays"
+        default=0.2, description="largest fall of the mean confidence with which a version stays"
     )
 
 
@@ -170,19 +170,19 @@ class ConfidenceView(Frozen):
     """Confidences of the predicted classes of images."""
 
     images: int
-    mean: float | None = Field(description="null where there are no images yet")
+    mean: float | None = Field(description="null if there are no images yet")
 
 
 class WatchView(NewWatch):
-    """A deployment that goes back by itself when a promotion turns out badly."""
+    """The watch of a deployment: it rolls back a version that turns out worse than the one before."""
 
-    against: int | None = Field(description="version that the current one is judged against; null if it is not judged")
-    before: ConfidenceView = Field(description="what that version answered last")
-    recent: ConfidenceView = Field(description="what the current version answered lately")
+    against: int | None = Field(description="version that the current one is compared with; null if it is not judged")
+    before: ConfidenceView = Field(description="the last answers of that version")
+    recent: ConfidenceView = Field(description="recent answers of the current version")
 
 
 class ReferenceView(Frozen):
-    """Trusted images of a deployment, and the least accuracy that a promoted soup has on them."""
+    """The reference images of a deployment, and the least accuracy that a promoted soup has on them."""
 
     n: int
     per_class: dict[str, int]
@@ -198,10 +198,10 @@ class DeploymentView(Frozen):
     coefficients: dict[str, float]
     bn_mode: BnMode
     temperature: float
-    patch: PatchSummary | None = Field(description="what replaces mixed tensors; null for a plain soup")
-    reservoir: ReservoirView | None = Field(description="null where no images are kept, the default")
-    watch: WatchView | None = Field(description="null where nothing is put back by itself, the default")
-    reference: ReferenceView | None = Field(description="null where there is no floor, the default")
+    patch: PatchSummary | None = Field(description="tensors that replace mixed ones; null for a plain soup")
+    reservoir: ReservoirView | None = Field(description="null if it is off, the default")
+    watch: WatchView | None = Field(description="null if it is off, the default")
+    reference: ReferenceView | None = Field(description="null without a floor, the default")
     created_at: datetime
     is_rolled_out: bool = Field(description="every live worker serves the current version")
     workers: list[WorkerView]
@@ -251,7 +251,7 @@ class SamplesView(Frozen):
 
     deployment: str
     images: int
-    unused: int = Field(description="images that no search has seen")
+    unused: int = Field(description="images that no search has used")
     per_class: dict[str, int]
     bytes: int = Field(description="of their pixels, at the network's input size")
     max_bytes: int = Field(description="most bytes; the images that were not sent for longest make room")
@@ -267,23 +267,23 @@ class DeletedSamples(Frozen):
 
 
 class EventView(Frozen):
-    """What happened to a deployment."""
+    """A change of a deployment."""
 
     seq: int = Field(description="number of the event; later ones have higher numbers")
     at: datetime
     kind: EventKind
     from_version: int | None
     to_version: int | None
-    job: str | None = Field(description="the job whose evidence it was, where there is one")
+    job: str | None = Field(description="the job whose evidence it was; null without one")
     who: str | None = Field(
-        description=f"name of the API key that asked for it; null where there was none; {WATCH} if nobody asked"
+        description=f"name of the API key that asked for it; null without a key; {WATCH} for the watch"
     )
-    reason: str | None = Field(description="why the watch put the deployment back; null if it was not the watch")
-    unproven: bool = Field(description="no test on held-out images stands behind it")
+    reason: str | None = Field(description="why the watch rolled back; null if it was not the watch")
+    unproven: bool = Field(description="no test on held-out images supports the change")
 
 
 class Events(Frozen):
-    """What happened to the deployments of a name, newest first."""
+    """The changes of the deployments of a name, newest first."""
 
     deployment: str
     events: list[EventView]
@@ -316,7 +316,7 @@ class NewDeployment(Frozen):
 
 
 def _exactly_one(schema: dict[str, Any]) -> None:
-    """Say in the schema of `NewSoup` what its endpoint asks for: one of the two, not both."""
+    """Say in the schema of `NewSoup` that its endpoint needs one of the two, not both."""
     schema["oneOf"] = [
         {"required": [name], "properties": {name: {"not": {"type": "null"}}, other: {"type": "null"}}}
         for name, other in (("version", "coefficients"), ("coefficients", "version"))
@@ -324,7 +324,7 @@ def _exactly_one(schema: dict[str, Any]) -> None:
 
 
 class NewSoup(Frozen):
-    """Body of `PUT /deployments/{name}/soup`: a version to go back to, or coefficients to dial."""
+    """Body of `PUT /deployments/{name}/soup`: a version to serve again, or coefficients."""
 
     model_config = ConfigDict(json_schema_extra=_exactly_one)
 

@@ -31,7 +31,7 @@ class Gate:
         app: what it guards.
         allowed_hosts: names, besides loopback, that requests may be addressed to.
         on_refusal: told of every request that goes no further.
-        access: what API keys allow; None where there are none.
+        access: the API keys; None if there are none.
         allow_cross_site_predict: pages of other sites may send images to be classified.
     """
 
@@ -101,7 +101,7 @@ def _other_site(path: str, found: str) -> Problem:
 
 
 _WATCHED = frozenset({b"host", b"origin", b"sec-fetch-site"})
-# For answers that say nothing of it themselves: what they carry is no page, is nobody else's, and is kept nowhere.
+# Defaults for every answer: its content is not a page, belongs to this site alone, and must not be stored.
 _HARDENING = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

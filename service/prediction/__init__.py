@@ -1,1 +1,1 @@
-"""What answers with a soup: catalogue, sessions, batches, recent images."""
+"""The part that answers with a soup: catalogue, sessions, batches, recent images."""

@@ -1,4 +1,4 @@
-"""A micro-batcher on the event loop: what waits while a batch runs is the next batch. Nobody waits on purpose.
+"""A micro-batcher on the event loop: images that wait while a batch runs are the next batch. Nobody waits on purpose.
 
 A request of more images than a batch waits with one batch of them at a time, so that others get their turn between.
 """
@@ -113,7 +113,7 @@ class Batcher(Generic[Scalar]):
             self._runner = None
 
     def _next_batch(self) -> list[_Waiting[Scalar]]:
-        """Take what runs next; what nobody waits for any more is left out."""
+        """Take the images that run next, without those that nobody waits for any more."""
         batch: list[_Waiting[Scalar]] = []
         size = 0
         while self._waiting and size + len(self._waiting[0].images) <= self._max_batch:

@@ -41,10 +41,10 @@ def read_catalog(*folders: Path, check_files: bool) -> dict[str, Base]:
     catalog: dict[str, Base] = {}
     for folder in folders:
         for name, base in _read_folder(folder, check_files=check_files).items():
-            if name in catalog:
-                logger.info("%s: passed over: %s has the name %s, too", base.folder, catalog[name].folder, name)
-            else:
+            if name not in catalog:
                 catalog[name] = base
+            elif check_files:  # once, not by every process
+                logger.info("%s: passed over: %s has the name %s, too", base.folder, catalog[name].folder, name)
     if not catalog:
         places = " or ".join(map(str, folders))
         expected = f"{places}: expected at least one base set with ingredients to mix"

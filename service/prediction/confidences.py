@@ -19,7 +19,7 @@ class Batch(NamedTuple):
 
 
 class Confidences:
-    """What one worker's watched deployments answered, by version. Lives on one event loop."""
+    """Confidences of one worker's watched deployments, by version. Lives on one event loop."""
 
     def __init__(self) -> None:
         self._watches: Mapping[str, str] = {}

@@ -46,7 +46,7 @@ class Freshness:
         self._read_at = time.monotonic()
 
     def followed(self, since: float) -> None:
-        """What the registry said at that moment is served."""
+        """The worker serves the state of the registry at that moment."""
         self._followed_at = since
         self._is_cut_off = self._is_cut_off and self.is_silent
 

@@ -44,7 +44,7 @@ class Predictor:
 
     Lives on one event loop. For each deployment it knows the move that a request accepted now is served by, and reports
     that. A deployment that nobody asked for has no session: it moves to a new version by taking note of it, and its
-    next request has the session built. Where there is one, the new one is built beside it and warmed up, and serves
+    next request has the session built. If there is one, the new one is built beside it and warmed up, and serves
     unless the deployment has moved on meanwhile. Either way, once all workers report a move, no request accepted later
     is served by an earlier one.
 
@@ -85,7 +85,7 @@ class Predictor:
 
     @property
     def are_all_ready(self) -> bool:
-        """What probes ask for: every predictor of this machine has been ready, as any may get the next connection.
+        """The answer to probes: every predictor of this machine has been ready, as any may get the next connection.
 
         That stays so: a predictor that is started again takes no connection before it is ready. But one that does not
         keep up with the registry, or could not read it for `registry_max_age_seconds`, is not ready until it can.
@@ -343,7 +343,7 @@ class Predictor:
 
     async def _report(self, *, force: bool = False) -> None:
         """Tell the registry that this worker lives and what it serves, when due or when it changed."""
-        async with self._report_lock:  # what is served rises, and so must what is reported
+        async with self._report_lock:  # the served move only rises, and so must the reported one
             served, start = dict(self._served), time.monotonic()
             is_news = served != self._reported
             if not force and not is_news and start - self._freshness.reported_at < self._settings.heartbeat_seconds:

@@ -44,7 +44,7 @@ class Share:
 
     While there is room every image is kept; then the n-th image takes the place of a random one with probability
     capacity / n (Algorithm R), so that each is kept with the same probability. Where images are too old, n shrinks as
-    the number of images kept does. After a restart n starts anew from what is kept.
+    the number of images kept does. After a restart n starts from the number of kept images.
     """
 
     def __init__(self, file: int, plan: ReservoirPlan, spec: InputSpec, capacity: int) -> None:
@@ -149,7 +149,7 @@ class Reservoirs:
         self._shares.clear()
 
     async def refresh(self, wanted: Mapping[str, tuple[ReservoirPlan, InputSpec]]) -> None:
-        """Sample for these deployments and no others; what was switched off is deleted."""
+        """Sample for these deployments and no others; reservoirs that were switched off are deleted."""
         current = {name: share.plan for name, share in self._shares.items()}
         if current == {name: plan for name, (plan, _) in wanted.items()}:
             return

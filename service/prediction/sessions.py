@@ -17,7 +17,7 @@ class _Held:
 
 
 class Sessions:
-    """A cache of sessions by what they serve, bounded by memory; what was not asked for the longest goes first.
+    """A cache of sessions by the soup that they serve, bounded by memory; the one unused for the longest goes first.
 
     Belongs to one event loop; sessions are built in threads. A request that has a session keeps it, evicted or not.
 

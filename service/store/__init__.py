@@ -1,1 +1,1 @@
-"""What is kept: the registry's database and the images of queued jobs."""
+"""Stored data: the registry's database, and the images of deployments and jobs."""

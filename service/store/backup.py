@@ -55,7 +55,7 @@ def _connection_options(url: URL) -> dict[str, Any]:
 def _dump_postgresql(url: URL, out: Path) -> None:
     """Let `pg_dump` write an archive; the password goes through the environment, which no list of processes shows.
 
-    What else the URL says goes as the driver would get it, whether it stands in the URL's head or in its query.
+    All other parts of the URL, of its head and its query, are passed as the driver would get them.
     """
     program = shutil.which(PG_DUMP)
     if program is None:

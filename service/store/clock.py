@@ -32,7 +32,7 @@ def read_clock(session: Session) -> float:
 
 
 def is_silent(heartbeat: InstrumentedAttribute[Any], seconds: float) -> ColumnElement[bool]:
-    """Say if a heartbeat is older than so many seconds.
+    """Say if a heartbeat is older than a number of seconds.
 
     So is one from the future: it was written before the database's clock was set back, and who lives beats again soon.
     """

@@ -1,7 +1,7 @@
 """When the confidence of a soup has collapsed: sums over images, windows of them, and the test. Pure.
 
-What a version answers is cut into blocks of at least so many images, and each block is compared with what the version
-before answered last. So a collapse after a long good time is noticed, too, within two blocks.
+A version's answers are cut into blocks of a least number of images, and each block is compared with the last answers of
+the version before. So a collapse after a long good time is noticed, too, within two blocks.
 """
 
 import math
@@ -19,7 +19,7 @@ MIN_IMAGES = 50  # of a block, at least: the mean of fewer is not normal enough,
 
 
 class Tally(NamedTuple):
-    """Confidences of the predicted classes of some images, as sums: what their mean and variance need."""
+    """Confidences of the predicted classes of some images, as sums, from which mean and variance follow."""
 
     n: int = 0
     total: float = 0.0
@@ -52,7 +52,7 @@ class Collapse(NamedTuple):
 
 
 class WatchState(Frozen):
-    """What is known of the version that a watched deployment serves.
+    """The record of the version that a watched deployment serves.
 
     `event` is the number of the event that made it current: what was seen in an earlier spell of the same version does
     not count.
@@ -85,14 +85,14 @@ def observe(
 ) -> tuple[WatchState, Collapse | None]:
     """Add what versions answered since, and judge the block if it is complete.
 
-    Until a first block has been judged, what the version before still answers counts for that one: workers change over
+    Until a first block has been judged, late answers of the version before count for that one: workers change over
     one after the other, and report once a second. Other versions do not matter.
 
     Args:
         state: what is known.
         tallies: by version.
         min_images: of a block, and of the version before: with fewer of that one nothing is judged.
-        drop: of the mean confidence, in (0, 1): what is less than that is no collapse.
+        drop: of the mean confidence, in (0, 1): a smaller fall is not a collapse.
     """
     before = state.before
     if state.against is not None and state.blocks == 0:

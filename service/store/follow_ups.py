@@ -21,7 +21,7 @@ def queue_follow_up(session: Session, found: Deployment, job: Job, selection: by
 
     Args:
         session: holds the locks of deployment and job.
-        found: the deployment; what it serves now is what the follow-up compares with.
+        found: the deployment; the follow-up compares with the version that it serves now.
         job: says what else was asked for, and is told its follow-up.
         selection: the labelled images of the job.
     """
@@ -55,7 +55,7 @@ def queue_follow_up(session: Session, found: Deployment, job: Job, selection: by
 
 
 def end_follow_ups(session: Session, found: Deployment, reason: str, *, but: str | None = None) -> None:
-    """End the follow-ups of a locked deployment that wait or run; whoever works on one is told by its heartbeat.
+    """End the follow-ups of a locked deployment that wait or run; its heartbeat tells the adapter.
 
     Args:
         session: holds the deployment's lock.

@@ -1,4 +1,4 @@
-"""From the images of a request to a queued job: what is new is stored, what is known is found, all or nothing."""
+"""From the images of a request to a queued job: new images are stored, known ones are found, all or nothing."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from service.store.tables import Job, Pack, new_id
 from service.store.transactions import Conflict, get_deployment, get_soup
 from training.manifest import Manifest
 
-PACK_BYTES = 32_000_000  # most pixels of one pack: the rest of it must be written anew when one image goes
+PACK_BYTES = 32_000_000  # most pixels of one pack: its rest must be written to a new one when one image is deleted
 ATTEMPTS = 3
 
 
@@ -33,7 +33,7 @@ class TooManySamples(ValueError):
 
 
 class Wanted(NamedTuple):
-    """What a request for an adaptation asks for."""
+    """The options of a request for an adaptation."""
 
     deployment: str
     material: Material
@@ -152,8 +152,8 @@ class Intake:
     def _undo(self, job: str, packs: list[Written]) -> None:
         """Delete what was written for a request that was not accepted.
 
-        If the database broke off while it committed, it may have been accepted: then the objects stay. So they do if
-        that cannot be told, and what no row knows is swept away later.
+        If the database broke off while it committed, it may have been accepted: then the objects stay. They also stay
+        if that is not known. Cleaning deletes objects without a row later.
         """
         written = [pack.id for pack in packs]
         try:

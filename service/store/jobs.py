@@ -7,6 +7,7 @@ from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from adapt.documents.landscape import Landscape
+from adapt.documents.patch import PatchSummary
 from adapt.documents.soup import Outcome, Soup, SupportSummary
 from service.store.clock import Now, is_silent, read_clock
 from service.store.database import Database, is_text
@@ -53,7 +54,7 @@ class JobQueue:
             _check_room(session, max_queued)
 
     def forget(self, *, older_than: float) -> int:
-        """Delete jobs that ended more than so many seconds ago; return how many.
+        """Delete jobs that ended more than a number of seconds ago; return how many.
 
         The job stays that made the version which its deployment serves.
         """
@@ -162,7 +163,7 @@ class JobQueue:
             for attempt, version, support in session.execute(rows.order_by(Job.attempt.desc())):
                 if version is None or version == job.base_version:
                     continue
-                candidate = soup_of(get_soup(session, job.deployment, version), held_out=True)
+                candidate = soup_of(get_soup(session, job.deployment, version), patch=False, held_out=True)
                 images = set() if candidate.held_out is None else set(candidate.held_out.answers().hashes)
                 if images and images <= later:
                     sizes[attempt], later = support["n"], images
@@ -187,7 +188,7 @@ class JobQueue:
             return session.scalar(select(Job.seq).where(waiting).limit(1)) is not None
 
     def cancel(self, job: str, *, who: str | None = None) -> Job | None:
-        """End a job that waits or runs, and return it; None if there is none. Whoever works on it is told by `beat`.
+        """End a job that waits or runs, and return it; None if there is none. `beat` tells the adapter.
 
         Raises:
             Conflict: it has ended already.
@@ -236,8 +237,8 @@ class JobQueue:
             candidate: what was found.
             outcome: its evidence.
             landscape: of the search.
-            rollback: what the job's images say of the current version, if they put it away: done unless the candidate
-                is promoted, or the deployment moved or is not watched any more.
+            rollback: the watch's verdict by the job's images, if it rolls back the current version: done unless the
+                candidate is promoted, or the deployment moved or is not watched any more.
             is_more_to_try: rungs were left out that take long.
 
         Returns:
@@ -250,8 +251,7 @@ class JobQueue:
             mine = _mine(session, job)
             if found is None or mine is None:
                 return _ended_by(session, job)
-            current = soup_of(get_soup(session, mine.deployment, mine.base_version))
-            is_new = not _serves_the_same(candidate, current)
+            is_new = not _is_served_by(get_soup(session, mine.deployment, mine.base_version), candidate)
             version = mine.base_version
             if is_new:
                 version = add_soup(session, mine.deployment, candidate, source="adapt", job=mine.id)
@@ -286,7 +286,7 @@ class JobQueue:
 
 
 def landscape_of(job: Job) -> Landscape | None:
-    """Return what the search of a job saw; None where there was none on labels, or it is not over."""
+    """Return the soups that the search of a job evaluated; None without labels, or if it is not over."""
     found = (job.outcome or {}).get(LANDSCAPE)
     return None if found is None else Landscape.model_validate(found)
 
@@ -394,6 +394,10 @@ def _is_proven(outcome: Outcome) -> bool:
     return accuracy is not None and level is not None and accuracy.p_value < level
 
 
-def _serves_the_same(one: Soup, other: Soup) -> bool:
-    told = {"evidence": None, "held_out": None}  # about the network, and no part of it
-    return one.model_copy(update=told) == other.model_copy(update=told)
+def _is_served_by(row: SoupVersion, soup: Soup) -> bool:
+    """Say if a version serves the same network as a soup; patches are compared by their digests."""
+    told = {"evidence": None, "held_out": None, "patch": None}  # no part of the network, or compared apart
+    if soup.model_copy(update=told) != soup_of(row, patch=False).model_copy(update=told):
+        return False
+    found = row.soup.get("patch")
+    return (soup.patch and soup.patch.summary) == (found and PatchSummary.model_validate(found))

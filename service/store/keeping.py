@@ -1,4 +1,4 @@
-"""What a request for an adaptation does to the rows of kept images, within the transaction that queues its job."""
+"""The changes of a request for an adaptation to the rows of kept images, within the transaction that queues its job."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -38,7 +38,7 @@ class Relabel(Frozen):
 
 
 class SampleChanges(Frozen):
-    """What a request did to the labelled images that its deployment keeps."""
+    """The changes that a request made to the labelled images of its deployment."""
 
     choice: Choice = Field(description="which images the job searches on")
     added: int = Field(description="images that were not kept before")

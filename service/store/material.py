@@ -1,4 +1,4 @@
-"""What a job searches on: images with labels, images without, and the list of labelled ones that its row carries."""
+"""The images that a job searches on: images with labels, images without, and the list of labelled ones."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ class Material:
 
 
 def digest_of(selected: Iterable[Selected], unlabelled_hashes: Iterable[str]) -> str:
-    """Return the SHA-256 (hex) of the set of images and labels, in whatever order and file format they came."""
+    """Return the SHA-256 (hex) of the set of images and labels, for any order and file format."""
     found: list[object] = [*sorted(selected), *sorted(unlabelled_hashes)]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 

@@ -1,8 +1,9 @@
 """The registry's schema: brought up to date, and compared with what the code expects.
 
 Versions of the code that follow each other share a registry while a service is upgraded one process at a time. So a
-revision only adds what the code of the revision before can do without, and what that code still uses is removed by a
-later revision. The registry stores the oldest revision whose code works with its schema; older code refuses it.
+revision only adds tables and columns that the code of the revision before does not need. A later revision removes
+those that this code still uses. The registry stores the oldest revision whose code works with its schema; older code
+refuses it.
 
 Alembic is imported here and nowhere else, by the process that starts the others and by `saucier db`.
 """

@@ -1,4 +1,4 @@
-"""What predictors follow: which version a deployment points at since which event. Looked at several times a second."""
+"""The moves that predictors follow: which version a deployment points at since which event."""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple, TypeVar
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 
 class Pointer(NamedTuple):
-    """What a deployment points at."""
+    """The version that a deployment points at."""
 
     name: str
     uid: str
@@ -24,14 +24,14 @@ class Pointer(NamedTuple):
 
 
 class Move(NamedTuple):
-    """What a deployment points at since an event: a version that was gone back to is served by another move."""
+    """The version that a deployment points at since an event: a rollback is another move."""
 
     pointer: Pointer
     seq: int  # number of the event; those of a deployment rise
 
 
 class Snapshot(NamedTuple):
-    """What a predictor needs to know several times a second."""
+    """The state that a predictor reads several times a second."""
 
     latest: int  # number of the newest event that it knows of
     moves: Mapping[str, Move]  # by deployment

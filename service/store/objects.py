@@ -150,7 +150,7 @@ class ObjectStore:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Make an OSError of whatever a remote store's library raises."""
+        """Make an OSError of every error that a remote store's library raises."""
         try:
             yield
         except OSError:

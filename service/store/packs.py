@@ -1,8 +1,8 @@
 """The pixels of kept images, in packs: objects that hold the images of one request, written once and never changed.
 
-A pack is written before the rows that refer to it. Whatever deletes such rows marks the pack as stale in the same
-transaction; cleaning writes what is left of a stale pack to a new one and deletes the old object. So a crash at any
-moment loses nothing that was acknowledged, and what should be gone is found and deleted later.
+A pack is written before the rows that refer to it. Code that deletes such rows marks the pack as stale in the same
+transaction; cleaning writes the rest of a stale pack to a new one and deletes the old object. So a crash at any moment
+loses no acknowledged image, and later cleaning finds and deletes the rest.
 
 Names of objects begin with the id of the registry that wrote them, and no other deletes them: see
 `service.store.identity`.
@@ -34,7 +34,7 @@ def key_of(folder: str, name: str, origin: str | None) -> str:
     """Return the key of an object.
 
     Args:
-        folder: what kind it is of.
+        folder: its kind.
         name: within it.
         origin: id of the registry that wrote it; None for objects from before there were ids.
     """
@@ -46,7 +46,7 @@ def _id(key: str) -> str:
 
 
 class Content(NamedTuple):
-    """What an object holds."""
+    """The content of an object."""
 
     hashes: tuple[str, ...]
     images: Images  # one for each hash

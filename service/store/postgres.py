@@ -45,7 +45,7 @@ class _Silence(Exception):
 
 
 def _within(answer: PQGen[RV], seconds: float) -> Generator[Any, Any, RV]:
-    """Pass on what psycopg waits for, until nothing has come for so many seconds; it looks every 0.1 s."""
+    """Pass on what psycopg waits for, until nothing has come for a number of seconds; it looks every 0.1 s."""
     deadline = time.monotonic() + seconds
     try:
         wanted = next(answer)

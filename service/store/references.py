@@ -30,7 +30,7 @@ class ReferenceGone(ValueError):
 
 
 class ReferenceInfo(NamedTuple):
-    """What a deployment's row says of its reference images."""
+    """The reference images in a deployment's row."""
 
     id: str
     n: int
@@ -128,7 +128,7 @@ class References:
         return before is not None
 
     def forget(self, info: ReferenceInfo | None) -> None:
-        """Delete the images of a deployment that is gone; what fails now is done by `sweep`."""
+        """Delete the images of a deployment that is gone; `sweep` repeats deletions that fail now."""
         try:
             self._delete(info)
         except OSError as error:

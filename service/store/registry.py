@@ -113,7 +113,7 @@ class Registry:
         Args:
             name: of the deployment.
             default: soup of the base set.
-            who: name of the API key that asked, here and below; None where there are no keys.
+            who: name of the API key that asked, here and below; None if there are no keys.
 
         Returns:
             True if it was made, False if it was there.

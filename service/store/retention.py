@@ -1,4 +1,4 @@
-"""Which versions and events may go: none that is served or can be gone back to, nor what put such a one in service."""
+"""Which versions and events may be deleted: not versions that are or can be served, nor the events that served them."""
 
 from typing import NamedTuple
 

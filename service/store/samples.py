@@ -31,7 +31,7 @@ class SamplesGone(ValueError):
 
 
 class SampleCounts(NamedTuple):
-    """What a deployment keeps."""
+    """The labelled images that a deployment keeps."""
 
     per_class: dict[str, int]
     unused: int  # that no search has seen
@@ -111,7 +111,7 @@ class Samples:
             return {row.hash for row in samples_of(session, deployment, hashes) if row.added_at > since}
 
     def forget(self, owner: str, jobs: Sequence[str]) -> None:
-        """Delete what a deployment that is gone has left in the store; what fails now is done later."""
+        """Delete the objects of a deployment that is gone; deletions that fail now are repeated later."""
         try:
             self.packs.clean(owner=owner)
             self.packs.delete_unlabelled(jobs)
@@ -119,7 +119,7 @@ class Samples:
             logger.warning("the store cannot be used: %s", error)
 
     def expire(self, *, older_than: float) -> int:
-        """Delete the rows of images last given more than so many seconds ago; return how many.
+        """Delete the rows of images last sent more than a number of seconds ago; return how many.
 
         Cleaning deletes the pixels.
         """

@@ -71,7 +71,7 @@ class WatchPlan(NamedTuple):
 
 
 class Identity(Table):
-    """What tells a registry from others, in one row."""
+    """The identity of a registry, in one row."""
 
     __tablename__ = "registry"
 
@@ -124,7 +124,7 @@ class Pack(Table):
     owner: Mapped[str] = mapped_column(String(32))  # uid of a deployment, which may be gone already
     height: Mapped[int]
     width: Mapped[int]
-    is_stale: Mapped[bool] = mapped_column(default=False)  # it has images that no sample refers to: to be written anew
+    is_stale: Mapped[bool] = mapped_column(default=False)  # it holds images without a sample, so its rest must move
     created_at: Mapped[float] = mapped_column(default=Now())
     origin: Mapped[str | None] = mapped_column(String(32))  # id of the registry that wrote it; earlier ones: null
 
@@ -204,7 +204,7 @@ class Job(Table):
 
 
 class Event(Table):
-    """What happened to a deployment: appended in the transaction that did it, never changed."""
+    """An event of a deployment: appended in the transaction that made the change, never changed."""
 
     __tablename__ = "events"
     __table_args__ = (Index(None, "deployment", "seq"),)
@@ -229,7 +229,7 @@ def _one_after_the_other(_: object, connection: Connection, __: object) -> None:
 
 
 class ConfidenceSum(Table):
-    """What workers reported of the confidences of a watched deployment's version, until the adapter takes it."""
+    """Confidences of a watched deployment's version that workers reported, until the adapter takes them."""
 
     __tablename__ = "confidence_sums"
 

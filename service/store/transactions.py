@@ -1,4 +1,4 @@
-"""What a transaction reads and changes of deployments and their soup versions."""
+"""Reads and changes of deployments and their soup versions, within a transaction."""
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -72,16 +72,18 @@ def get_soup(session: Session, deployment: str, version: int) -> SoupVersion:
     return found
 
 
-def soup_of(row: SoupVersion, *, held_out: bool = False) -> Soup:
+def soup_of(row: SoupVersion, *, patch: bool = True, held_out: bool = False) -> Soup:
     """Return the soup of a row, within the transaction that read it: the bytes beside the document are read only now.
 
     Args:
         row: a version.
+        patch: with its patch, which can be megabytes.
         held_out: with its held-out answers.
     """
-    document = row.soup if held_out else row.soup | {"held_out": None}
-    patch, answers = (None if document.get(part) is None else getattr(row, part) for part in ("patch", "held_out"))
-    return soup_from_parts(document, patch, answers)
+    wanted = {"patch": patch, "held_out": held_out}
+    document = row.soup | {part: None for part, is_wanted in wanted.items() if not is_wanted}
+    patch_data, answers = (None if document.get(part) is None else getattr(row, part) for part in wanted)
+    return soup_from_parts(document, patch_data, answers)
 
 
 def add_soup(session: Session, deployment: str, soup: Soup, *, source: str, job: str | None = None) -> int:

@@ -22,7 +22,7 @@ class Suspect(NamedTuple):
 
 
 class Rollback(NamedTuple):
-    """A version that is to be put away, or was, and why."""
+    """A version that is to be rolled back, or was, and why."""
 
     suspect: Suspect
     reason: str
@@ -76,10 +76,10 @@ class Watches:
     def judge(self, deployment: str) -> Rollback | None:
         """Take in what workers reported of a deployment; if its confidence collapsed, put it back.
 
-        One transaction under the deployment's lock: what is judged is what is current, and stays so until it is done.
+        One transaction under the deployment's lock: the judged version is the current one until it is done.
 
         Returns:
-            What was done; None if nothing was.
+            The change; None if there was none.
         """
         with self._database.write(is_durable=False) as session:  # after a power cut it is seen, and done, again
             found = session.get(Deployment, deployment, with_for_update=True)
@@ -150,8 +150,8 @@ def state_of(found: Deployment) -> WatchState | None:
 def replaced(moved: Event) -> int | None:
     """Return the version that an event replaced by one that has yet to prove itself; None if it did not.
 
-    A way back is none of these: neither the watch's own, nor an older version that somebody chose. If somebody puts a
-    newer one forward by hand, also one that the watch had put away, it is judged, by what is seen from then on.
+    A rollback is not judged: neither the watch's own, nor an older version that somebody chose. If somebody serves a
+    newer version by hand, also one that the watch rolled back, it is judged by the answers from then on.
     """
     forward = (moved.from_version or 0) < (moved.to_version or 0)
     is_judged = moved.kind in ("promoted", "dial") or (moved.kind == "rollback" and moved.who != WATCH and forward)

@@ -90,13 +90,13 @@ def test_what_the_watch_did_is_listed_with_its_reason(
     client, fact = server.client, "#soup .facts"
     with console(browser, server, at=f"#/{name}") as page:
         shown(page, name)
-        expect(page.locator(fact)).to_contain_text(re.compile(r"Goes back by itself\s*no"))
+        expect(page.locator(fact)).to_contain_text(re.compile(r"Watch\s*off"))
         assert client.put(f"/deployments/{name}/watch", json={}).status_code == 201
         for values in ((0.0, 0.0, 1.0, 0.0), (0.0, -1.0, 2.0, 0.0)):  # right, and mostly wrong
             client.put(f"/deployments/{name}/soup", json={"coefficients": dict(zip(NAMES, values, strict=True))})
-        expect(page.locator(fact)).to_contain_text("yes, to version 2")
+        expect(page.locator(fact)).to_contain_text("on, compares with version 2")
         reason = adapted(server, name, labelled, 60)["reason"]
-        expect(page.locator(fact)).to_contain_text("yes, when a promotion turns out badly")
+        expect(page.locator(fact)).to_contain_text(re.compile(r"Watch\s*on(?!,)"))
         newest = page.locator("#events tbody tr").first
         expect(newest).to_contain_text("Set to a stored version")
         expect(newest).to_contain_text("(watch)")

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 import service.adapter.building
 from deploy.layout import BUNDLE_NAME, BundleError
 from service.adapter.loop import AdapterLoop
+from service.defaults import settle_default
 from service.metrics import Metrics
 from service.prediction.catalog import Base, read_catalog
 from service.settings import Settings
@@ -36,6 +37,7 @@ def loop(
         shutil.copytree(source, bases / source.name)
     settings = Settings(home=tmp_path, bases=bases, base_set="tiny-ln")
     with closing(Database(sqlite_url)) as database:
+        settle_default(database, read_catalog(bases, check_files=False), settings)
         yield AdapterLoop(
             settings,
             read_catalog(bases, check_files=False),

@@ -97,10 +97,9 @@ def test_deployments_without_a_session_are_rolled_out(bundled: Server) -> None:
 
 
 def test_the_documented_client_gets_logits(bundled: Server) -> None:
-    """The example of docs/http.md, as it stands there."""
-    (shown,) = re.findall(
-        r"```python\n((?:(?!```).)*?InferenceServerClient.*?)```", (ROOT / "docs" / "http.md").read_text(), re.S
-    )
+    """The example of docs/reference/service.md, as it stands there."""
+    page = (ROOT / "docs" / "reference" / "service.md").read_text()
+    (shown,) = re.findall(r"```python\n((?:(?!```).)*?InferenceServerClient.*?)```", page, re.S)
     names: dict[str, Any] = {}
     exec(shown.replace("127.0.0.1:3000", f"127.0.0.1:{bundled.port}"), names)
     names["client"].close()

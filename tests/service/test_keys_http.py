@@ -252,6 +252,15 @@ def test_dripping_body_is_cut(keyed: KeyedServer) -> None:
         assert seconds >= BODY_SECONDS - 0.2
 
 
+def test_dripping_body_is_cut_behind_a_whole_one(keyed: KeyedServer) -> None:
+    first = head(keyed, "POST", "/predict", "Content-Type: image/png", "Content-Length: 4") + b"none"
+    second = head(keyed, "POST", "/predict", "Content-Type: image/png", "Content-Length: 100000") + b"x"
+    answer, seconds = converse(keyed, first + second, b"x", seconds=LATE)
+    assert answer.startswith(b"HTTP/1.1 422")
+    assert b"HTTP/1.1 408" in answer
+    assert seconds >= BODY_SECONDS - 0.2
+
+
 def test_body_that_nobody_reads_is_cut(keyed: KeyedServer) -> None:
     stranger = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
     answer, seconds = converse(keyed, stranger, b"x", seconds=LATE)

@@ -3,14 +3,14 @@
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from adapt.documents.held_out import HeldOut, make_held_out
 from adapt.documents.patch import Patch, make_patch
@@ -125,6 +125,33 @@ def test_candidate_with_the_patch_of_the_current_soup_makes_no_version(registry:
         finished = jobs.finish(claimed(jobs), found, outcome(found, "kept"))
         assert finished is not None
         assert finished.candidate_version == version
+
+
+@pytest.fixture
+def statements(registry: Registry, jobs: JobQueue) -> Iterator[list[str]]:
+    """Every statement that is sent to a database from now on."""
+    found: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        found.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield found
+    event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_patches_are_read_neither_to_end_a_job_nor_to_look_at_earlier_attempts(
+    registry: Registry, jobs: JobQueue, statements: list[str]
+) -> None:
+    registry.dial("default", soup(0.5, patch=head(1)))
+    for number, name in enumerate(("one", "two", "three"), 1):
+        add(jobs, name)
+        job = claimed(jobs)
+        jobs.earlier(job, ["x"])
+        found = soup(0.5, patch=head(number)).model_copy(update={"held_out": held_out(0.5)})
+        jobs.finish(job, found, outcome(found, "kept"))
+    assert statements
+    assert not [text for text in statements if text.startswith("SELECT") and "soups.patch" in text]
 
 
 def test_held_out_answers_stand_beside_their_soup(registry: Registry, jobs: JobQueue) -> None:

@@ -1,4 +1,4 @@
-"""Settings: what the environment says, what docs/settings.md says."""
+"""Settings: what the environment says."""
 
 from pathlib import Path
 
@@ -6,25 +6,6 @@ import pytest
 
 from adapt.search.config import SearchConfig
 from service.settings import Settings, SettingsError
-
-DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
-
-
-def row(name: str) -> str:
-    """The line of the documentation that a field must have."""
-    field = Settings.model_fields[name]
-    shown = "" if field.default in (None, ()) else f"`{field.default}`"
-    return f"| `SAUCIER_{name.upper()}` | {shown} | {field.description} |"
-
-
-@pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_is_documented_as_it_is(name: str) -> None:
-    assert row(name) in DOCS.read_text().splitlines()
-
-
-def test_documentation_names_no_other_setting() -> None:
-    documented = [line.split("`")[1] for line in DOCS.read_text().splitlines() if line.startswith("| `SAUCIER_")]
-    assert documented == [f"SAUCIER_{name.upper()}" for name in Settings.model_fields]
 
 
 def test_environment_overrides_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

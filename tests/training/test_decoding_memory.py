@@ -1,4 +1,4 @@
-"""What decoding one file adds to a process, at its peak: the bounds that docs/images.md states."""
+"""What decoding one file adds to a process, at its peak: the bounds that docs/reference/images.md states."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the routes below `/v2`."""
+"""The routes below `/v2` in the OpenAPI document."""
 
 from typing import Any
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validat
 
 from training.documents import Frozen
 
-# What would change the meaning of an answer must not be passed over. Other parameters, of whatever extension, may be.
+# A request with one of these is refused, because they change the meaning of its answer. Other parameters are ignored.
 REFUSED_PARAMETERS = ("classification", "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 _SHAPE = {
     "type": "array",
@@ -22,7 +22,7 @@ Datatype = Literal["FP32"]
 
 # Shape, size and numbers (their schemas are above) are checked by `tensors`, which knows the network's input.
 class Asked(BaseModel):
-    """A part of a request: nothing is converted, and what is not known here is passed over."""
+    """A part of a request: nothing is converted, and unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -138,7 +138,7 @@ class TensorMetadata(Frozen):
 
 
 class ModelParameters(Frozen):
-    """What else is known of a model."""
+    """More about a model."""
 
     version: str = Field(description="the one that this describes")
     temperature: float = Field(description="softmax(logits / temperature) are the confidences that `/predict` gives")

@@ -110,7 +110,7 @@ async def infer(context: Context, request: Request) -> Response:
 
 
 def _count(context: Context, loaded: LoadedSoup, images: Floats, logits: Floats) -> None:
-    """Do for metrics, watch and reservoir what `/predict` does; an older version says nothing of the current one."""
+    """Do for metrics, watch and reservoir what `/predict` does; an older version does not count."""
     loaded.metrics.images.inc(len(images))
     if not context.predictor.is_current(loaded.pointer):
         return
@@ -142,14 +142,14 @@ def routes() -> list[Route]:
     """Return the routes of the protocol."""
     model = "/v2/models/{name}"
     found = [
-        Route("/v2", endpoint(show_server)),
-        Route("/v2/health/live", endpoint(live)),
-        Route("/v2/health/ready", endpoint(ready)),
+        endpoint("/v2", show_server),
+        endpoint("/v2/health/live", live),
+        endpoint("/v2/health/ready", ready),
     ]
     for path in (model, f"{model}/versions/{{version}}"):
         found += [
-            Route(path, endpoint(show_model)),
-            Route(f"{path}/ready", endpoint(model_ready)),
-            Route(f"{path}/infer", endpoint(infer), methods=["POST"]),
+            endpoint(path, show_model),
+            endpoint(f"{path}/ready", model_ready),
+            endpoint(f"{path}/infer", infer, ["POST"]),
         ]
     return found

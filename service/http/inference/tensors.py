@@ -100,7 +100,7 @@ def write_answer(
         logits: float32 (B, K).
         name: of the deployment.
         version: soup version that computed them.
-        request_id: what the request was called.
+        request_id: name of the request.
         is_binary: bytes after the JSON object, instead of numbers in it.
 
     Raises:
