@@ -15,6 +15,7 @@ from training.parameters import Arg, Parameter
 from training.parsing import CommandParser, Entry, Group, GroupParser, Options, parse
 
 EXIT_DONE, EXIT_CLAIM_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+OURS = ("training", "adapt", "deploy", "service")  # packages
 _LAST = ("print_json", "seed")  # what every command has comes last in its help
 
 
@@ -79,6 +80,8 @@ def run(
         return _fail(first_error(error))
     except (ValueError, OSError, FloatingPointError) as error:
         return _fail(" ".join(str(error).split()))
+    except ModuleNotFoundError as error:
+        return _fail(_not_installed(error))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
@@ -99,6 +102,18 @@ def _parser(commands: Group | Sequence[type[Command]], prog: str, description: s
 def _first(command: type[Command]) -> str:
     """Return the first paragraph of a command's help."""
     return (inspect.getdoc(command) or "").partition("\n\n")[0]
+
+
+def _not_installed(error: ModuleNotFoundError) -> str:
+    """Say what to install.
+
+    Raises:
+        ModuleNotFoundError: the module is one of ours.
+    """
+    module = (error.name or "").partition(".")[0]
+    if module in ("", *OURS):
+        raise error
+    return f"expected the module {module!r}, which is not installed here: `pip install saucier` installs what it takes"
 
 
 def _fail(message: str) -> int:

@@ -1,12 +1,14 @@
 """What an installation takes: everything, everything on PyTorch's CPU build, or a predictor alone."""
 
 import logging
+import os
 import re
 import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +111,27 @@ def test_a_predictor_alone_classifies_and_says_what_it_leaves_out(predictor: Pre
     log = predictor.log.read_text()
     assert log.count("not installed: torch, timm, ") == 1  # the adapter's process stays
     assert "leaves adaptations to an adapter elsewhere" in log
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_commands_that_need_more_than_a_predictor_say_so(predictor: PredictorServer) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SAUCIER_")}
+    place: Any = {"cwd": predictor.folder, "env": environment}
+    for words in (["adapt", "search", "--help"], ["train", "digits"], ["bundle", "bases"]):
+        command = [predictor.python, "-m", "service.saucier", *words]
+        done = subprocess.run(command, **place, capture_output=True, text=True, check=False)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2, line
+        assert re.fullmatch(r"error: expected the module '\w+', which is not installed .*`pip install saucier`.*", line)
+    for words in (
+        ["--help"],
+        ["serve", "--help"],
+        ["data", "--help"],
+        ["keys", "add", "--help"],
+        ["db", "check", "--help"],
+    ):
+        subprocess.run([predictor.python, "-m", "service.saucier", *words], **place, check=True)
 
 
 def _pictures() -> Iterator[npt.NDArray[np.uint8]]:

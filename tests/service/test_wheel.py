@@ -75,7 +75,7 @@ class WheelServer(Server):
 
     def __init__(self, python: Path, folder: Path, command: Sequence[str]) -> None:
         super().__init__(folder.parent / "home" / ".saucier", None)
-        self.folder, self.command = folder, (str(python), *command)
+        self.folder, self.command = folder, (str(python.parent / command[0]), *command[1:])
 
 
 def installed_files(python: Path) -> set[str]:
@@ -115,7 +115,9 @@ def test_wheel_holds_all_that_the_packages_hold_and_the_smallest_base_set(built:
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    "command", [("-m", "service", "serve"), ("-m", "bentoml", "serve", "service.app:Saucier")], ids=["own", "bentoml"]
+    "command",
+    [("saucier", "serve"), ("python", "-m", "bentoml", "serve", "service.app:Saucier")],
+    ids=["own", "bentoml"],
 )
 def test_wheel_serves_and_adapts_in_an_empty_directory(installed: Path, empty: Path, command: Sequence[str]) -> None:
     before = installed_files(installed)
@@ -151,7 +153,7 @@ def adapt_to_own_answers(server: Server, client: httpx.Client) -> None:
 @pytest.mark.e2e
 def test_own_base_set_in_the_working_directory_comes_first(installed: Path, empty: Path, prebuilt_bases: Path) -> None:
     shutil.copytree(prebuilt_bases / "tiny", empty / "bases" / "tiny")
-    server = WheelServer(installed, empty, ("-m", "service", "serve")).start()
+    server = WheelServer(installed, empty, ("saucier", "serve")).start()
     try:
         assert server.client.get("/deployments/default").json()["base_set"] == "tiny"
         assert {base["name"] for base in server.client.get("/bases").json()["bases"]} == {"tiny", BUNDLED}
@@ -163,7 +165,7 @@ def test_own_base_set_in_the_working_directory_comes_first(installed: Path, empt
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
 def test_demo_runs_from_the_wheel(installed: Path, empty: Path) -> None:
-    command = [str(installed), "-m", "service.demo"]
+    command = [str(installed.parent / "saucier"), "demo"]
     done = subprocess.run(command, cwd=empty, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     line = json.loads(done.stdout.splitlines()[-1])
