@@ -40,14 +40,14 @@ QUICK = Plan(
     portions=(20,),
     portion_shifts=("fog",),
 )
-DRAWS = Path(__file__).with_name("draws.jsonl.xz")  # the committed draws of the full run
+DRAWS = Path(__file__).parents[2] / "docs/results/gate/draws.jsonl.xz"  # the committed draws of the full run
 
 
 class Gate(Command):
     """Simulate adaptations through the search itself, and hold what they report against the truth.
 
     Only the parts real and continual need pictures. A run continues where an earlier one with the same --work stopped.
-    Where there was none, a full run starts from benchmarks/gate/draws.jsonl.xz, if that has the same base set and seed.
+    Without one, a full run starts from docs/results/gate/draws.jsonl.xz, if its base set and seed are the same.
 
     Example: python -m benchmarks.gate --quick --data .data/cifar10 --json
     """

@@ -51,7 +51,7 @@ WORSE = -0.01  # a true gain below this; smaller ones are within the luck of the
 class Guard(Command):
     """Upload labelled pictures some of whose labels are wrong, and see what is promoted.
 
-    Example: python -m benchmarks.guard --data .data/cifar10 --out benchmarks/guard --json
+    Example: python -m benchmarks.guard --data .data/cifar10 --out docs/results/guard --json
     """
 
     name: ClassVar[str] = "guard"

@@ -1,1 +1,1 @@
-"""See REPORT.md."""
+"""Its report is docs/results/objectives/REPORT.md."""

@@ -1,1 +1,1 @@
-"""See REPORT.md beside this file."""
+"""Its report is docs/results/swap/REPORT.md."""

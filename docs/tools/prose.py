@@ -26,7 +26,7 @@ PATTERNS = (
     "service/**/*.py",
     "docs/**/*.py",
 )
-UNCHECKED = ("README.md", "EXPERIMENTS.md", "docs/experiments/*")
+UNCHECKED = ("EXPERIMENTS.md", "docs/experiments/*", "docs/results/**/*")
 _END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z0-9`*\[\"'(])")
 _ABBREVIATION = re.compile(r"(?:\be\.g|\bi\.e|\bal|\bvs|\bno)\.$")
 

@@ -19,8 +19,6 @@ PATTERNS = (
     "*.md",
     "bases/*/README.md",
     "deploy/**/*.md",
-    "benchmarks/**/REPORT.md",
-    "benchmarks/**/*.png",
     "bases/*/*.png",
 )
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
