@@ -79,7 +79,7 @@ def full(server: Server, labelled: Labelled) -> Iterator[str]:
     """A deployment with something to show everywhere: a promotion, a candidate, the dial, a search on the map."""
     client = server.client
     client.put(f"/deployments/{NAME}", json={"base_set": "tiny"})
-    assert client.post(f"/adapt?deployment={NAME}", **labelled.request(0, 100)).json()["state"] == "promoted"
+    assert client.post(f"/adapt?deployment={NAME}&wait=50", **labelled.request(0, 100)).json()["state"] == "promoted"
     coefficients = {"linf": 0.5, "nominal": -0.25, "l2": 0.75, "l1": 0.0}
     assert client.put(f"/deployments/{NAME}/soup", json={"coefficients": coefficients}).status_code == 200
     assert client.post(f"/adapt?deployment={NAME}&promote=never", **labelled.request(100, 200)).status_code == 200
