@@ -1,4 +1,4 @@
-"""Settings of the service: environment variables `SAUCIER_*`, read once at start-up; see docs/reference/settings.md."""
+"""Settings of the service: environment variables `SAUCIER_*`, read once at start-up; see docs/settings.md."""
 
 import difflib
 import os

@@ -29,16 +29,18 @@ def test_every_setting_has_a_line(made: dict[str, str]) -> None:
 
 def test_every_route_is_in_the_table_of_roles(made: dict[str, str]) -> None:
     rows = dict(
-        line[2:-2].split(" | ") for line in made["http.md"].splitlines() if line.startswith("| ") and "`GET" in line
+        line[2:-2].split(" | ")
+        for line in made["reference/http.md"].splitlines()
+        if line.startswith("| ") and "`GET" in line
     )
     for path, needs in NEEDS.items():
         for method, role in needs.items():
-            row = rows["no key" if role == "open" else f"`{role}`"] if role != "admin" else made["http.md"]
+            row = rows["no key" if role == "open" else f"`{role}`"] if role != "admin" else made["reference/http.md"]
             assert f"`{method} {path}`" in row, (method, path, role)
 
 
 def test_every_command_has_its_section_and_options(made: dict[str, str]) -> None:
-    page = made["cli.md"]
+    page = made["reference/cli.md"]
     found = list(saucier.reference())
     assert len(found) > 15
     for command in found:
@@ -49,8 +51,8 @@ def test_every_command_has_its_section_and_options(made: dict[str, str]) -> None
 
 
 def test_required_options_and_defaults_are_shown(made: dict[str, str]) -> None:
-    assert re.search(r"^\| `--role predict\\\|adapt\\\|admin` \| required \|", made["cli.md"], re.MULTILINE)
-    assert re.search(r"^\| `--effort quick\\\|full\\\|auto` \| `auto` \|", made["cli.md"], re.MULTILINE)
+    assert re.search(r"^\| `--role predict\\\|adapt\\\|admin` \| required \|", made["reference/cli.md"], re.MULTILINE)
+    assert re.search(r"^\| `--effort quick\\\|full\\\|auto` \| `auto` \|", made["reference/cli.md"], re.MULTILINE)
 
 
 def test_check_names_a_page_that_is_out_of_date(
@@ -64,7 +66,7 @@ def test_check_names_a_page_that_is_out_of_date(
     assert capsys.readouterr().err == "docs/reference/cli.md is out of date: run python -m docs.tools.reference\n"
     monkeypatch.setattr("sys.argv", ["reference"])
     assert reference.main() == 0
-    assert (tmp_path / "cli.md").read_text() == made["cli.md"]
+    assert (tmp_path / "cli.md").read_text() == made["reference/cli.md"]
 
 
 def test_bars_within_cells_do_not_end_them() -> None:
