@@ -58,15 +58,16 @@ def test_required_options_and_defaults_are_shown(made: dict[str, str]) -> None:
 def test_check_names_a_page_that_is_out_of_date(
     tmp_path: Path, made: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "reference").mkdir()
     for name, text in made.items():
-        (tmp_path / name).write_text(text if name != "cli.md" else f"{text}\nretyped\n")
+        (tmp_path / name).write_text(text if name != "reference/cli.md" else f"{text}\nretyped\n")
     monkeypatch.setattr(reference, "FOLDER", tmp_path)
     monkeypatch.setattr("sys.argv", ["reference", "--check"])
     assert reference.main() == 1
     assert capsys.readouterr().err == "docs/reference/cli.md is out of date: run python -m docs.tools.reference\n"
     monkeypatch.setattr("sys.argv", ["reference"])
     assert reference.main() == 0
-    assert (tmp_path / "cli.md").read_text() == made["reference/cli.md"]
+    assert (tmp_path / "reference/cli.md").read_text() == made["reference/cli.md"]
 
 
 def test_bars_within_cells_do_not_end_them() -> None:

@@ -28,12 +28,12 @@ def build(out: Path, config: Path = ROOT / "mkdocs.yml") -> subprocess.Completed
 def test_site_builds_and_asks_no_other_host(tmp_path: Path) -> None:
     done = build(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("index", "tutorial/photos", "reference/cli", "project/EXPERIMENTS", "project/benchmarks/gate/REPORT"):
+    for name in ("index", "tutorial/photos", "reference/cli", "project/EXPERIMENTS", "results/gate/REPORT"):
         text = (tmp_path / f"{name}.html").read_text()
         loaded = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"(https?:[^\"]*)\"", text)
         assert not loaded, name
     page = (tmp_path / "explanation" / "evidence.html").read_text()
-    assert 'href="../project/benchmarks/gate/REPORT.html#many-looks"' in page
+    assert 'href="../results/gate/REPORT.html#many-looks"' in page
     assert not (tmp_path / "tools").exists()
 
 
