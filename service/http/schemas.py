@@ -24,7 +24,7 @@ MAX_WATCH_IMAGES = 1_000_000
 PAGES = {"deployments": (1000, 1000), "soups": (100, 1000), "events": (100, 1000), "jobs": (20, 100)}  # default, most
 NEXT = "`before` of the next page; null at the end of the list"
 
-EventKind = Literal[
+EVENT_KINDS = (
     "created",
     "promoted",
     "rollback",
@@ -38,7 +38,9 @@ EventKind = Literal[
     "reference_off",
     "samples_deleted",
     "deleted",
-]
+)
+SOURCES = ("default", "adapt", "dial")
+ADDED = "a newer version of the service may add others"  # while both versions run, the older one lists them, too
 JobState = Literal["queued", "running", "promoted", "kept", "failed"]
 
 
@@ -232,7 +234,7 @@ class SoupView(Frozen):
 
     version: int
     is_current: bool
-    source: Literal["default", "adapt", "dial"]
+    source: str = Field(description=f"{', '.join(SOURCES)}; {ADDED}")
     job: str | None
     coefficients: dict[str, float]
     bn_mode: BnMode
@@ -276,7 +278,7 @@ class EventView(Frozen):
 
     seq: int = Field(description="number of the event; later ones have higher numbers")
     at: datetime
-    kind: EventKind
+    kind: str = Field(description=f"{', '.join(EVENT_KINDS)}; {ADDED}")
     from_version: int | None
     to_version: int | None
     job: str | None = Field(description="the job whose evidence it was; null without one")

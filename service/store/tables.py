@@ -213,7 +213,7 @@ class Event(Table):
     seq: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[float] = mapped_column(default=Now())
     deployment: Mapped[str] = mapped_column(String(63))  # no foreign key: events outlive their deployment
-    kind: Mapped[str] = mapped_column(String(16))  # EventKind of service.http.schemas
+    kind: Mapped[str] = mapped_column(String(16))  # one of EVENT_KINDS of service.http.schemas
     from_version: Mapped[int | None]
     to_version: Mapped[int | None]
     job: Mapped[str | None] = mapped_column(String(32))

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from alembic import command
 from prometheus_client import CollectorRegistry
-from sqlalchemy import MetaData, Table, inspect, text
+from sqlalchemy import MetaData, Table, inspect, text, update
 
 from adapt.documents.soup import default_soup
 from adapt.images.support import Support
 from deploy.bundle import build_bundle
 from service import db
 from service.http.problems import as_problem
+from service.http.views import event_view, soup_view
 from service.metrics import Metrics
 from service.prediction.catalog import Base, read_catalog
 from service.prediction.loading import NotReady, OtherWeights
@@ -33,6 +34,7 @@ from service.store.material import Material
 from service.store.objects import ObjectStore
 from service.store.rebasing import made_for_other_weights, rebase
 from service.store.registry import Registry
+from service.store.tables import Event, SoupVersion
 from service.store.transactions import Conflict
 from service.weights import check_weights
 from tests.service.conftest import Server
@@ -54,6 +56,17 @@ def upgrade() -> None:
     """Add a column."""
     op.add_column("deployments", sa.Column("extra_{revision}", sa.Integer(), nullable=True))
 '''
+
+
+def test_events_and_soups_of_kinds_that_a_newer_version_adds_are_listed(database: Database, registry: Registry) -> None:
+    registry.dial("default", soup(0.5))
+    with database.write() as session:
+        session.execute(update(Event).values(kind="approved"))
+        session.execute(update(SoupVersion).values(source="merged"))
+    (event, *_) = registry.events("default", limit=2)
+    assert event_view(event).kind == "approved"
+    (row, _) = registry.soups("default")
+    assert soup_view(row, registry.deployment("default").version).source == "merged"
 
 
 @pytest.fixture
