@@ -95,8 +95,9 @@ class QuietService(Service[Any]):  # type: ignore[misc]
             *(Mount(path, mounted) for mounted, path, _ in self.mount_apps),
         ]
         hosts = frozenset({settings.host, *settings.allowed_hosts})
+        ours = next((mounted for mounted, _, _ in self.mount_apps), built)  # the adapter has none
         gate = Gate(
-            Direct(built, app),
+            Direct(built, ours),
             allowed_hosts=hosts,
             on_refusal=_count,
             access=_access(),

@@ -22,7 +22,7 @@ from service.store.identity import become_copy, become_original
 from service.store.migrate import differences, head, is_newer, upgrade, usable_revision
 from service.store.rebasing import MAX_NAMED, change_base_set
 from service.store.registry import Registry
-from service.store.tables import Deployment
+from service.store.tables import COMMAND_LINE, Deployment
 from service.store.transactions import UnknownDeployment, UnknownVersion
 from service.weights import rebase_all, told
 from training.cli import EXIT_CLAIM_FAILED, EXIT_DONE, Command, Result
@@ -108,6 +108,8 @@ class RebaseCommand(Command):
     def execute(self) -> Result:
         """Move them."""
         settings = Settings.load()
+        if self.base_set is None and self.deployment != DEFAULT:
+            raise ValueError("--deployment: expected --base-set with it; without, every deployment is moved")
         if self.base_set is not None:
             return self._change(settings, self.base_set)
         catalog = read_catalog(*settings.bases_folders, check_files=False)
@@ -127,7 +129,9 @@ class RebaseCommand(Command):
         with opened(settings, must_exist=True) as database:
             _check_schema(database)
             try:
-                moved = change_base_set(database, self.deployment, wanted, stale_seconds=settings.stale_seconds)
+                moved = change_base_set(
+                    database, self.deployment, wanted, stale_seconds=settings.stale_seconds, who=COMMAND_LINE
+                )
             except UnknownDeployment:
                 known = [found.name for found in Registry(database).deployments(limit=MAX_NAMED)]
                 hint = meant(self.deployment, known)

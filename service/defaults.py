@@ -23,7 +23,8 @@ def settle_default(database: Database, catalog: Mapping[str, Base], settings: Se
     """Make the deployment `default` if there is none; else move it to SAUCIER_BASE_SET if that names another base set.
 
     It moves only while no worker is alive. Else replicas with different settings would move it to and fro, one at each
-    of its starts; then it stays, and the log says what moves it.
+    of its starts; then it stays, and the log says what moves it. Replicas that start at the same moment see no worker
+    of each other, so they must have the same setting.
 
     Raises:
         BaseSetError: the base set that it has, or is to have, is not here.

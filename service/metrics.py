@@ -169,6 +169,7 @@ class Metrics:
             **kwargs,
         )
         self._routes: dict[str, RouteMetrics] = {}
+        self._ingredients: dict[str, frozenset[str]] = {}  # reported, by deployment
         self.ready = prometheus.Gauge(
             "saucier_ready_workers",
             "Workers that have run the current soup of `default`, the only value of the label here.",
@@ -244,6 +245,9 @@ class Metrics:
     def serve(self, deployment: str, version: int, coefficients: Mapping[str, float]) -> None:
         """Report the soup that is being served."""
         self.version.labels(deployment).set(version)
+        for ingredient in self._ingredients.get(deployment, frozenset()) - coefficients.keys():  # of another base set
+            self.coefficient.labels(deployment, ingredient).set(0)
+        self._ingredients[deployment] = frozenset(coefficients)
         for ingredient, coefficient in coefficients.items():
             self.coefficient.labels(deployment, ingredient).set(coefficient)
         self._reserve()

@@ -16,6 +16,7 @@ from training.parsing import CommandParser, Entry, Group, GroupParser, Options, 
 
 EXIT_DONE, EXIT_CLAIM_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 OURS = ("training", "adapt", "deploy", "service")  # packages
+EXTRAS = {"psycopg": "postgres", "s3fs": "s3", "tensorboard": "tracking", "opentelemetry": "otel"}  # by module
 _LAST = ("print_json", "seed")  # what every command has comes last in its help
 
 
@@ -113,7 +114,8 @@ def _not_installed(error: ModuleNotFoundError) -> str:
     module = (error.name or "").partition(".")[0]
     if module in ("", *OURS):
         raise error
-    return f"expected the module {module!r}, which is not installed here: `pip install saucier` installs what it takes"
+    extra = f"[{EXTRAS[module]}]" if module in EXTRAS else ""
+    return f"expected the module {module!r}, which is not installed here: `pip install 'saucier{extra}'` installs it"
 
 
 def _fail(message: str) -> int:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from training.cli import Command, Result
 from training.data import ImageSet
-from training.named_sets import CIFAR10_ARCHIVE, CIFAR10_FOLDER, Unavailable, read_cifar10
+from training.named_sets import CIFAR10_ARCHIVE, CIFAR10_FOLDER, Unavailable, is_cifar10_archive, read_cifar10
 from training.parameters import Arg, Positional
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ class Fetch(Command):
         archive = self.download / CIFAR10_ARCHIVE
         if not is_unpacked and not archive.is_file():
             raise ValueError(f"{self.download}: expected {CIFAR10_FOLDER}/ or {CIFAR10_ARCHIVE}, found neither")
+        if not is_unpacked and not is_cifar10_archive(archive):
+            raise ValueError(f"{archive}: expected an undamaged download of CIFAR-10, got another MD5 sum")
         if not is_unpacked:
             shutil.copy(archive, scratch / CIFAR10_ARCHIVE)  # the given folder stays as it is
         try:

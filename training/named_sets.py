@@ -56,6 +56,14 @@ def load_cifar10(root: Path) -> dict[str, ImageSet]:
         ) from None
 
 
+def is_cifar10_archive(file: Path) -> bool:
+    """Say if a file is torchvision's archive of CIFAR-10, by its MD5 sum."""
+    import torchvision.datasets  # slow to import and needed only here
+
+    found: bool = torchvision.datasets.utils.check_integrity(str(file), torchvision.datasets.CIFAR10.tgz_md5)
+    return found
+
+
 def read_cifar10(root: Path, *, may_download: bool) -> dict[str, ImageSet]:
     """Return the parts train and test of CIFAR-10 from torchvision's download, checked by torchvision's digests.
 

@@ -7,6 +7,7 @@ are written once, in the model.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -106,6 +107,21 @@ def take_lists(args: Sequence[str], parameters: Sequence[Parameter]) -> tuple[li
             found.append(words.pop(0))
         values[one.field] = (*values.get(one.field, ()), *found)
     return rest, values
+
+
+def without_value(words: Sequence[str], parameters: Sequence[Parameter]) -> str | None:
+    """Return the first option with one value that another option of the command follows; None if there is none.
+
+    The parser would take the other option for the value, as in `--out --json`. `--out=--json` means it.
+    """
+    known = {"-h", "--help", *(flag for one in parameters for flag in (*one.flags, one.negative) if flag)}
+    single = {flag for one in parameters if one.count == 1 for flag in one.flags}
+    for word, following in pairwise(words):
+        if word == "--":
+            return None
+        if word in single and following.partition("=")[0] in known:
+            return word
+    return None
 
 
 def _is_option(word: str) -> bool:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.helping import command_help, group_help
 from training.nearest import meant
-from training.parameters import Parameter, click_parameters, parameters_of, take_lists
+from training.parameters import Parameter, click_parameters, parameters_of, take_lists, without_value
 
 
 class Options(BaseModel):
@@ -73,6 +73,8 @@ class CommandParser(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; options with several values are taken out before, as the parser does not have them."""
         rest, lists = take_lists(args, self._parameters)
+        if (flag := without_value(rest, self._parameters)) is not None:
+            raise click.BadOptionUsage(flag, "", ctx)
         with _blamed_on(ctx):
             extra = super().parse_args(ctx, rest)
         if extra and not ctx.resilient_parsing:
@@ -172,6 +174,8 @@ def parse(parser: click.Command, args: Sequence[str], *, prog: str) -> Options |
         found = parser.main(list(args), prog_name=prog, standalone_mode=False)
     except click.UsageError as error:
         raise ValueError(_line(error)) from None
+    except click.Abort:  # Ctrl-C while a command was imported, which can take seconds
+        raise KeyboardInterrupt from None
     return found if isinstance(found, Options) else None
 
 

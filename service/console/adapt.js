@@ -4,7 +4,7 @@ import { ApiError, call, follow } from "./api.js";
 import { announce, busy, byId, el, fill, showProblem } from "./dom.js";
 import { percent } from "./format.js";
 import { resultCard, resultTitle } from "./result.js";
-import { may } from "./session.js";
+import { may, ownRole } from "./session.js";
 import { createStaging } from "./staging.js";
 
 const ANNOUNCE_MS = 4000; // between two announcements of progress
@@ -67,7 +67,7 @@ export function createAdapt({ onFinished, serve, cancel }) {
   const later = el("div", {}); // of a follow-up, below the result of the job that it follows
   let model = null;
   let following = null; // { job, stop }
-  const results = new Map(); // by the place that shows it: { job, served }, the version that it says is served
+  const results = new Map(); // by the place that shows it: { job, served, role }, the version that it says is served, to whom
 
   fill(
     root,
@@ -99,11 +99,13 @@ export function createAdapt({ onFinished, serve, cancel }) {
 
   function update(next) {
     const isOther = model === null || model.view.deployment !== next.view.deployment;
+    if (isOther || model.base?.digest !== next.base?.digest) {
+      staging.setClasses(next.base === null ? [] : next.base.class_names);
+    }
     model = next;
     if (isOther) {
       stop();
       results.clear();
-      staging.setClasses(next.base === null ? [] : next.base.class_names);
       fill(progress);
       fill(later);
       showProblem(problem, null);
@@ -198,7 +200,7 @@ export function createAdapt({ onFinished, serve, cancel }) {
   function showResult(job) {
     const place = placeOf(job);
     const hadFocus = place.contains(document.activeElement);
-    results.set(place, { job, served: job.version });
+    results.set(place, { job, served: job.version, role: ownRole() });
     fill(place, resultCard(job, job.version, { serve }));
     announce(`${resultTitle(job, job.version)}. ${job.reason ?? ""}`);
     if (hadFocus) {
@@ -209,9 +211,11 @@ export function createAdapt({ onFinished, serve, cancel }) {
   /** Have the results say what is served now. */
   function refreshResults() {
     const served = model.view.version;
+    const role = ownRole();
     for (const [place, shown] of results) {
-      if (shown.job.state !== "failed" && shown.served !== served && place.querySelector(".result") !== null) {
-        shown.served = served;
+      const isOld = shown.served !== served || shown.role !== role;
+      if (shown.job.state !== "failed" && isOld && place.querySelector(".result") !== null) {
+        Object.assign(shown, { served, role });
         fill(place, resultCard(shown.job, served, { serve }));
       }
     }

@@ -35,14 +35,14 @@ export function createVersions({ serve, loadMore }) {
   }
 
   function draw() {
-    const { soups, view, hasMore } = model;
+    const { soups, view, base, hasMore } = model;
     const isShown = (soup, at) => isWhole || at < SHOWN || soup.version === view.version;
     fill(
       root,
       scrollable(
         "Versions",
         ["Version", "From", "Mixture", "Patch", "Evidence", ""],
-        soups.filter(isShown).map((soup) => row(soup, view)),
+        soups.filter(isShown).map((soup) => row(soup, view, base)),
       ),
       !isWhole && soups.length > SHOWN && more(hasMore ? `${soups.length} versions` : `all ${soups.length} versions`),
       isWhole && hasMore && older(),
@@ -67,23 +67,26 @@ export function createVersions({ serve, loadMore }) {
     return button;
   }
 
-  function row(soup, view) {
+  function row(soup, view, base) {
     const isCurrent = soup.version === view.version;
+    const isUsable = soup.base_digest === base?.digest;
     const verb = soup.version < view.version ? "Roll back to" : "Promote";
     const button = el(
       "button",
       { type: "button", class: "small", onclick: () => busy(button, () => serve(soup.version)) },
       `${verb} ${soup.version}`,
     );
+    const served = el("span", { class: "badge ok" }, "served");
+    const otherWeights = el("span", { class: "hint" }, "made for other weights");
     return el(
       "tr",
       { class: isCurrent ? "current" : null, "data-version": soup.version },
       el("th", { scope: "row" }, `${soup.version}`),
-      el("td", {}, SOURCES[soup.source], el("span", { class: "hint block" }, when(soup.created_at))),
+      el("td", {}, SOURCES[soup.source] ?? soup.source, el("span", { class: "hint block" }, when(soup.created_at))),
       el("td", {}, miniBar(soup.coefficients), el("span", { class: "hint block" }, mixture(soup.coefficients))),
       el("td", {}, soup.patch === null ? "none" : patchText(soup.patch)),
       el("td", { class: "evidence" }, evidence(soup)),
-      el("td", { class: "action" }, isCurrent ? el("span", { class: "badge ok" }, "served") : guard(button)),
+      el("td", { class: "action" }, isCurrent ? served : isUsable ? guard(button) : otherWeights),
     );
   }
 

@@ -3,7 +3,7 @@
 import { at, call } from "./api.js";
 import { announce, busy, byId, confirm, el, fill, showProblem } from "./dom.js";
 import { plural, when } from "./format.js";
-import { guard } from "./session.js";
+import { guard, ownRole } from "./session.js";
 import { scrollable } from "./tables.js";
 
 export function createKept({ onChanged }) {
@@ -12,7 +12,7 @@ export function createKept({ onChanged }) {
   let shown = "";
 
   function update({ samples, view }) {
-    const next = JSON.stringify([samples, view.deployment]);
+    const next = JSON.stringify([samples, view.deployment, ownRole()]);
     if (next !== shown) {
       shown = next;
       draw(samples);

@@ -78,7 +78,7 @@ async function load(name) {
     }
     const lists = { soups: soups.found, hasMore: soups.next !== null, jobs: newest.jobs, events: log.events, samples };
     const next = { view, ...lists, base, landscape: null, landscapeJob: null };
-    [view, ...next.soups].forEach((soup) => (soup.coefficients = ordered(soup.coefficients, base)));
+    [view, ...next.soups].forEach((soup) => (soup.coefficients = ordered(soup, base)));
     await findLandscape(next, isOther ? null : model);
     if (mine === turn) {
       model = next;
@@ -118,9 +118,10 @@ async function findLandscape(next, before) {
   }
 }
 
-/** Return coefficients in the order of the base set's ingredients. */
-function ordered(coefficients, base) {
-  const names = base === null ? Object.keys(coefficients) : base.ingredients.map(({ name }) => name);
+/** Return coefficients in the order of the base set's ingredients; those of other weights as they come. */
+function ordered({ coefficients, base_digest: digest }, base) {
+  const isOfBase = base !== null && (digest === undefined || digest === base.digest);
+  const names = isOfBase ? base.ingredients.map(({ name }) => name) : Object.keys(coefficients);
   return Object.fromEntries(names.map((name) => [name, coefficients[name]]));
 }
 

@@ -12,6 +12,9 @@ let asked = null; // the key that `me` is about
 /** Say if whoever uses the page may do what a role may. */
 export const may = (role) => ROLES.indexOf(me.role) >= ROLES.indexOf(role);
 
+/** Return the role of whoever uses the page. */
+export const ownRole = () => me.role;
+
 /** Return why somebody may not do what needs a role. */
 export const whyNot = (role) => `This needs a key of the role ${role}; yours has the role ${me.role}.`;
 

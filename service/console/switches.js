@@ -133,14 +133,16 @@ function createSwitch({ key, title, what, on, off, fields, state, loses }, onCha
   async function turnOn() {
     const json = Object.fromEntries(inputs.map((field) => [field.name, field.input.valueAsNumber]));
     const isSame = plan !== null && inputs.every((field) => plan[field.name] === json[field.name]);
+    const deployment = name; // another one may be shown when the question is answered
     if (isSame || (await agrees("Change"))) {
-      await change(() => call("PUT", at(name, `/${key}`), { json }), `${title}: set`);
+      await change(() => call("PUT", at(deployment, `/${key}`), { json }), `${title}: set`);
     }
   }
 
   async function turnOff() {
+    const deployment = name;
     if (await agrees(off)) {
-      await change(() => call("DELETE", at(name, `/${key}`)), `${title}: off`);
+      await change(() => call("DELETE", at(deployment, `/${key}`)), `${title}: off`);
     }
   }
 

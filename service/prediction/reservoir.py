@@ -56,7 +56,7 @@ class Share:
             spec: of the network's input.
             capacity: most images of this share.
         """
-        self.plan = plan
+        self.plan, self.spec = plan, spec
         self._file, self._type = file, record_type(spec)
         self._at = np.zeros(capacity)
         self._changes: Changes = {}
@@ -74,7 +74,10 @@ class Share:
 
     def offer(self, images: Iterable[Pixels], now: float) -> None:
         """Keep some of these images at the network's input size; costs about a microsecond each."""
+        shape = (self.spec.height, self.spec.width, 3)
         for pixels in images:
+            if pixels.shape != shape:  # of a request to the base set that the deployment had until now
+                continue
             self._seen += 1
             position = self._free.pop() if self._free else int(random.random() * self._seen)
             if position < len(self._at):
@@ -149,14 +152,18 @@ class Reservoirs:
         self._shares.clear()
 
     async def refresh(self, wanted: Mapping[str, tuple[ReservoirPlan, InputSpec]]) -> None:
-        """Sample for these deployments and no others; reservoirs that were switched off are deleted."""
-        current = {name: share.plan for name, share in self._shares.items()}
-        if current == {name: plan for name, (plan, _) in wanted.items()}:
+        """Sample for these deployments and no others; reservoirs that were switched off are deleted.
+
+        A deployment that moved to a base set of another input size begins with an empty share.
+        """
+        current = {name: (share.plan, share.spec) for name, share in self._shares.items()}
+        if current == wanted:
             return
         async with self._lock:
-            for name, plan in current.items():
-                if name not in wanted or wanted[name][0] != plan:
+            for name, (plan, spec) in current.items():
+                if wanted.get(name) != (plan, spec):
                     self._shares.pop(name).close()
+                if name not in wanted or wanted[name][0] != plan:
                     await asyncio.to_thread(delete_reservoir, self._settings, plan.id)
             for name, (plan, spec) in wanted.items():
                 if name not in self._shares:
@@ -183,7 +190,10 @@ class Reservoirs:
         while not self._is_stopping.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_stopping.wait(), FLUSH_SECONDS)
-            await self.flush()
+            try:
+                await self.flush()
+            except Exception:  # images whose time is over must go, whatever is wrong with others
+                logger.exception("unexpected error while writing reservoirs, going on")
 
 
 def claim(settings: Settings, plan: ReservoirPlan, spec: InputSpec) -> Share | None:
@@ -194,7 +204,7 @@ def claim(settings: Settings, plan: ReservoirPlan, spec: InputSpec) -> Share | N
     """
     folder = settings.reservoirs_path / plan.id
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    capacity = -(-plan.size // settings.workers)
+    capacity = -(-min(plan.size, most_images(settings, spec)) // settings.workers)
     paths = [folder / f"{number}-{spec.height}x{spec.width}.bin" for number in range(settings.workers)]
     for path in set(folder.iterdir()) - set(paths):  # there were more workers once, or images of another size
         path.unlink(missing_ok=True)

@@ -139,6 +139,8 @@ def test_rebase_command_moves_one_deployment(
     assert db.RebaseCommand(base_set="tiny-ln").execute().data == {"moved": []}
     with pytest.raises(ValueError, match=r"--base-set: expected one of \['tiny', 'tiny-ln'\], got 'mine'"):
         db.RebaseCommand(base_set="mine").execute()
+    with pytest.raises(ValueError, match="--deployment: expected --base-set with it"):
+        db.RebaseCommand(deployment="gate").execute()
     with pytest.raises(ValueError, match=r"--deployment: expected one of \['default'\], got 'gate'"):
         db.RebaseCommand(base_set="tiny", deployment="gate").execute()
 

@@ -158,6 +158,19 @@ def test_series_of_deployments_that_are_gone_are_not_shown() -> None:
     assert len({deployment for _, deployment in rendered(metrics, None)}) == 51
 
 
+def test_ingredients_of_another_base_set_are_shown_as_zero() -> None:
+    metrics = Metrics(CollectorRegistry())
+    metrics.serve("a", 1, {"linf": 0.5, "l2": 0.5})
+    metrics.serve("a", 2, {"linf": 0.25, "mine": 0.75})
+    found = {
+        sample.labels["ingredient"]: sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+        if sample.name == "saucier_soup_coefficient"
+    }
+    assert found == {"linf": 0.25, "l2": 0.0, "mine": 0.75}
+
+
 def test_active_jobs_fall_back_to_zero_and_ends_are_there_from_the_start() -> None:
     metrics = Metrics(CollectorRegistry())
     metrics.expect({"a": 2, "b": 1})

@@ -170,6 +170,11 @@ def test_share_that_became_smaller_keeps_no_image_beyond(settings: Settings) -> 
 
 def test_size_is_bounded_in_bytes(settings: Settings) -> None:
     assert most_images(settings, SPEC) == 256_000_000 // (8 + 18)
+    small = Settings(home=settings.home, workers=2, max_reservoir_mb=1e-4)
+    few = claim(small, PLAN._replace(id="few"), SPEC)  # made for a base set of a smaller input
+    assert few is not None
+    few.offer([picture(number) for number in range(9)], time.time())
+    assert len(few.take_changes(time.time())) == 2
     share = claimed(settings)
     share.offer([picture(number % 200) for number in range(500)], time.time())
     share.write(share.take_changes(time.time()))
@@ -193,6 +198,48 @@ def test_reservoirs_follow_the_registry(settings: Settings) -> None:
         await reservoirs.stop()
         assert [folder.name for folder in settings.reservoirs_path.iterdir()] == ["r2"]
         assert kept(settings, other) == [4]
+
+    asyncio.run(run())
+
+
+def test_a_deployment_that_moves_to_another_input_size_begins_anew(settings: Settings) -> None:
+    large = SPEC.model_copy(update={"height": 4, "width": 4})
+
+    async def run() -> None:
+        reservoirs = Reservoirs(settings)
+        reservoirs.start()
+        await reservoirs.refresh({"one": (PLAN, SPEC)})
+        reservoirs.offer("one", [picture(1)])
+        reservoirs.offer("one", [np.full((4, 4, 3), 2, dtype=np.uint8)])  # already of the other base set
+        await reservoirs.flush()
+        assert kept(settings) == [1]
+        await reservoirs.refresh({"one": (PLAN, large)})
+        reservoirs.offer("one", [picture(3)])  # still of the one before
+        reservoirs.offer("one", [np.full((4, 4, 3), 4, dtype=np.uint8)])
+        await reservoirs.stop()
+        assert numbers(read_reservoir(settings, PLAN, large)) == [4]
+        assert [path.name for path in (settings.reservoirs_path / PLAN.id).iterdir()] == ["0-4x4.bin"]
+
+    asyncio.run(run())
+
+
+def test_a_fault_of_one_write_does_not_end_the_writing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(*_: Any) -> int:
+        raise ValueError("odd")
+
+    async def run() -> None:
+        monkeypatch.setattr("service.prediction.reservoir.FLUSH_SECONDS", 0.01)
+        reservoirs = Reservoirs(settings)
+        await reservoirs.refresh({"one": (PLAN, SPEC)})
+        with monkeypatch.context() as patched:
+            patched.setattr("service.prediction.reservoir.os.pwrite", odd)
+            reservoirs.offer("one", [picture(1)])
+            reservoirs.start()
+            await asyncio.sleep(0.1)
+        reservoirs.offer("one", [picture(2)])
+        await asyncio.sleep(0.1)
+        assert 2 in kept(settings)
+        await reservoirs.stop()
 
     asyncio.run(run())
 

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from training.cli import Command, Result, run
 from training.listing import BUNDLED, List
+from training.parsing import Entry
 
 
 class Divide(Command):
@@ -81,6 +82,27 @@ def test_help_shows_the_example_and_exits_with_0(capsys: pytest.CaptureFixture[s
 
 def test_ctrl_c_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "divide", "--by", "10") == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_while_a_command_is_imported_is_exit_code_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Entry) -> type[Command]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Entry, "load", interrupted)
+    code, _, err = call(capsys, "divide")
+    assert (code, err.strip()) == (130, "interrupted")
+
+
+def test_what_an_extra_installs_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: Command) -> Result:
+        raise ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
+
+    monkeypatch.setattr(Divide, "execute", missing)
+    code, _, err = call(capsys, "divide")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "pip install 'saucier[postgres]'" in err
 
 
 def test_list_names_the_folders_of_own_and_bundled_base_sets(

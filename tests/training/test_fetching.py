@@ -87,7 +87,7 @@ def test_what_cannot_be_read_or_downloaded_is_one_line_and_leaves_nothing(
     is_refused(tmp_path / "nothing", f"expected {CIFAR10_FOLDER}/ or {CIFAR10_ARCHIVE}, found neither")
     packed = pack(download, monkeypatch)
     (packed / CIFAR10_ARCHIVE).write_bytes(b"half of it")
-    is_refused(packed, "expected an undamaged download")
+    is_refused(packed, "expected an undamaged download of CIFAR-10, got another MD5 sum")
     (download / CIFAR10_FOLDER / "test_batch").write_bytes(b"half of it")
     is_refused(download, "expected an undamaged download")
 

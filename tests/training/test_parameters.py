@@ -58,6 +58,7 @@ def everything(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str
         (["x", "--batch-size", "8"], {"batch_size": 8}),
         (["x", "--batch", "8"], {"batch_size": 8}),
         (["x", "--from", "here"], {"start": "here"}),
+        (["x", "--from=--json"], {"start": "--json"}),
         (["x", "--is-secret"], {"is_secret": True}),
         (["--", "--n"], {"folder": Path("--n")}),
     ],
@@ -74,6 +75,9 @@ def test_words_become_values(args: list[str], expected: dict[str, object], capsy
         (["x", "--n", "0"], "--n: expected greater than or equal to 1, got '0' (see everything --help)"),
         (["x", "--n", "few"], "--n: expected a valid integer, got 'few' (see everything --help)"),
         (["x", "--n"], "--n: expected a value, got none (see everything --help)"),
+        (["x", "--from", "--json"], "--from: expected a value, got none (see everything --help)"),
+        (["x", "--from", "--sizes", "1"], "--from: expected a value, got none (see everything --help)"),
+        (["--n", "--no-cached", "x"], "--n: expected a value, got none (see everything --help)"),
         (["x", "--level", "nan"], "--level: expected a finite number, got 'nan' (see everything --help)"),
         (
             ["x", "--kind", "wav"],
