@@ -80,8 +80,9 @@ def test_every_option_is_described_with_what_it_takes(command: CommandReference)
 
 @every_command
 def test_the_help_that_is_printed_is_the_reference(
-    command: CommandReference, capsys: pytest.CaptureFixture[str]
+    command: CommandReference, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # wider than help ever is
     assert call(capsys, *command.path.split()[1:], "--help") == (0, command.help, "")
 
 

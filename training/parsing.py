@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import click
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from training.helping import command_help, group_help
+from training.helping import command_help, group_help, screen_width
 from training.nearest import meant
 from training.parameters import Parameter, click_parameters, parameters_of, take_lists, without_value
 
@@ -98,7 +98,8 @@ class CommandParser(click.Command):
     def get_help(self, ctx: click.Context) -> str:
         """Return the help."""
         description = inspect.getdoc(self._options) or ""
-        return command_help(ctx.command_path, description, self._parameters, self._options.sections).rstrip()
+        sections, width = self._options.sections, screen_width()
+        return command_help(ctx.command_path, description, self._parameters, sections, width=width).rstrip()
 
 
 class GroupParser(click.Group):
@@ -139,7 +140,7 @@ class GroupParser(click.Group):
     def get_help(self, ctx: click.Context) -> str:
         """Return the help."""
         summaries = {name: item.summary for name, item in self._group.commands.items()}
-        return group_help(ctx.command_path, self._group.summary, summaries).rstrip()
+        return group_help(ctx.command_path, self._group.summary, summaries, width=screen_width()).rstrip()
 
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}

@@ -99,7 +99,8 @@ def make_settings(**changes: object) -> Settings:
 def run_small(
     capsys: pytest.CaptureFixture[str], base: Path, data: Path, out: Path, *more: str
 ) -> tuple[int, str, str]:
-    code = main([str(base), "--data", str(data), "--out", str(out), *SMALL, "--shifts", SHIFTS, *more])
+    shifts = [] if "--shifts" in more else ["--shifts", SHIFTS]
+    code = main([str(base), "--data", str(data), "--out", str(out), *SMALL, *shifts, *more])
     said = capsys.readouterr()
     return code, said.out, said.err
 

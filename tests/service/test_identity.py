@@ -94,9 +94,9 @@ def test_copy_deletes_nothing_of_its_original(
     staging = make("staging")
     assert "it deletes nothing from the store until you say why" in caplog.text
     assert staging.kept() == {0: "dog", 1: "cat"}
-    with pytest.raises(StoreError, match="service db identity copy"):  # nobody has said what it is
+    with pytest.raises(StoreError, match="saucier db identity copy"):  # nobody has said what it is
         staging.samples.remove("default", digest=HASHES[0])
-    with pytest.raises(StoreError, match="service db identity moved"):
+    with pytest.raises(StoreError, match="saucier db identity moved"):
         staging.samples.packs.sweep()
     assert original.kept() == {0: "dog", 1: "cat", 2: "cat"}
 

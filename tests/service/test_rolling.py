@@ -120,7 +120,7 @@ def test_starts_with_other_weights_move_nothing(
         Pod(database, bases, tmp_path)
     assert Registry(database).deployment(DEFAULT).version == 1
     assert kinds(Registry(database), DEFAULT) == ["created"]
-    told = [record.getMessage() for record in caplog.records if "service db rebase" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "saucier db rebase" in record.getMessage()]
     assert len(told) == 2
     assert "of default were made for other weights" in told[0]
 
@@ -140,7 +140,7 @@ def test_pods_with_old_and_new_weights_serve_what_they_can(
             with pytest.raises(OtherWeights, match="'tiny' than this worker has") as caught:
                 await new.predictor.get(name)
             problem = as_problem(caught.value)
-            assert (problem.status, "service db rebase" in problem.detail) == (503, True)
+            assert (problem.status, "saucier db rebase" in problem.detail) == (503, True)
         loaded = {name: worker.loaded for worker in old.registry.workers(stale_seconds=60) for name in [worker.id]}
         assert loaded == {old.predictor.id: {DEFAULT: 1, "cold": 1}, new.predictor.id: {}}
         # What was made for the new weights is served by the new one, and only there.

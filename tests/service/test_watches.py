@@ -95,7 +95,11 @@ def test_confidence_that_collapses_puts_the_version_before_back(site: Site) -> N
     assert (event.kind, event.who, event.from_version, event.to_version) == ("rollback", WATCH, 2, 1)
     assert event.reason == rollback.reason
     assert "mean 0.300 over the last 60 images of version 2, 0.900 over the last 60 of version 1" in rollback.reason
-    assert [row.reason for row in site.registry.events("default", limit=9)][1:] == [None, None, None]
+    assert [row.reason for row in site.registry.events("default", limit=9)][1:] == [
+        None,
+        "from 50 images, fall of confidence 0.2",
+        None,
+    ]
 
 
 def test_what_went_back_stays_and_what_is_put_forward_again_starts_anew(site: Site) -> None:

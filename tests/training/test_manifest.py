@@ -131,7 +131,9 @@ def test_one_ingredient_is_a_base_set_but_not_one_to_mix(
 ) -> None:
     single = load_base_set(base_set_factory(tmp_path / "single", names=("linf",))).manifest
     assert single.default_coefficients == {"linf": 1.0}
-    with pytest.raises(BaseSetError, match=r"at least 2 ingredients to mix, it has only 'linf'; train others with `py"):
+    with pytest.raises(
+        BaseSetError, match=r"at least 2 ingredients to mix, it has only 'linf'; train others with `saucier train"
+    ):
         check_mixable(single)
     check_mixable(read_manifest(base))
     with pytest.raises(ValidationError, match="ingredients"):

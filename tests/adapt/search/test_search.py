@@ -206,7 +206,7 @@ def test_a_soup_of_another_base_set_is_refused(prepared: PreparedBase, support: 
         ({"attempt": 2, "earlier": (20, 30)}, "fewer sizes than attempt = 2, got 2"),
         ({"attempt": 2, "earlier": (-1,)}, "greater than or equal to 0"),
         ({"effort": "auto"}, "'quick' or 'full'"),
-        ({"device": "tpu"}, "'auto', 'cpu' or 'cuda'"),
+        ({"device": "tpu"}, "expected device cpu, cuda or auto"),
         (
             {"rungs": ("head", "stem")},
             r"some of \['statistics', 'head', 'frequencies', 'stream', 'early'.*\], each at most once, got \['stem'\]",
