@@ -1,29 +1,31 @@
-"""Make the pictures of docs/how-to/console.md: `python -m docs.tools.console`. Takes two to four minutes.
+"""Make the pictures of docs/how-to/console.md: `python -m docs.tools.console`. Takes a minute.
 
-Serves `bases/photos`, adapts it to drawings in a browser, and takes two screenshots, one light and one dark.
+Serves `bases/cifar10-small`, adapts it to drawings in a browser, and takes two screenshots, one light and one dark.
 """
 
 import argparse
 import io
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.pictures import with_palette
-from examples.demo_photos import BASE_SET, draw_pictures
+from examples.drawings import DRAWINGS, draw
 from service.demo.server import Server, serve, wait_for_workers
-from service.demo.story import Pictures
+from service.settings import PACKAGE_ROOT
 from training.manifest import read_manifest
 
 FOLDER = Path(__file__).resolve().parents[1] / "how-to"
+BASE_SET = PACKAGE_ROOT / "bases" / "cifar10-small"
 NAME = "night-shift"
+LABELLED, MORE = 40, 10  # drawings of each class: to adapt to, to try
 WIDTH, WIDE = 1000, 1400  # pixels: of the pictures, of the browser's window
-LIGHT_HEIGHT, DARK_HEIGHT = 1900, 1250  # of the page; the rest is cut off
+LIGHT_HEIGHT, DARK_HEIGHT = 1880, 1700  # of the page; the rest is cut off
 SEARCH_MS = 300_000
 
 
@@ -31,12 +33,13 @@ def main() -> int:
     """Serve, adapt, take the pictures."""
     parser = argparse.ArgumentParser(prog="python -m docs.tools.console", description="Make the console's pictures.")
     parser.parse_args()
-    pictures = draw_pictures(read_manifest(BASE_SET).class_names, seed=0)
+    names = [name for name in read_manifest(BASE_SET).class_names if name in DRAWINGS]
+    generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        labelled = _write(pictures, pictures.support, folder / "drawings")
-        more = _write(pictures, pictures.test[:42], folder / "more")
-        with serve(folder, BASE_SET.parent) as server, sync_playwright() as playwright:
+        labelled = _drawn(names, LABELLED, folder / "drawings", generator)
+        more = _drawn(names, MORE, folder / "more", generator)
+        with serve(folder, BASE_SET) as server, sync_playwright() as playwright:
             wait_for_workers(server, 2)
             server.call("PUT", f"/deployments/{NAME}", {"base_set": BASE_SET.name})
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
@@ -46,10 +49,12 @@ def main() -> int:
     return 0
 
 
-def _write(pictures: Pictures, positions: npt.NDArray[np.int64], folder: Path) -> Path:
-    for position, label in zip(positions, pictures.labels(positions), strict=True):
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        (folder / label / f"{position}.jpg").write_bytes(pictures.files[position])
+def _drawn(names: Sequence[str], count: int, folder: Path, generator: np.random.Generator) -> Path:
+    """Write `folder/<class>/<number>.png`."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            draw(name, generator).save(folder / name / f"{number}.png")
     return folder
 
 
