@@ -37,6 +37,8 @@ from training.cli import EXIT_BAD_INPUT, EXIT_DONE
 from training.data import ImageSet
 from training.images import decode
 
+pytestmark = pytest.mark.slow
+
 PER_CLASS = 24
 CHEAP = "ladder,fixed_nominal,fixed_linf,picked,probe,t3a,soup_uniform"
 

@@ -291,6 +291,7 @@ def test_the_draws_of_the_full_run_stay_below_a_megabyte_and_a_half(tmp_path: Pa
     assert (tmp_path / "draws.xz").stat().st_size * share < 1_500_000
 
 
+@pytest.mark.slow
 def test_real_adaptations_keep_labelled_and_unseen_pictures_apart(
     tiny_base_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

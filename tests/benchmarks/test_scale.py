@@ -87,6 +87,7 @@ def test_every_network_is_one_that_timm_makes_at_its_size() -> None:
     assert all(timm.is_model(architecture.name) for architecture in NETWORKS.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "has_moments"),
     [(Architecture(name="resnet10t"), False), (LAYERNORM_NET, True)],

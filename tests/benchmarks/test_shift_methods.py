@@ -34,6 +34,8 @@ from training.data import ImageSet
 from training.devices import thread_count
 from training.images import decode
 
+pytestmark = pytest.mark.slow
+
 PER_CLASS = 24
 SHIFTS = "gaussian_noise,fog,contrast"
 SMALL = ["--n", "4,12", "--seeds", "2", "--n-test", "40", "--threads", "1", "--costly-n", "12", "--costly-seeds", "1"]

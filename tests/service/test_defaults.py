@@ -145,6 +145,7 @@ def test_rebase_command_moves_one_deployment(
         db.RebaseCommand(base_set="tiny", deployment="gate").execute()
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_a_server_is_started_again_with_another_base_set(prebuilt_bases: Path, tmp_path: Path) -> None:
     for base_set, version in (("tiny", 1), ("tiny-ln", 2)):

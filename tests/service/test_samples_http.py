@@ -125,6 +125,7 @@ def test_request_that_is_refused_keeps_nothing(client: httpx.Client, server: Ser
     assert samples(client)["images"] == 0
 
 
+@pytest.mark.slow
 def test_images_on_s3_with_the_registry_on_postgresql(
     postgres_url: str,
     bucket_url: str,

@@ -56,6 +56,7 @@ def written(capsys: pytest.CaptureFixture[str], folder: Path, weights: Path, *mo
     return found
 
 
+@pytest.mark.slow
 def test_the_recipe_says_what_was_chosen_and_passes_a_dry_run(
     folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +102,7 @@ def test_robustness_begins_at_a_nominal_network_with_a_slow_rise_and_a_fast_fall
     assert rates[-1] < 0.01
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_to_a_base_set(folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(capsys, folder, weights, "--size", 16)
     args = ["run", str(folder.parent / "mine.yaml"), "--out", str(folder.parent / "base"), "--epochs-scale", "0.01"]

@@ -45,6 +45,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_selection_keeps_the_epoch_that_stands_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     averages: list[dict[str, torch.Tensor]] = []
     judge = Fit._robust_accuracy
@@ -135,6 +136,7 @@ SEVERAL = [{"norm": "Linf", "eps": 0.1}, {"norm": "L2", "eps": 1}, {"norm": "L1"
 ONE = SEVERAL[:1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "threats", "changes"),
     [
@@ -176,6 +178,7 @@ def test_objectives_train_to_a_base_set_and_through_a_resume(
     assert all(torch.equal(parts[key], tensor) for key, tensor in whole.items())
 
 
+@pytest.mark.slow
 def test_micro_batches_sum_up_to_the_batch(tmp_path: Path) -> None:
     """Without BatchNorm and noise, a batch in parts is the batch."""
     recipe = tiny_recipe(
@@ -221,6 +224,7 @@ def test_a_compiled_net_has_the_losses_of_an_eager_one(tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, abs=0.02)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     """Through `accelerate launch`, without BatchNorm and noise: gradients are averaged, batches shared out."""
     recipe = tiny_recipe(
@@ -306,6 +310,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_intact(tmp_path: Path) -> None
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_run_continues(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(tiny_recipe(ingredients=[PHASES[0] | {"epochs": 200}]).model_dump_json())

@@ -258,6 +258,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("data"), 12, seed=3)
 
 
+@pytest.mark.slow
 def test_the_command_draws_compares_and_resumes(
     tiny_base_set: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -150,6 +150,7 @@ def test_the_patch_over_mixed_weights_is_the_network_that_was_trained(
     assert set(tensors) == changed
 
 
+@pytest.mark.slow
 def test_a_training_is_repeatable_and_no_worse_on_held_out_images(
     prepared: PreparedBase,
     found: Search,
@@ -213,6 +214,7 @@ def blue(prepared: PreparedBase, n: int, *, seed: int) -> Support:
     return Support(images, labels, tuple(f"blue-{seed}-{i}" for i in range(n)), prepared.manifest.class_names)
 
 
+@pytest.mark.slow
 def test_a_full_search_beats_what_a_quick_one_on_the_same_images_found(blind: PreparedBase) -> None:
     """The fault: the version that a quick search had made from the images led, and so nothing was trained."""
     pictures, unseen = blue(blind, 240, seed=0), blue(blind, 600, seed=5)

@@ -143,6 +143,7 @@ def test_a_soup_with_frequencies_is_read_again_and_is_a_current_soup(
     assert again.choice.rungs.count("frequencies") <= 1
 
 
+@pytest.mark.slow
 def test_without_a_shift_it_costs_about_nothing(prepared: PreparedBase) -> None:
     names = prepared.manifest.class_names
     unseen, stream = coloured(900, names, seed=90, **HARD), coloured(300, names, seed=91, **HARD)

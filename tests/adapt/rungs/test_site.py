@@ -94,6 +94,7 @@ def test_patch_holds_every_parameter_and_kernels_in_half_precision(prepared: Pre
         assert array.ndim < 2 or np.array_equal(array.astype(np.float16), array)
 
 
+@pytest.mark.slow
 def test_training_is_repeatable_and_depends_on_the_seed(
     prepared: PreparedBase, found: Search, pictures: Support
 ) -> None:
@@ -144,6 +145,7 @@ def test_variants_are_every_share_at_every_temperature(
     assert library.image_forwards == before  # models that differ by the temperature alone share their answers
 
 
+@pytest.mark.slow
 def test_what_a_fold_is_answered_by_knows_nothing_of_its_labels(
     prepared: PreparedBase, pictures: Support, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
