@@ -114,8 +114,8 @@ def _not_installed(error: ModuleNotFoundError) -> str:
     module = (error.name or "").partition(".")[0]
     if module in ("", *OURS):
         raise error
-    extra = f"[{EXTRAS[module]}]" if module in EXTRAS else ""
-    return f"expected the module {module!r}, which is not installed here: `pip install 'saucier{extra}'` installs it"
+    what = f"'saucier[{EXTRAS[module]}]'" if module in EXTRAS else "saucier"
+    return f"expected the module {module!r}, which is not installed here: `pip install {what}` installs it"
 
 
 def _fail(message: str) -> int:

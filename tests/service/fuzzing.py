@@ -18,6 +18,7 @@ OPEN = {
 PREDICT = OPEN | {
     "POST /predict",
     "POST /deployments/{name}/soups/{version}/predict",
+    "GET /whoami",
     "GET /bases",
     "GET /metrics",
     "GET /deployments",
