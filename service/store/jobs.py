@@ -7,7 +7,6 @@ from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from adapt.documents.landscape import Landscape
-from adapt.documents.patch import PatchSummary
 from adapt.documents.soup import Outcome, Soup, SupportSummary
 from service.store.clock import Now, is_silent, read_clock
 from service.store.database import Database, is_text
@@ -16,7 +15,7 @@ from service.store.keeping import mark_used
 from service.store.material import unpack_selection
 from service.store.repeats import SUPERSEDED, earlier_answer
 from service.store.tables import ROLLED_BACK_TO, Deployment, Job, SoupVersion
-from service.store.transactions import Conflict, add_soup, get_deployment, get_soup, move, soup_of
+from service.store.transactions import Conflict, add_soup, get_deployment, get_soup, is_served_by, move, soup_of
 from service.store.turns import is_made_for, next_job
 from service.store.watches import Rollback, is_still, put_back
 
@@ -251,7 +250,7 @@ class JobQueue:
             mine = _mine(session, job)
             if found is None or mine is None:
                 return _ended_by(session, job)
-            is_new = not _is_served_by(get_soup(session, mine.deployment, mine.base_version), candidate)
+            is_new = not is_served_by(get_soup(session, mine.deployment, mine.base_version), candidate)
             version = mine.base_version
             if is_new:
                 version = add_soup(session, mine.deployment, candidate, source="adapt", job=mine.id)
@@ -392,12 +391,3 @@ def _is_proven(outcome: Outcome) -> bool:
     """Say if the test on held-out images, at the level of its attempt, is behind a promotion."""
     accuracy, level = outcome.accuracy, outcome.level
     return accuracy is not None and level is not None and accuracy.p_value < level
-
-
-def _is_served_by(row: SoupVersion, soup: Soup) -> bool:
-    """Say if a version serves the same network as a soup; patches are compared by their digests."""
-    told = {"evidence": None, "held_out": None, "patch": None}  # no part of the network, or compared apart
-    if soup.model_copy(update=told) != soup_of(row, patch=False).model_copy(update=told):
-        return False
-    found = row.soup.get("patch")
-    return (soup.patch and soup.patch.summary) == (found and PatchSummary.model_validate(found))

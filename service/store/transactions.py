@@ -3,6 +3,7 @@
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from adapt.documents.patch import PatchSummary
 from adapt.documents.soup import Soup, soup_from_parts
 from service.store.database import MAX_INTEGER, is_text
 from service.store.follow_ups import end_follow_ups
@@ -84,6 +85,15 @@ def soup_of(row: SoupVersion, *, patch: bool = True, held_out: bool = False) -> 
     document = row.soup | {part: None for part, is_wanted in wanted.items() if not is_wanted}
     patch_data, answers = (None if document.get(part) is None else getattr(row, part) for part in wanted)
     return soup_from_parts(document, patch_data, answers)
+
+
+def is_served_by(row: SoupVersion, soup: Soup) -> bool:
+    """Say if a version serves the same network as a soup; patches are compared by their digests."""
+    told = {"evidence": None, "held_out": None, "patch": None}  # no part of the network, or compared apart
+    if soup.model_copy(update=told) != soup_of(row, patch=False).model_copy(update=told):
+        return False
+    found = row.soup.get("patch")
+    return (soup.patch and soup.patch.summary) == (found and PatchSummary.model_validate(found))
 
 
 def add_soup(session: Session, deployment: str, soup: Soup, *, source: str, job: str | None = None) -> int:
